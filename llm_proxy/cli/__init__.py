@@ -1,0 +1,1 @@
+"""Is typed: parses the command line, calls, prints."""

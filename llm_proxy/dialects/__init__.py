@@ -1,0 +1,1 @@
+"""Understands API formats: what each provider's bytes mean. Pure."""

@@ -1,0 +1,164 @@
+"""The journal's vocabulary: what one frame holds and how it lies in bytes.
+
+A frame is a 24-byte header and a payload. The ring and the segments hold the same bytes, so draining one into the
+other copies and never translates. Pure: no files, no clock. Leaves out where frames are kept (`ring`, `segments`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import NamedTuple
+from uuid import UUID
+
+HEADER = struct.Struct("<IBBHQq")  # payload length, kind, flags, (zero), exchange serial, monotonic ns
+HEADER_SIZE = HEADER.size
+
+_OPEN = struct.Struct("<16sqH")  # exchange id, wall clock ns since 1970, length of the route facts
+_END = struct.Struct("<BBHqqqqH")  # ending, wire notes, status answered by us, four counters, length of the error
+_DIGESTS = struct.Struct("<BB")  # lengths of the two SHA-256 digests (0 or 32) that follow the error
+
+
+class Kind(IntEnum):
+    """What a frame describes. Values are on disk: never renumber."""
+
+    PAD = 0  # the rest of the ring up to its end; skipped
+    OPEN = 1  # an exchange begins: ids, route, masked request head
+    REQUEST = 2  # request body as it crossed the wire (chunk framing included); after a 101, client to upstream
+    INTERIM = 3  # a 1xx head, masked
+    HEAD = 4  # the final response head (or 101), masked
+    RESPONSE = 5  # response body as it crossed the wire; after a 101, upstream to client
+    END = 6  # the exchange is over
+    GAP = 7  # frames of whole exchanges were lost: the disk was stalled or full
+
+
+class Flag(IntFlag):
+    """Bits of a frame header's flags."""
+
+    NONE = 0
+    LAST = 1  # REQUEST: this piece ends the request body; HEAD: no body follows
+    LOSSY = 2  # END: some body frames of this exchange were dropped (disk stalled or full)
+    OVER_LIMIT = 4  # END: a body went beyond the recording limit and is kept only up to it
+
+
+class Frame(NamedTuple):
+    """One frame as read back.
+
+    `serial` numbers the exchanges of one proxy run; `at` is nanoseconds on that run's monotonic clock;
+    `segment` and `offset` say where the payload lies, so that a large body can be fetched later.
+    """
+
+    kind: int
+    flags: int
+    serial: int
+    at: int
+    payload: bytes
+    segment: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Payload of OPEN. `route` is (provider, scheme, authority, why); `head` the masked request head, its target as sent upstream."""
+
+    exchange_id: UUID
+    wall_ns: int
+    route: tuple[str, str, str, str]
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """Payload of END.
+
+    `ending` is the value of `records.exchange.Ending`; `answered` the status this proxy answered itself (0: none);
+    sizes are payload bytes (chunk framing taken off), counted even where nothing was kept; digests are SHA-256 of the
+    whole payload where the body went beyond the recording limit, else empty; `wall_ns` is the wall clock at the end.
+    """
+
+    ending: int
+    notes: int
+    answered: int
+    request_size: int
+    response_size: int
+    wall_ns: int
+    first_byte_at: int
+    error: str
+    request_sha256: bytes = b""
+    response_sha256: bytes = b""
+
+
+class Note(IntFlag):
+    """How the wire behaved: bits of `Closing.notes`."""
+
+    NONE = 0
+    ENDED_BY_CLOSE = 1  # the response had no length: its end is the upstream's close, not proven complete
+    EXTRA_BYTES = 2  # the upstream sent bytes after the end of its response; not forwarded
+    RETRIED = 4  # a reused connection had died; sent once more on a fresh one
+    REUSED = 8  # carried over a pooled connection
+    WEBSOCKET = 16  # the connection was upgraded
+    EARLY = 32  # the response came before the request was complete
+
+
+def route_facts(provider: str, scheme: str, authority: str, why: str) -> bytes:
+    """The route's part of OPEN, to be made once per route."""
+    return "\0".join((provider, scheme, authority, why)).encode()
+
+
+def pack_open(exchange_id: bytes, wall_ns: int, facts: bytes, head: bytes) -> bytes:
+    return _OPEN.pack(exchange_id, wall_ns, len(facts)) + facts + head
+
+
+def unpack_open(payload: bytes) -> Opening:
+    raw_id, wall_ns, length = _OPEN.unpack_from(payload)
+    start = _OPEN.size
+    provider, scheme, authority, why = payload[start : start + length].decode().split("\0")
+    return Opening(UUID(bytes=raw_id), wall_ns, (provider, scheme, authority, why), payload[start + length :])
+
+
+def pack_end(closing: Closing) -> bytes:
+    error = closing.error.encode("utf-8", "backslashreplace")[:4096]
+    fixed = _END.pack(
+        closing.ending,
+        closing.notes,
+        closing.answered,
+        closing.request_size,
+        closing.response_size,
+        closing.wall_ns,
+        closing.first_byte_at,
+        len(error),
+    )
+    if not closing.request_sha256 and not closing.response_sha256:
+        return fixed + error
+    lengths = _DIGESTS.pack(len(closing.request_sha256), len(closing.response_sha256))
+    return fixed + error + lengths + closing.request_sha256 + closing.response_sha256
+
+
+def unpack_end(payload: bytes) -> Closing:
+    ending, notes, answered, request_size, response_size, wall_ns, first, length = _END.unpack_from(payload)
+    start = _END.size + length
+    error = payload[_END.size : start].decode("utf-8", "replace")
+    digests = b"", b""
+    if len(payload) > start:
+        ours, theirs = _DIGESTS.unpack_from(payload, start)
+        start += _DIGESTS.size
+        digests = payload[start : start + ours], payload[start + ours : start + ours + theirs]
+    return Closing(ending, notes, answered, request_size, response_size, wall_ns, first, error, *digests)
+
+
+def pack(kind: int, flags: int, serial: int, at: int, payload: bytes) -> bytes:
+    """A whole frame as bytes (the ring writes header and payload apart instead)."""
+    return HEADER.pack(len(payload), kind, flags, 0, serial, at) + payload
+
+
+def scan(block: bytes, segment: int = 0, offset: int = 0) -> Iterator[Frame]:
+    """The frames of a block of whole frames. `offset` is where the block starts in its segment."""
+    position, size = 0, len(block)
+    while position + HEADER_SIZE <= size:
+        length, kind, flags, _, serial, at = HEADER.unpack_from(block, position)
+        start = position + HEADER_SIZE
+        position = start + length
+        if kind != Kind.PAD:
+            yield Frame(kind, flags, serial, at, block[start:position], segment, offset + start)

@@ -1,0 +1,1 @@
+"""Drives the record: journal to exchanges to sinks."""

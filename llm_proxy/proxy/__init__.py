@@ -1,0 +1,1 @@
+"""Carries: listener, router, relay, upstream pool. No JSON, no SQL, no templates."""

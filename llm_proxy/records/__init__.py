@@ -1,0 +1,1 @@
+"""Names things: exchanges, endings, masking. Pure."""

@@ -1,0 +1,1 @@
+"""Runs the program: roles, state files, shell variables, status."""

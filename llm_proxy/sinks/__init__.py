@@ -1,0 +1,1 @@
+"""Writes records out, one module per format."""
