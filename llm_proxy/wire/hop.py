@@ -1,0 +1,43 @@
+"""Which field lines travel on (RFC 9110 §7.6.1): the head that goes out, made from the lines that came in.
+
+Nothing is added. Requests lose their hop-by-hop fields and have Host replaced; responses lose theirs. Framing fields
+stay whenever the body's framing passes verbatim.
+"""
+
+from __future__ import annotations
+
+from llm_proxy.wire.head import Head, RequestHead, ResponseHead, Role
+
+_CONNECTION_BOUND = frozenset({Role.CONNECTION, Role.UPGRADE, Role.HOP})
+_UPGRADING = frozenset({Role.HOP})
+_DECHUNKED = _CONNECTION_BOUND | {Role.TRANSFER_ENCODING, Role.TRAILER}
+
+
+def _kept(head: Head, lines: list[bytes], dropped: frozenset[Role]) -> list[bytes]:
+    for index, field in reversed(head.special):
+        if field.role in dropped:
+            del lines[index]
+    if not head.nominated:
+        return lines
+    gone = {field.line for field in head.fields if field.name in head.nominated}
+    return [lines[0], *(line for line in lines[1:] if line not in gone)]
+
+
+def request(head: RequestHead, target: bytes, host: bytes, *, upgrade: bool = False) -> bytes:
+    """The head to send upstream, always as HTTP/1.1."""
+    lines = head.lines.copy()
+    lines[0] = b"%b %b HTTP/1.1" % (head.method, target)
+    for index, field in head.special:
+        if field.role is Role.HOST:
+            lines[index] = lines[index][:5] + b" " + host
+    kept = _kept(head, lines, _UPGRADING if upgrade else _CONNECTION_BOUND)
+    kept.append(b"\r\n")
+    return b"\r\n".join(kept)
+
+
+def response(head: ResponseHead, *, upgrade: bool = False, dechunk: bool = False) -> bytes:
+    """The head to send to the client; its status line passes as it is."""
+    dropped = _UPGRADING if upgrade else _DECHUNKED if dechunk else _CONNECTION_BOUND
+    kept = _kept(head, head.lines.copy(), dropped)
+    kept.append(b"\r\n")
+    return b"\r\n".join(kept)
