@@ -1,0 +1,31 @@
+"""Every error of ours that a person may read, each named by what happened.
+
+Errors of one package's own machinery (a busy journal, a damaged coding) live beside that machinery and are translated
+at its edge. Leaves out exit codes: `cli` maps them.
+"""
+
+from __future__ import annotations
+
+
+class LlmProxyError(Exception):
+    """Something a person can act on. The message names the thing, the value and the rule."""
+
+
+class UsageError(LlmProxyError):
+    """The command line does not say anything we do. Nothing was started or changed."""
+
+
+class ConfigError(LlmProxyError):
+    """A setting is unknown or its value breaks its rule. Nothing was started or changed."""
+
+
+class CannotListen(LlmProxyError):
+    """The address cannot be bound. Whoever holds it is untouched."""
+
+
+class AlreadyRunning(LlmProxyError):
+    """Another daemon of this user serves already; it keeps serving."""
+
+
+class StateUnusable(LlmProxyError):
+    """The state folder cannot be made, or is not ours alone. Traffic can still be carried without it."""

@@ -1,0 +1,350 @@
+"""Every setting, once: name, type, default, rule and one sentence, as the fields of `Settings`.
+
+Sources, strongest first: flags, environment (`LLM_PROXY_…`), the configuration file, the default. Only `service` and
+`cli` read settings; the parts receive plain values. Leaves out what a setting does to its part.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, NamedTuple
+
+from llm_proxy import paths
+from llm_proxy.errors import ConfigError
+
+KIB, MIB, GB = 1 << 10, 1 << 20, 10**9
+
+# Powers of 1024 only where they are spelled so: "2 GB" is what disk makers and du --si call two gigabytes.
+_UNITS = {"GB": GB, "GiB": 1 << 30, "MB": 10**6, "MiB": MIB, "kB": 10**3, "KiB": KIB, "B": 1}
+_BY_SPELLING = {"": 1} | {unit.lower(): size for unit, size in _UNITS.items()}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
+_HOST_NAME = re.compile(r"(?:\[[0-9a-f:.]+\]|[a-z0-9](?:[a-z0-9._-]{0,252}[a-z0-9])?)(?::\d{1,5})?", re.ASCII)
+_ORIGIN = re.compile(r"(?:[a-z][a-z0-9+.-]*)://[^\s/?#@]+", re.ASCII)
+_UPSTREAM = re.compile(rf"(?:https?://)?{_HOST_NAME.pattern}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a value must be, in words, and the function that reads it (text or a file's value; ValueError if not)."""
+
+    words: str
+    read: Callable[[Any], Any]
+
+
+def _whole(low: int, high: int) -> Rule:
+    def read(value: object) -> int:
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError
+        return value
+
+    return Rule(f"a whole number from {low} to {high}", read)
+
+
+def _seconds(low: float, high: float) -> Rule:
+    def read(value: object) -> float:
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            raise ValueError
+        number = float(value)
+        if not low <= number <= high:  # NaN fails this too
+            raise ValueError
+        return number
+
+    return Rule(f"a number of seconds from {low:g} to {high:g}", read)
+
+
+def _size(low: int, high: int) -> Rule:
+    def read(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise ValueError
+        match = _SIZE.fullmatch(str(value))
+        if match is None or match[2].lower() not in _BY_SPELLING:
+            raise ValueError
+        number = int(float(match[1]) * _BY_SPELLING[match[2].lower()])
+        if not low <= number <= high:
+            raise ValueError
+        return number
+
+    return Rule(f'a size such as "64 MiB" or "2 GB", from {size_text(low)} to {size_text(high)}', read)
+
+
+def _choice(*names: str) -> Rule:
+    def read(value: object) -> str:
+        if value not in names:
+            raise ValueError
+        return str(value)
+
+    return Rule("one of " + ", ".join(names), read)
+
+
+def _yes_or_no() -> Rule:
+    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+    def read(value: object) -> bool:
+        if isinstance(value, bool):
+            return value
+        if not isinstance(value, str) or value.strip().lower() not in words:
+            raise ValueError
+        return words[value.strip().lower()]
+
+    return Rule("true or false", read)
+
+
+def _folder() -> Rule:
+    def read(value: object) -> str:
+        if not isinstance(value, str) or not value.strip() or "\0" in value:
+            raise ValueError
+        return paths.expand(value)
+
+    return Rule("a folder; ~ is your home", read)
+
+
+def _address() -> Rule:
+    import socket
+
+    def read(value: object) -> str:
+        text = "127.0.0.1" if value == "localhost" else value
+        if not isinstance(text, str):
+            raise ValueError
+        family = socket.AF_INET6 if ":" in text else socket.AF_INET
+        try:
+            return socket.inet_ntop(family, socket.inet_pton(family, text))
+        except OSError:
+            raise ValueError from None
+
+    return Rule("an IP address of this machine, or localhost", read)
+
+
+def _list_of(pattern: re.Pattern[str], words: str) -> Rule:
+    def read(value: object) -> tuple[str, ...]:
+        items = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise ValueError
+        kept = tuple(item.lower() for item in items if item != "")
+        if not all(isinstance(item, str) and pattern.fullmatch(item) for item in kept):
+            raise ValueError
+        return kept
+
+    return Rule(f"a list (with commas in the environment) of {words}", read)
+
+
+def size_text(size: int) -> str:
+    """The shortest exact spelling: "8 MiB", "2 GB", else bytes."""
+    return next(f"{size // unit} {name}" for name, unit in _UNITS.items() if size % unit == 0 and (size or unit == 1))
+
+
+def _setting(name: str, default: Any, rule: Rule, sentence: str) -> Any:
+    return field(default=default, metadata={"name": name, "rule": rule, "sentence": sentence})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings with their values. Sizes are bytes, times seconds, folders absolute once loaded."""
+
+    port: int = _setting(
+        "port",
+        8080,
+        _whole(0, 65535),
+        "Port to listen on; 0 takes a free one. With `--service` only a port set here holds.",
+    )
+    host: str = _setting("host", "127.0.0.1", _address(), "Address to listen on. 127.0.0.1 serves this machine alone.")
+    log_dir: str = _setting("log_dir", "~/.llm-provider-logs", _folder(), "Folder of the session logs.")
+    drain_timeout: float = _setting(
+        "drain_timeout", 25.0, _seconds(0, 86400), "How long open calls may go on after a stop was asked for."
+    )
+    loop: str = _setting(
+        "loop", "auto", _choice("auto", "uvloop", "asyncio"), "Event loop; auto is uvloop where it is installed."
+    )
+    hosts: tuple[str, ...] = _setting(
+        "listen.hosts", (), _list_of(_HOST_NAME, "host names"), "`Host` names accepted beside the loopback names."
+    )
+    origins: tuple[str, ...] = _setting(
+        "listen.origins",
+        (),
+        _list_of(_ORIGIN, "origins such as https://tool.example"),
+        "Browser origins that may call.",
+    )
+    remote_routes: bool = _setting(
+        "listen.remote_routes",
+        False,
+        _yes_or_no(),
+        "Whether pass-through routes are open when `host` is not a loopback address.",
+    )
+    max_connections: int = _setting(
+        "listen.max_connections", 4096, _whole(1, 1_000_000), "Client connections held at a time."
+    )
+    policy: str = _setting(
+        "upstreams.policy",
+        "public",
+        _choice("public", "known"),
+        "Which upstreams may be called: any public host and loopback, or the known providers only.",
+    )
+    allow: tuple[str, ...] = _setting(
+        "upstreams.allow",
+        (),
+        _list_of(_UPSTREAM, "upstreams such as http://192.168.1.5:8000"),
+        "Upstreams allowed beyond the policy, with the scheme written here.",
+    )
+    connect_timeout: float = _setting(
+        "upstreams.connect_timeout", 30.0, _seconds(0.1, 3600), "Limit for reaching an upstream, TLS included."
+    )
+    header_timeout: float = _setting(
+        "upstreams.header_timeout", 1800.0, _seconds(1, 86400), "Limit for the first byte of an answer."
+    )
+    idle_timeout: float = _setting(
+        "upstreams.idle_timeout", 1800.0, _seconds(1, 86400), "Limit for silence within an answer."
+    )
+    ring_size: int = _setting(
+        "journal.ring_size", 8 * MIB, _size(MIB, 1 << 30), "Shared memory between the wire and the disk."
+    )
+    cap: int = _setting(
+        "journal.cap", 2 * GB, _size(16 * MIB, 1 << 50), "Disk the journal may take; beyond it bodies are not recorded."
+    )
+    body_limit: int = _setting(
+        "record.body_limit", 32 * MIB, _size(0, 1 << 40), "Bytes kept of each body; more is carried, not recorded."
+    )
+
+
+class Row(NamedTuple):
+    """One setting as the documentation, the environment and the error messages see it."""
+
+    name: str
+    attribute: str
+    default: Any
+    rule: Rule
+    sentence: str
+
+    @property
+    def env(self) -> str:
+        return "LLM_PROXY_" + self.name.upper().replace(".", "_")
+
+
+class Loaded(NamedTuple):
+    """The settings, and for each that is not a default the source that gave it ("--port", "LLM_PROXY_PORT", a file)."""
+
+    settings: Settings
+    sources: dict[str, str]
+
+
+def _row(entry: Field[Any]) -> Row:
+    facts = entry.metadata
+    return Row(facts["name"], entry.name, entry.default, facts["rule"], facts["sentence"])
+
+
+TABLE = tuple(_row(entry) for entry in fields(Settings))
+BY_NAME = {row.name: row for row in TABLE}
+
+
+def load(flags: Mapping[str, object], environ: Mapping[str, str], config: str | None) -> Loaded:
+    """Settings from all sources; `flags` by setting name, `config` the `--config` file. Raises ConfigError."""
+    values = {row.attribute: row.rule.read(row.default) for row in TABLE}
+    sources: dict[str, str] = {}
+    for name, value, source in _given(flags, environ, config):
+        row = BY_NAME[name]
+        try:
+            values[row.attribute] = row.rule.read(value)
+        except (ValueError, TypeError, AttributeError):
+            raise ConfigError(f"{source}: {name} must be {row.rule.words}, got {_shown(value)}") from None
+        sources[name] = source
+    return Loaded(Settings(**values), sources)
+
+
+def _given(
+    flags: Mapping[str, object], environ: Mapping[str, str], config: str | None
+) -> Iterator[tuple[str, object, str]]:
+    """(setting, value, source), weakest source first."""
+    yield from _from_file(paths.expand(config) if config else paths.config_file(), required=config is not None)
+    for row in TABLE:
+        if environ.get(row.env):  # an empty variable is an unset one, as in the reference
+            yield row.name, environ[row.env], row.env
+    for name, value in flags.items():
+        if value is not None:
+            yield name, value, "--" + name.replace("_", "-")
+
+
+def _from_file(path: str, *, required: bool) -> Iterator[tuple[str, object, str]]:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            raw = file.read()
+    except FileNotFoundError:
+        if required:
+            raise ConfigError(f"--config: there is no file {path}") from None
+        return
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
+    for name, value in _flat(_parsed(path, raw), path):
+        yield name, value, path
+
+
+def _flat(tree: Mapping[Any, Any], path: str, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Leaves of the file as dotted names. A section is whatever some setting's name begins with."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if name in BY_NAME:
+            yield name, value
+        elif isinstance(value, dict) and any(known.startswith(name + ".") for known in BY_NAME):
+            yield from _flat(value, path, name + ".")
+        else:
+            raise ConfigError(f"{path}: there is no setting {name!r} (its value is {_shown(value)}){_nearest(name)}")
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches
+
+    last = {known.rpartition(".")[2]: known for known in BY_NAME}
+    close = get_close_matches(name, BY_NAME, 1) or [
+        last[k] for k in get_close_matches(name.rpartition(".")[2], last, 1)
+    ]
+    return f"; did you mean {close[0]!r}?" if close else "; docs/settings.md lists all"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _parsed(path: str, raw: bytes) -> dict[Any, Any]:
+    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
+    if suffix not in _FORMATS:
+        raise ConfigError(f"{path}: a configuration file ends in {', '.join(_FORMATS)}, got {suffix or 'no suffix'!r}")
+    try:
+        tree = _FORMATS[suffix](raw.decode())
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path} is not UTF-8 at byte {exc.start}") from exc
+    except ValueError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    if tree is None:  # an empty YAML file
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold keys and values, got {_shown(tree)}")
+    return tree
+
+
+def _toml(text: str) -> Any:
+    import tomllib
+
+    return tomllib.loads(text)
+
+
+def _json(text: str) -> Any:
+    import json
+
+    return json.loads(text)
+
+
+def _yaml(text: str) -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise ValueError("YAML needs PyYAML (pip install 'llm-proxy[yaml]'); TOML and JSON need nothing") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as exc:
+        raise ValueError(" ".join(str(exc).split())) from exc
+
+
+_FORMATS: dict[str, Callable[[str], Any]] = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}
