@@ -61,7 +61,10 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """Payload of OPEN. `route` is (provider, scheme, authority, why); `head` the masked request head, its target as sent upstream."""
+    """Payload of OPEN.
+
+    `route` is (provider, scheme, authority, why); `head` the masked request head, its target as sent upstream.
+    """
 
     exchange_id: UUID
     wall_ns: int

@@ -1,0 +1,161 @@
+"""The ring: a small shared mapping that frames are copied into before the bytes they describe are forwarded.
+
+A copy into a shared mapping outlives the process, so SIGKILL loses nothing; no system call is made on the way. One
+writer (the event loop) moves `head`, one reader (the drain thread) moves `tail`; both are totals of bytes ever
+written, their place in the ring is the remainder. The payload is written first and `head` published last, so what
+lies between tail and head is always whole frames. Frames never wrap: a PAD frame fills up to the ring's end.
+Leaves out who drains it and where to (`writer`).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+from llm_proxy.journal.frames import HEADER, HEADER_SIZE, Kind
+
+MAGIC = b"LLMRING1"
+PAGE = 4096  # the control page before the data
+_CONTROL = struct.Struct("<8sQ16s")  # magic, size of the data area, run id
+_HEAD, _TAIL = 8, 16  # indexes of the two totals, in 8-byte words of the control page: on cache lines of their own
+# Part of the ring kept for frames without bodies: who called whom is recorded even where bodies no longer fit.
+RESERVE = 8  # as a divisor of its size
+
+
+class RingUnusable(Exception):
+    """The mapping cannot be made, or the file is not one of ours."""
+
+
+class Ring:
+    """A mapped ring file. `put` is the writer's, `drain` the reader's."""
+
+    __slots__ = ("_head", "_map", "_view", "_words", "path", "reserve", "run", "size", "tail")
+
+    def __init__(self, mapping: mmap.mmap, path: Path) -> None:
+        magic, size, run = _CONTROL.unpack_from(mapping)
+        if magic != MAGIC or size != len(mapping) - PAGE:
+            raise RingUnusable(f"{path} is not a ring file")
+        self._map = mapping
+        self._view = memoryview(mapping)[PAGE:]
+        self._words = memoryview(mapping)[:PAGE].cast("Q")
+        self.path = path
+        self.size = size
+        self.run: bytes = run
+        self.reserve = size // RESERVE
+        self._head = self._words[_HEAD]
+        self.tail = self._words[_TAIL]
+        if not 0 <= self._head - self.tail <= size:
+            raise RingUnusable(f"{path} holds impossible offsets")
+
+    @classmethod
+    def create(cls, path: Path, size: int, run: bytes) -> Ring:
+        """A fresh ring file in place of any other; its blocks are allocated now, so that writing cannot fail later.
+
+        Raises OSError.
+        """
+        draft = path.with_name(f"{path.name}.new")
+        draft.unlink(missing_ok=True)
+        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            _allocate(fd, PAGE + size)
+            mapping = mmap.mmap(fd, PAGE + size)
+            _CONTROL.pack_into(mapping, 0, MAGIC, size, run)
+            draft.replace(path)
+        finally:
+            os.close(fd)
+        return cls(mapping, path)
+
+    @classmethod
+    def attach(cls, path: Path) -> Ring:
+        """Map what an earlier process left. Raises FileNotFoundError, RingUnusable."""
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            facts = os.fstat(fd)
+            if facts.st_uid != os.geteuid() or facts.st_size <= PAGE:
+                raise RingUnusable(f"{path} is not a ring file of ours")
+            return cls(mmap.mmap(fd, facts.st_size), path)
+        finally:
+            os.close(fd)
+
+    def put(self, kind: int, flags: int, serial: int, at: int, payload: bytes, spare: int = 0) -> int:
+        """Copy one frame in and publish it. Returns the bytes now waiting to be drained; 0 where it does not fit.
+
+        `spare` bytes are to stay free.
+        """
+        length = len(payload)
+        need = HEADER_SIZE + length
+        head = self._head
+        size = self.size
+        place = head % size
+        room = size - place
+        wasted = room if need > room else 0
+        used = head + wasted + need - self._words[_TAIL]
+        if used > size - spare:
+            return 0
+        if wasted:
+            if room >= HEADER_SIZE:
+                HEADER.pack_into(self._view, place, room - HEADER_SIZE, Kind.PAD, 0, 0, 0, 0)
+            head += room
+            place = 0
+        view = self._view
+        HEADER.pack_into(view, place, length, kind, flags, 0, serial, at)
+        start = place + HEADER_SIZE
+        view[start : start + length] = payload
+        self._head = self._words[_HEAD] = head + need
+        return used
+
+    @property
+    def backlog(self) -> int:
+        """Bytes not drained yet."""
+        return self._words[_HEAD] - self._words[_TAIL]
+
+    def drain(self, keep: Callable[[memoryview, int], None]) -> int:
+        """Hand what is waiting to `keep(block, place)` and release it; returns the bytes moved.
+
+        A block is whole frames in one piece; `place` is where it begins in the run's stream. What `keep` raises
+        leaves that block in the ring.
+        """
+        moved = 0
+        while length := self._waiting():
+            place = self.tail % self.size
+            with self._view[place : place + length] as block:
+                keep(block, self.tail)
+            self._release(length)
+            moved += length
+        return moved
+
+    def _waiting(self) -> int:
+        """Length of the next block: up to the published head, or up to the ring's end."""
+        waiting = self.backlog
+        room = self.size - self.tail % self.size
+        if waiting >= room and room < HEADER_SIZE:  # a gap too small for a PAD frame
+            self._release(room)
+            return self._waiting()
+        length: int = min(waiting, room)
+        return length
+
+    def _release(self, length: int) -> None:
+        self.tail += length
+        self._words[_TAIL] = self.tail
+
+    def discard(self) -> None:
+        """Unmap and delete: everything in it is kept elsewhere."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._view.release()
+        self._words.release()
+        self._map.close()
+
+
+def _allocate(fd: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+    else:
+        zeros = bytes(1 << 20)
+        for start in range(0, size, len(zeros)):
+            os.write(fd, zeros[: size - start])
