@@ -1,0 +1,329 @@
+"""The daemon's life: listen, open the journal, carry, drain, settle, leave.
+
+Two roles: `foreground`, started by a person and known to nobody else, and `service`, one per user, found by others
+through the state folder. Whatever of the record cannot be had (folder, journal, keeper), traffic is carried without
+it, loudly. Leaves out how bytes are carried (`proxy`) and kept (`journal`, `keeper`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_proxy import __version__, paths
+from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, StateUnusable
+from llm_proxy.journal.writer import Journal, JournalBusy
+from llm_proxy.proxy.server import Proxy, ProxyConfig
+from llm_proxy.service import environment, state
+from llm_proxy.service.listen import Listeners, listen, listen_again
+from llm_proxy.service.manager import Manager
+from llm_proxy.service.supervise import Supervisor
+from llm_proxy.service.voice import Voice, VoiceHandler
+
+if TYPE_CHECKING:
+    from llm_proxy.settings import Loaded, Settings
+
+log = logging.getLogger(__name__)
+
+STICKY_PATIENCE = 1.0  # seconds to wait for the port of last time
+HANDOVER_PATIENCE = 40.0  # seconds a new daemon waits for one that is draining
+JOURNAL_RETRY = 5.0  # seconds between attempts to record after all
+SETTLE_LIMIT = 4.0  # seconds for the keeper; with the drain's 25 s it stays below systemd's 30 s
+_MOST_JOURNALS = 64
+# One bytecode switch interval of the drain thread is latency for every stream; 0.5 ms instead of 5 ms.
+_SWITCH_INTERVAL = 0.0005
+
+
+def run(loaded: Loaded, *, service: bool) -> int:
+    """Carry until told to stop; the exit status. Raises CannotListen, AlreadyRunning, ConfigError."""
+    os.umask(0o077)
+    _raise_file_limit()
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    with _spoken() as voice:
+        daemon = Service(loaded, voice) if service else Daemon(loaded.settings, voice)
+        with contextlib.closing(daemon):
+            daemon.take_place()
+            # The loop is not closed: that waits for its helper threads, and a resolver may hang in one of them.
+            _new_loop(loaded.settings.loop).run_until_complete(daemon.live())
+    return 0
+
+
+class Daemon:
+    """One foreground run. Mutable state: the sockets, the journal, the keeper, and how often it was asked to stop."""
+
+    role = "foreground"
+
+    def __init__(self, settings: Settings, voice: Voice) -> None:
+        self.settings = settings
+        self.voice = voice
+        self.instance = os.urandom(16).hex()
+        self.listeners = Listeners((), 0, ())
+        self.journal: Journal | None = None
+        self.keeper: Supervisor | None = None
+        self._stop = asyncio.Event()
+        self._force = asyncio.Event()
+
+    def take_place(self) -> None:
+        """Everything that may refuse a start, before any loop runs."""
+        with contextlib.suppress(StateUnusable):  # opening the journal says what is wrong
+            state.prepare(paths.state_folder())
+        self.listeners = self._listen()
+
+    def close(self) -> None:
+        for link in self.listeners.sockets:
+            link.close()
+
+    async def live(self) -> None:
+        """From the first connection to the last line on disk."""
+        self._listen_to_signals()
+        self._open_journal()
+        proxy = Proxy(self._proxy_config(), self.journal)
+        await proxy.listen(self.listeners.sockets)
+        self._start_keeper()
+        for warning in self.listeners.warnings:
+            log.warning("%s", warning)
+        self._announce()
+        retrying = asyncio.get_running_loop().create_task(self._retry_journal(proxy))
+        manager = Manager()
+        manager.ready()
+        await self._stop.wait()
+        manager.stopping()
+        self._withdraw()
+        retrying.cancel()
+        await self._drain(proxy)
+        await proxy.close()
+        await self._settle()
+        manager.close()
+
+    def _listen(self) -> Listeners:
+        return listen(self.settings.host, self.settings.port)
+
+    def _announce(self) -> None:
+        """Say what a person needs to use us."""
+        recording = self.settings.log_dir if self.journal is not None else "nowhere yet, see below"
+        exports = environment.exports(self.listeners.port, {})
+        self.voice.say(
+            f"llm-proxy {__version__} listens on http://127.0.0.1:{self.listeners.port}\n"
+            f"session logs: {recording}\n\n"
+            f"To use it, paste into a shell:\n\n{exports}\nCtrl-C stops it."
+        )
+
+    def _withdraw(self) -> None:
+        """Stop being found, before anything is closed."""
+
+    def _journal_folders(self) -> Iterator[Path]:
+        return (Path(paths.journal_folder(f"{self.role}-{number}")) for number in range(1, _MOST_JOURNALS + 1))
+
+    def _open_journal(self) -> None:
+        """The first journal folder that nobody else writes. On failure says so and leaves `journal` None."""
+        trouble = "all journal folders are in use"
+        for folder in self._journal_folders():
+            try:
+                self.journal = Journal.open(folder, ring_size=self.settings.ring_size, cap=self.settings.cap)
+                return
+            except JournalBusy:  # another daemon, or the keeper of a killed one that still settles it
+                continue
+            except OSError as exc:
+                trouble = f"{folder}: {exc.strerror or exc}"
+                break
+        log.error(
+            "NOT RECORDING: the journal cannot be opened (%s). Calls are carried, and it is tried again.", trouble
+        )
+
+    def _start_keeper(self) -> None:
+        if self.journal is None:
+            return
+        folder = str(self.journal.folder)
+        arguments = ("--journal", folder, "--logs", self.settings.log_dir, "--state", paths.state_folder())
+        self.keeper = Supervisor("llm_proxy.keeper", arguments, errors=f"{folder}/keeper.err")
+        self.journal.on_drained = self.keeper.wake
+        self.keeper.start()
+
+    async def _retry_journal(self, proxy: Proxy) -> None:
+        while self.journal is None:
+            await asyncio.sleep(JOURNAL_RETRY)
+            self._open_journal()
+            if self.journal is not None:
+                proxy.journal = self.journal
+                self._start_keeper()
+                log.warning("recording after all, into %s", self.settings.log_dir)
+
+    def _proxy_config(self) -> ProxyConfig:
+        settings = self.settings
+        first = next(self._journal_folders())
+        return ProxyConfig(
+            instance=self.instance,
+            version=__version__,
+            hosts=settings.hosts,
+            origins=settings.origins,
+            allow=settings.allow,
+            policy=settings.policy,
+            remote_routes=settings.remote_routes,
+            environment=dict(os.environ),
+            connect_timeout=settings.connect_timeout,
+            header_timeout=settings.header_timeout,
+            idle_timeout=settings.idle_timeout,
+            max_connections=settings.max_connections,
+            record_limit=settings.body_limit,
+            keeper_snapshot=(self.journal.folder if self.journal is not None else first) / "keeper.json",
+            log_dir=settings.log_dir,
+        )
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked_to_stop)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal is gone; the streams are not
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        if hasattr(signal, "SIGXFSZ"):
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file size limit is an error of that write, no more
+
+    def _asked_to_stop(self) -> None:
+        (self._force if self._stop.is_set() else self._stop).set()
+
+    async def _drain(self, proxy: Proxy) -> None:
+        """Let open calls end, up to the limit or a second signal."""
+        limit = self.settings.drain_timeout
+        log.info("stopping: open calls have %g s to end, a second signal cuts them", limit)
+        loop = asyncio.get_running_loop()
+        draining = loop.create_task(proxy.drain(limit))
+        forced = loop.create_task(self._force.wait())
+        await asyncio.wait({draining, forced}, return_when=asyncio.FIRST_COMPLETED)
+        if draining.done() and (cut := draining.result()):
+            log.warning("%d open calls were cut after %g s", cut, limit)
+        elif not draining.done():
+            log.warning("a second signal: open calls are cut")
+        draining.cancel()
+        forced.cancel()
+        await asyncio.gather(draining, forced, return_exceptions=True)
+
+    async def _settle(self) -> None:
+        """The journal to disk, then the keeper's time to turn it into log files."""
+        if self.journal is not None:
+            self.journal.close()
+        if self.keeper is not None:
+            await self.keeper.stop(0.2 if self._force.is_set() else SETTLE_LIMIT)
+
+
+class Service(Daemon):
+    """The one daemon of a user: holds the lock, keeps its port, and says in the state folder where it is."""
+
+    role = "service"
+
+    def __init__(self, loaded: Loaded, voice: Voice) -> None:
+        super().__init__(loaded.settings, voice)
+        self._explicit_port = "port" in loaded.sources
+        self._folder = paths.state_folder()
+        self._lock: int | None = None
+        self._line = ""
+
+    def take_place(self) -> None:
+        try:
+            state.prepare(self._folder)
+            self._lock = take_lock(self._folder)
+        except StateUnusable as exc:
+            log.error("%s; this daemon runs, but `--env` and `--status` cannot find it", exc)
+        self.listeners = self._listen()
+
+    def close(self) -> None:
+        super().close()
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _listen(self) -> Listeners:
+        host = self.settings.host
+        if self._explicit_port:
+            return listen(host, self.settings.port)
+        last = state.read_port(self._folder, "last_port")
+        if last is None:
+            return listen(host, 0)
+        try:
+            return listen_again(host, last, STICKY_PATIENCE)
+        except CannotListen as exc:
+            moved = listen(host, 0)
+            text = f"{exc}; port {moved.port} is used instead, so shells opened before must be told anew"
+            return moved._replace(warnings=(text, *moved.warnings))
+
+    def _announce(self) -> None:
+        """Write where we are, now that we listen."""
+        port = self.listeners.port
+        log.info("llm-proxy %s listens on http://127.0.0.1:%d", __version__, port)
+        log.info("session logs: %s", self.settings.log_dir)
+        if self._lock is None:
+            return
+        line = state.this_run(port, self.instance).line()
+        try:
+            for name, text in (("last_port", str(port)), ("port", str(port)), ("run", line)):
+                state.write(self._folder, name, text)
+            self._line = line
+            state.secret(self._folder)
+        except StateUnusable as exc:
+            log.error("%s; `--env` and `--status` cannot find this daemon", exc)
+
+    def _withdraw(self) -> None:
+        if self._line and state.read(self._folder, "run") == self._line.encode():
+            state.remove(self._folder, "run")
+            state.remove(self._folder, "port")
+
+    def _journal_folders(self) -> Iterator[Path]:
+        yield Path(paths.journal_folder(self.role))
+        yield from super()._journal_folders()
+
+
+def take_lock(folder: str) -> int:
+    """The daemon's lock, waiting for one that is draining. Raises AlreadyRunning, StateUnusable."""
+    deadline = time.monotonic() + HANDOVER_PATIENCE
+    while True:
+        held = state.lock(folder)
+        if held is not None:
+            return held
+        other = state.read_run(folder)
+        if other is not None and state.alive(other):
+            raise AlreadyRunning(f"already running, pid {other.pid}, port {other.port}")
+        if time.monotonic() > deadline:
+            raise AlreadyRunning(f"{folder}/lock is held by a daemon that neither serves nor ends")
+        time.sleep(0.05)  # before the loop runs; the other one is starting or draining
+
+
+@contextlib.contextmanager
+def _spoken() -> Iterator[Voice]:
+    """Messages go out without ever blocking; the standard library's own logging is led there too."""
+    voice = Voice()
+    root = logging.getLogger()
+    handler = VoiceHandler(voice)
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield voice
+    finally:
+        root.removeHandler(handler)
+        voice.close()
+
+
+def _new_loop(name: str) -> asyncio.AbstractEventLoop:
+    if name != "asyncio":
+        try:
+            import uvloop
+
+            return uvloop.new_event_loop()
+        except ImportError:
+            if name == "uvloop":
+                raise ConfigError("loop is uvloop, but uvloop is not installed; auto takes it where it is") from None
+    return asyncio.new_event_loop()
+
+
+def _raise_file_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS: "unlimited" is more than the kernel takes
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

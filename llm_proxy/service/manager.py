@@ -1,0 +1,54 @@
+"""What systemd is told: ready, stopping, still alive. Silence where it does not listen.
+
+The watchdog is fed from the event loop itself, so a loop that hangs is seen. An error here never reaches the daemon.
+Leaves out unit files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+
+class Manager:
+    """The service manager's end of the line, as named by NOTIFY_SOCKET."""
+
+    def __init__(self) -> None:
+        self._notifier: Any = None
+        self._beat: asyncio.TimerHandle | None = None
+        if os.environ.get("NOTIFY_SOCKET"):
+            import sdnotify
+
+            self._notifier = sdnotify.SystemdNotifier()
+            if self._notifier.socket is not None:
+                self._notifier.socket.setblocking(False)
+        # ours alone (NotifyAccess=main): a child that inherits it would be ignored with a warning
+        os.environ.pop("NOTIFY_SOCKET", None)
+
+    def ready(self) -> None:
+        self._tell("READY=1")
+        if interval := _watchdog_interval():
+            self._feed(interval)
+
+    def stopping(self) -> None:
+        """Say so; the watchdog is fed on, since draining runs in the same loop."""
+        self._tell("STOPPING=1")
+
+    def close(self) -> None:
+        if self._beat is not None:
+            self._beat.cancel()
+
+    def _feed(self, interval: float) -> None:
+        self._tell("WATCHDOG=1")
+        self._beat = asyncio.get_running_loop().call_later(interval, self._feed, interval)
+
+    def _tell(self, text: str) -> None:
+        if self._notifier is not None:
+            self._notifier.notify(text)
+
+
+def _watchdog_interval() -> float:
+    """Half of the time systemd grants, in seconds; 0 where it does not watch this process (sd_watchdog_enabled(3))."""
+    granted, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", str(os.getpid()))
+    return int(granted) / 2e6 if granted.isdecimal() and pid == str(os.getpid()) else 0.0

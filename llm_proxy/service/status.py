@@ -1,0 +1,264 @@
+"""What `--status` tells: whether the daemon runs and records, where the logs are, what this shell's clients use.
+
+Looks at the state folder, asks `/health`, reads the keeper's snapshot and walks the log folder, each within a limit.
+Leaves out deciding anything: it only reads.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from llm_proxy import __version__, paths
+from llm_proxy.service import environment, state
+
+if TYPE_CHECKING:
+    from llm_proxy.settings import Settings
+
+LARGE_LOGS = 10 * 10**9  # bytes; beyond it a person should know
+_HEALTH_LIMIT = 2.0  # seconds
+_WALK_LIMIT = 1.0  # seconds
+_STALE_AFTER = 15.0  # seconds without news from a keeper that has work
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """The keeper's last snapshot. `lag` is bytes of journal not yet in log files."""
+
+    state: str = "unknown"
+    pid: int = 0
+    lag: int = 0
+    last_error: str = ""
+    last_exchange: str = ""  # UTC, ISO 8601
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """The log folder and its size in bytes; `counted` is False where the walk ran out of time."""
+
+    folder: str
+    size: int
+    files: int
+    counted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A base URL variable of this shell: "ours", "elsewhere", "old port" or "unset"."""
+
+    name: str
+    value: str
+    points: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Everything `--status` knows."""
+
+    running: bool
+    reason: str  # why it does not run, or does not answer
+    version: str
+    pid: int = 0
+    port: int = 0
+    url: str = ""
+    uptime: float = 0.0  # seconds
+    recording: str = ""
+    recording_reason: str = ""
+    keeper: Keeper = field(default_factory=Keeper)
+    logs: Logs = field(default_factory=lambda: Logs("", 0, 0, True))
+    variables: tuple[Variable, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def look(settings: Settings, environ: dict[str, str]) -> Status:
+    """Find out. Takes at most about four seconds, whatever hangs."""
+    folder = paths.state_folder()
+    run = state.read_run(folder)
+    if run is None or not state.alive(run):
+        stale = state.read(folder, "run") is not None
+        reason = (
+            "the state file is left over from a daemon that is gone" if stale else "no daemon has said that it runs"
+        )
+        logs = walk(settings.log_dir)
+        return Status(
+            running=False,
+            reason=reason,
+            version=__version__,
+            logs=logs,
+            variables=tuple(variables(0, environ)),
+            warnings=_warnings(logs, Keeper()),
+        )
+    health = _health(run)
+    logs = walk(_text(health, "log_dir") or settings.log_dir)
+    keeper = _keeper(_text(health, "journal") or paths.journal_folder("service"))
+    return Status(
+        running=True,
+        reason="" if health else f"it does not answer /health within {_HEALTH_LIMIT:g} s",
+        version=_text(health, "version") or __version__,
+        pid=run.pid,
+        port=run.port,
+        url=f"http://127.0.0.1:{run.port}",
+        uptime=_uptime(run.pid),
+        recording=_text(health, "recording") or "unknown",
+        recording_reason=_text(health, "reason"),
+        keeper=keeper,
+        logs=logs,
+        variables=tuple(variables(run.port, environ)),
+        warnings=_warnings(logs, keeper),
+    )
+
+
+def as_json(status: Status) -> str:
+    return json.dumps(asdict(status), indent=2)
+
+
+def as_text(status: Status) -> str:
+    """A page for a person: label, value, and warnings at the end."""
+    rows = [("Status", "RUNNING" if status.running else f"NOT RUNNING ({status.reason})")]
+    if status.running:
+        rows += [
+            ("Port", str(status.port)),
+            ("URL", status.url),
+            ("Process", f"pid {status.pid}, up {_duration(status.uptime)}, version {status.version}"),
+            ("Recording", status.recording + (f" ({status.recording_reason})" if status.recording_reason else "")),
+            ("Keeper", f"{status.keeper.state}, {_size(status.keeper.lag)} behind"),
+            ("Last call", status.keeper.last_exchange or "none yet"),
+        ]
+    more = "" if status.logs.counted else "more than "
+    rows.append(("Logs", f"{status.logs.folder} ({more}{_size(status.logs.size)} in {status.logs.files} files)"))
+    rows += [("This shell" if not n else "", _sentence(v)) for n, v in enumerate(status.variables)]
+    lines = [f"{label + ':' if label else '':<12}{value}" for label, value in rows]
+    if status.running and status.reason:
+        lines.append(f"Warning: {status.reason}")
+    return "\n".join([*lines, *(f"Warning: {text}" for text in status.warnings)])
+
+
+def variables(port: int, environ: dict[str, str]) -> list[Variable]:
+    """How this shell's base URLs stand to a daemon on `port` (0: none)."""
+
+    def points(name: str, value: str) -> str:
+        if not value:
+            return "unset"
+        if not environment.is_ours(name, value):
+            return "elsewhere"
+        return "ours" if value == environment.base_url(name, port) else "old port"
+
+    return [Variable(name, v, points(name, v)) for name in environment.VARIABLES for v in (environ.get(name, ""),)]
+
+
+def walk(folder: str, limit: float = _WALK_LIMIT) -> Logs:
+    """Count the files for at most `limit` seconds. Links are not followed; what cannot be read is not counted."""
+    deadline = time.monotonic() + limit
+    waiting, size, files = [folder], 0, 0
+    while waiting:
+        if time.monotonic() > deadline:
+            return Logs(folder, size, files, counted=False)
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False):
+                        size += entry.stat(follow_symlinks=False).st_size
+                        files += 1
+        except OSError:
+            continue
+    return Logs(folder, size, files, counted=True)
+
+
+def _health(run: state.Run) -> dict[str, Any]:
+    """What `/health` answers, if it is ours that answers."""
+    link = http.client.HTTPConnection("127.0.0.1", run.port, timeout=_HEALTH_LIMIT)
+    try:
+        link.request("GET", "/health")
+        answer = json.loads(link.getresponse().read(65536))
+    except (OSError, ValueError, http.client.HTTPException):
+        return {}
+    finally:
+        link.close()
+    return answer if isinstance(answer, dict) and answer.get("instance") == run.instance else {}
+
+
+def _keeper(journal: str) -> Keeper:
+    try:
+        with open(f"{journal}/keeper.json", "rb") as file:  # noqa: PTH123
+            facts = json.loads(file.read(65536))
+    except (OSError, ValueError):
+        return Keeper()
+    if not isinstance(facts, dict):
+        return Keeper()
+    return Keeper(
+        state=_text(facts, "state") or "unknown",
+        pid=_number(facts, "pid"),
+        lag=_number(facts, "lag_bytes"),
+        last_error=_text(facts, "last_error"),
+        last_exchange=_moment(facts.get("last_exchange_at")),
+    )
+
+
+def _warnings(logs: Logs, keeper: Keeper) -> tuple[str, ...]:
+    found = []
+    if logs.size > LARGE_LOGS:
+        found.append(f"the logs in {logs.folder} take {_size(logs.size)}; old days can be deleted or moved at any time")
+    if keeper.state != "ok" and keeper.last_error:
+        found.append(f"the keeper reports: {keeper.last_error}")
+    return tuple(found)
+
+
+def _uptime(pid: int) -> float:
+    import psutil
+
+    try:
+        return max(0.0, time.time() - psutil.Process(pid).create_time())
+    except psutil.Error:
+        return 0.0
+
+
+def _text(facts: dict[str, Any], name: str) -> str:
+    value = facts.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _number(facts: dict[str, Any], name: str) -> int:
+    value = facts.get(name)
+    return value if isinstance(value, int) else 0
+
+
+def _moment(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and value:
+        return datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds")
+    return ""
+
+
+def _sentence(variable: Variable) -> str:
+    says = {
+        "unset": "is not set",
+        "ours": "points here",
+        "elsewhere": f"is overridden by you: {variable.value}",
+        "old port": f"points at a port that is not the daemon's: {variable.value}",
+    }
+    return f"{variable.name} {says[variable.points]}"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, _ = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"

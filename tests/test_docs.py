@@ -1,0 +1,71 @@
+"""The documentation says what the program does: settings, options, variables."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from llm_proxy import settings
+from llm_proxy.cli.options import help_page
+from llm_proxy.service import environment
+
+ROOT = Path(__file__).parent.parent
+DOCS = (ROOT / "docs/settings.md").read_text()
+
+
+def _section(name):
+    found = re.search(rf"^### `{re.escape(name)}`\n\n(.*?)(?=^##|\Z)", DOCS, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/settings.md has no heading for {name}"
+    return found[1]
+
+
+def _shown(row):
+    if isinstance(row.default, bool):
+        return "true" if row.default else "false"
+    if isinstance(row.default, tuple):
+        return "none"
+    if "size" in row.rule.words:
+        return settings.size_text(row.default)
+    return f"{row.default:g}" if isinstance(row.default, float) else str(row.default)
+
+
+@pytest.mark.parametrize("row", settings.TABLE, ids=lambda row: row.name)
+def test_every_setting_is_documented_as_it_is(row):
+    """Heading, sentence, default, rule and environment variable agree with the table."""
+    section = _section(row.name)
+    assert row.sentence in section
+    assert f"Default: {_shown(row)}" in section
+    assert f"Environment: `{row.env}`" in section
+    assert row.rule.words in section
+
+
+def test_no_setting_is_documented_that_does_not_exist():
+    """A heading in that form is a setting."""
+    assert re.findall(r"^### `(.+)`$", DOCS, re.MULTILINE) == [row.name for row in settings.TABLE]
+
+
+def test_the_readme_names_the_two_commands_and_the_variables():
+    """Whoever reads the first page can install, test and point a client at it."""
+    readme = (ROOT / "README.md").read_text()
+    for words in (
+        "sh scripts/install.sh",
+        "sh scripts/test.sh",
+        "llm-proxy --env",
+        "docs/settings.md",
+        *environment.VARIABLES,
+    ):
+        assert words in readme, words
+
+
+def test_help_names_every_option_that_is_parsed():
+    """The page is written by hand, so that it reads well; nothing may be missing from it."""
+    source = (ROOT / "llm_proxy/cli/options.py").read_text() + (ROOT / "llm_proxy/service/environment.py").read_text()
+    parsed = set(re.findall(r'"(--[a-z-]+)"', source))
+    assert parsed and {flag for flag in parsed if flag not in help_page()} == set()
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_links_between_pages_lead_somewhere(page):
+    """Every relative link names a file that is there."""
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"

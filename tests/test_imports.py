@@ -1,0 +1,87 @@
+"""Imports go strictly down, and what must stay small imports little."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llm_proxy
+
+ROOT = Path(llm_proxy.__file__).parent
+
+# Each part may import the parts on its right, and `errors`, `paths` only where they are named.
+ALLOWED = {
+    "wire": set(),
+    "dialects": {"wire"},
+    "records": {"dialects", "wire"},
+    "journal": {"records", "dialects", "wire"},
+    "sinks": {"records", "dialects", "wire"},
+    "proxy": {"journal", "records", "wire"},
+    "keeper": {"sinks", "journal", "records", "dialects", "wire"},
+    "service": {"keeper", "proxy", "sinks", "journal", "records", "dialects", "wire", "settings", "paths", "errors"},
+    "cli": {"service", "settings", "paths", "errors"},
+    "settings": {"paths", "errors"},
+    "paths": set(),
+    "errors": set(),
+    "__main__": {"cli"},
+}
+
+
+def _modules():
+    return sorted(ROOT.rglob("*.py"))
+
+
+def _part(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def _imports(path):
+    """(line, part of llm_proxy) for every import of ours, wherever it stands in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} is relative"
+            names = [node.module]
+            if node.module == "llm_proxy":
+                names = [f"llm_proxy.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("llm_proxy.") and not name.endswith(".__version__"):
+                yield node.lineno, name.split(".")[1]
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_strictly_down(path):
+    """cli -> service -> keeper, proxy -> sinks, journal -> records -> dialects -> wire, and never up."""
+    part = _part(path)
+    if part == "__init__":
+        assert not list(_imports(path))
+        return
+    for line, target in _imports(path):
+        assert target == part or target in ALLOWED[part], f"{path}:{line}: {part} must not import {target}"
+
+
+def test_the_table_holds_every_part():
+    """A new package is a decision about what it may import."""
+    assert {_part(path) for path in _modules()} - {"__init__"} == set(ALLOWED)
+
+
+def test_packages_hold_a_docstring_and_no_code():
+    """Importing a package must not import its modules."""
+    for path in ROOT.rglob("__init__.py"):
+        body = ast.parse(path.read_text()).body
+        assert isinstance(body[0], ast.Expr) and isinstance(body[0].value.value, str), path
+        assert len(body) == (2 if path.parent == ROOT else 1), path  # the root holds the version too
+
+
+def test_the_daemon_does_without_the_heavy_ones():
+    """The proxy process is small: no JSON, no SQL, no web framework, nothing of the dialects."""
+    code = "import sys, llm_proxy.service.daemon; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, timeout=30)
+    loaded = set(done.stdout.split())
+    heavy = {"aiohttp", "argparse", "json", "msgspec", "psutil", "sqlite3", "tomllib", "tomlkit", "yaml", "http.client"}
+    assert not loaded & (heavy | {"llm_proxy.dialects", "llm_proxy.sinks", "llm_proxy.settings"})
