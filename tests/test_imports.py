@@ -79,9 +79,9 @@ def test_packages_hold_a_docstring_and_no_code():
 
 
 def test_the_daemon_does_without_the_heavy_ones():
-    """The proxy process is small: no JSON, no SQL, no web framework, nothing of the dialects."""
+    """The proxy process is small: no SQL, no web framework, no parsers of files, nothing of the dialects."""
     code = "import sys, llm_proxy.service.daemon; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, timeout=30)
     loaded = set(done.stdout.split())
-    heavy = {"aiohttp", "argparse", "json", "msgspec", "psutil", "sqlite3", "tomllib", "tomlkit", "yaml", "http.client"}
+    heavy = {"aiohttp", "argparse", "msgspec", "psutil", "sqlite3", "tomllib", "tomlkit", "yaml", "http.client"}
     assert not loaded & (heavy | {"llm_proxy.dialects", "llm_proxy.sinks", "llm_proxy.settings"})

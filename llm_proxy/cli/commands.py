@@ -20,11 +20,12 @@ def main(arguments: Sequence[str]) -> None:
     try:
         options = parse(arguments)
         status = COMMANDS[options.command](options)
+        sys.stdout.flush()
     except LlmProxyError as exc:
         print(f"llm-proxy: {exc}", file=sys.stderr)
         status = _STATUS.get(type(exc), 1)
     except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stdout = None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's last flush complains
         status = 0
     sys.exit(status)
 

@@ -24,7 +24,7 @@ from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, StateUnu
 from llm_proxy.journal.writer import Journal, JournalBusy
 from llm_proxy.proxy.server import Proxy, ProxyConfig
 from llm_proxy.service import environment, state
-from llm_proxy.service.listen import Listeners, listen, listen_again
+from llm_proxy.service.listen import Listeners, is_loopback, listen, listen_again
 from llm_proxy.service.manager import Manager
 from llm_proxy.service.supervise import Supervisor
 from llm_proxy.service.voice import Voice, VoiceHandler
@@ -153,7 +153,7 @@ class Daemon:
             await asyncio.sleep(JOURNAL_RETRY)
             self._open_journal()
             if self.journal is not None:
-                proxy.journal = self.journal
+                proxy.tee.use(self.journal)
                 self._start_keeper()
                 log.warning("recording after all, into %s", self.settings.log_dir)
 
@@ -167,7 +167,7 @@ class Daemon:
             origins=settings.origins,
             allow=settings.allow,
             policy=settings.policy,
-            remote_routes=settings.remote_routes,
+            remote_routes=settings.remote_routes or is_loopback(settings.host),
             environment=dict(os.environ),
             connect_timeout=settings.connect_timeout,
             header_timeout=settings.header_timeout,
@@ -254,12 +254,14 @@ class Service(Daemon):
             return moved._replace(warnings=(text, *moved.warnings))
 
     def _announce(self) -> None:
-        """Write where we are, now that we listen."""
+        """Write where we are, now that we listen, and say so."""
         port = self.listeners.port
+        if self._lock is not None:
+            self._write_state(port)
         log.info("llm-proxy %s listens on http://127.0.0.1:%d", __version__, port)
         log.info("session logs: %s", self.settings.log_dir)
-        if self._lock is None:
-            return
+
+    def _write_state(self, port: int) -> None:
         line = state.this_run(port, self.instance).line()
         try:
             for name, text in (("last_port", str(port)), ("port", str(port)), ("run", line)):

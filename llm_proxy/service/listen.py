@@ -25,6 +25,11 @@ class Listeners(NamedTuple):
     warnings: tuple[str, ...]
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address (an IP address in its shortest form)."""
+    return host.startswith("127.") or host == _LOOPBACK_6
+
+
 def listen(host: str, port: int) -> Listeners:
     """Listen on host:port, port 0 being any free one. Raises CannotListen."""
     if host != "127.0.0.1":

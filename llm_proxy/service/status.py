@@ -1,6 +1,6 @@
 """What `--status` tells: whether the daemon runs and records, where the logs are, what this shell's clients use.
 
-Looks at the state folder, asks `/health`, reads the keeper's snapshot and walks the log folder, each within a limit.
+Looks at the state folder, asks `/health` and `/health/sinks`, and walks the log folder, each within a limit.
 Leaves out deciding anything: it only reads.
 """
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 LARGE_LOGS = 10 * 10**9  # bytes; beyond it a person should know
 _HEALTH_LIMIT = 2.0  # seconds
 _WALK_LIMIT = 1.0  # seconds
-_STALE_AFTER = 15.0  # seconds without news from a keeper that has work
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class Status:
 
 
 def look(settings: Settings, environ: dict[str, str]) -> Status:
-    """Find out. Takes at most about four seconds, whatever hangs."""
+    """Find out. Takes a few seconds at most, whatever hangs."""
     folder = paths.state_folder()
     run = state.read_run(folder)
     if run is None or not state.alive(run):
@@ -93,9 +92,9 @@ def look(settings: Settings, environ: dict[str, str]) -> Status:
             variables=tuple(variables(0, environ)),
             warnings=_warnings(logs, Keeper()),
         )
-    health = _health(run)
+    health = _asked(run, "/health")
     logs = walk(_text(health, "log_dir") or settings.log_dir)
-    keeper = _keeper(_text(health, "journal") or paths.journal_folder("service"))
+    keeper = _keeper(_asked(run, "/health/sinks").get("keeper")) if health else Keeper()
     return Status(
         running=True,
         reason="" if health else f"it does not answer /health within {_HEALTH_LIMIT:g} s",
@@ -171,27 +170,23 @@ def walk(folder: str, limit: float = _WALK_LIMIT) -> Logs:
     return Logs(folder, size, files, counted=True)
 
 
-def _health(run: state.Run) -> dict[str, Any]:
-    """What `/health` answers, if it is ours that answers."""
+def _asked(run: state.Run, path: str) -> dict[str, Any]:
+    """What the daemon answers; empty where it does not, or where somebody else does."""
     link = http.client.HTTPConnection("127.0.0.1", run.port, timeout=_HEALTH_LIMIT)
     try:
-        link.request("GET", "/health")
+        link.request("GET", path)
         answer = json.loads(link.getresponse().read(65536))
     except (OSError, ValueError, http.client.HTTPException):
         return {}
     finally:
         link.close()
-    return answer if isinstance(answer, dict) and answer.get("instance") == run.instance else {}
+    return answer if isinstance(answer, dict) and answer.get("instance", run.instance) == run.instance else {}
 
 
-def _keeper(journal: str) -> Keeper:
-    try:
-        with open(f"{journal}/keeper.json", "rb") as file:  # noqa: PTH123
-            facts = json.loads(file.read(65536))
-    except (OSError, ValueError):
-        return Keeper()
-    if not isinstance(facts, dict):
-        return Keeper()
+def _keeper(facts: object) -> Keeper:
+    """From its snapshot as the daemon passes it on; empty where no keeper runs."""
+    if not isinstance(facts, dict) or not facts:
+        return Keeper(state="not running")
     return Keeper(
         state=_text(facts, "state") or "unknown",
         pid=_number(facts, "pid"),

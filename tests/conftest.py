@@ -1,0 +1,216 @@
+"""Fixtures for tests with real processes: a home of its own, daemons started in it, the fake provider."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fakeprovider.fixtures import fake
+
+__all__ = ["fake"]
+
+_LISTENS = re.compile(r"listens on http://127\.0\.0\.1:(\d+)")
+# Of the machine's own environment a test sees only this; keys, proxies and base URLs stay out.
+_KEPT = ("PATH", "LANG", "TMPDIR", "COVERAGE_PROCESS_START")
+
+
+class Daemon:
+    """A real `llm-proxy` process. `lines` grows with what it says on stdout and stderr."""
+
+    def __init__(self, home, arguments, environ, options):
+        self.home = Path(home)
+        self.lines = []
+        self._news = threading.Condition()
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-m", "llm_proxy", *arguments],
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._port = 0
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    @property
+    def port(self):
+        """The port it says it listens on; waits for that."""
+        if not self._port:
+            self._port = int(self.wait_for_line(_LISTENS)[1])
+        return self._port
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def logs(self):
+        return self.home / ".llm-provider-logs"
+
+    @property
+    def state(self):
+        return self.home / ".local/state/llm-proxy"
+
+    def wait_for_line(self, pattern, timeout=20):
+        """The match in the first line that has one, said already or within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        with self._news:
+            while True:
+                for line in self.lines:
+                    if found := re.search(pattern, line):
+                        return found
+                left = deadline - time.monotonic()
+                if left <= 0 or (self.process.poll() is not None and not self._reader.is_alive()):
+                    raise AssertionError(f"no line with {pattern!r} in:\n" + "".join(self.lines))
+                self._news.wait(min(left, 0.5))
+
+    def health(self):
+        """What /health answers, as a dict."""
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        with contextlib.closing(link):
+            link.request("GET", "/health")
+            return json.loads(link.getresponse().read())
+
+    def wait_for_recording(self, value="ok", timeout=20):
+        """Until /health says so: the keeper needs a moment to start."""
+        deadline = time.monotonic() + timeout
+        while (facts := self.health())["recording"] != value:
+            assert time.monotonic() < deadline, facts
+            time.sleep(0.02)
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def wait(self, timeout=20):
+        """Its exit status."""
+        status = self.process.wait(timeout)
+        self._reader.join(5)
+        return status
+
+    def stop(self, timeout=20):
+        """SIGTERM; the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait(timeout)
+
+    def kill(self):
+        """SIGKILL, as a crash would."""
+        self.process.kill()
+        return self.wait()
+
+    def entries(self, timeout=10, until=lambda entries: entries):
+        """All entries of all session logs as dicts, once `until` is true of them (they are written by a process of its own)."""
+        deadline = time.monotonic() + timeout
+        while True:
+            files = sorted(self.logs.rglob("*.jsonl"))
+            found = [
+                json.loads(line)
+                for file in files
+                for line in file.read_text().splitlines(keepends=True)
+                if line.endswith("\n")
+            ]
+            if until(found):
+                return found
+            assert time.monotonic() < deadline, f"waited {timeout} s; the logs hold {found}"
+            time.sleep(0.02)
+
+    def _read(self):
+        for line in self.process.stdout:
+            with self._news:
+                self.lines.append(line)
+                self._news.notify_all()
+        self.process.stdout.close()
+        with self._news:
+            self._news.notify_all()
+
+
+@pytest.fixture
+def environ(tmp_path):
+    """The environment of a user whose home is a folder of this test."""
+    home = tmp_path / "home"
+    home.mkdir()
+    return {name: os.environ[name] for name in _KEPT if name in os.environ} | {"HOME": str(home)}
+
+
+@pytest.fixture
+def start(environ):
+    """Start `llm-proxy` with arguments in this test's home; whatever still runs afterwards is killed."""
+    running = []
+
+    def begin(*arguments, env=None, **options):
+        daemon = Daemon(environ["HOME"], arguments, environ | (env or {}), options)
+        running.append(daemon)
+        return daemon
+
+    yield begin
+    for daemon in running:
+        if daemon.process.poll() is None:
+            daemon.kill()
+    _end_keepers(environ["HOME"])
+
+
+@pytest.fixture
+def daemon(start):
+    """A running foreground daemon on a free port."""
+    running = start("--port", "0")
+    assert running.port
+    return running
+
+
+@pytest.fixture
+def command(environ):
+    """Run `llm-proxy` to its end; the completed process, output as text."""
+
+    def run(*arguments, env=None):
+        return subprocess.run(
+            [sys.executable, "-I", "-m", "llm_proxy", *arguments],
+            env=environ | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+@pytest.fixture
+def free_port():
+    """A port nobody holds just now."""
+    with socket.create_server(("127.0.0.1", 0)) as link:
+        return link.getsockname()[1]
+
+
+def _end_keepers(home):
+    """A killed daemon's keeper settles and ends by itself; it must not outlive its folder."""
+    deadline = time.monotonic() + 10
+    while keepers := [pid for pid in _processes() if f"{home}/.local/state".encode() in _arguments(pid)]:
+        if time.monotonic() > deadline:
+            for pid in keepers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _processes():
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()] if os.path.isdir("/proc") else []
+
+
+def _arguments(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
