@@ -105,7 +105,7 @@ def _function_call(index: int, tool: ToolCall) -> Any:
     yield {"type": "response.output_item.added", "output_index": index, "item": item}
     for fragment in tool.fragments:
         yield {"type": "response.function_call_arguments.delta", **where, "delta": fragment}
-    yield {"type": "response.function_call_arguments.done", **where, "name": tool.name, "arguments": tool.json}
+    yield {"type": "response.function_call_arguments.done", **where, "arguments": tool.json}
     done = {**item, "status": "completed", "arguments": tool.json}
     yield {"type": "response.output_item.done", "output_index": index, "item": done}
     return done

@@ -249,7 +249,7 @@ class Connection(asyncio.Protocol):
         refusal = plan.get("early") or (plan.get("no-continue") if head.expects_continue else 0)
         if refusal:
             self._transport.pause_reading()
-            self._play(_then(steps(replies.error(refusal, self._route), plan | {"close": True}), End.LINGER))
+            self._play(_then(steps(replies.error(refusal, self._route), plan, close=True), End.LINGER))
             return False
         if "close-after-continue" in plan:
             self._play(iter([CONTINUE, End.FIN]))
