@@ -37,7 +37,8 @@ RUN = b"r" * 16
 
 def drain(ring: Ring) -> list[Frame]:
     frames: list[Frame] = []
-    ring.drain(lambda block, place: frames.extend(scan(bytes(block))))
+    while ring.drain(lambda block, place: frames.extend(scan(bytes(block)))):
+        pass
     return frames
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
 HEADER = struct.Struct("<IBBHQq")  # payload length, kind, flags, (zero), exchange serial, monotonic ns
@@ -21,26 +20,29 @@ _END = struct.Struct("<BBHqqqqH")  # ending, wire notes, status answered by us, 
 _DIGESTS = struct.Struct("<BB")  # lengths of the two SHA-256 digests (0 or 32) that follow the error
 
 
-class Kind(IntEnum):
-    """What a frame describes. Values are on disk: never renumber."""
+class Kind:
+    """What a frame describes. Values are on disk: never renumber.
 
-    PAD = 0  # the rest of the ring up to its end; skipped
-    OPEN = 1  # an exchange begins: ids, route, masked request head
-    REQUEST = 2  # request body as it crossed the wire (chunk framing included); after a 101, client to upstream
-    INTERIM = 3  # a 1xx head, masked
-    HEAD = 4  # the final response head (or 101), masked
-    RESPONSE = 5  # response body as it crossed the wire; after a 101, upstream to client
-    END = 6  # the exchange is over
-    GAP = 7  # frames of whole exchanges were lost: the disk was stalled or full
+    Plain integers here and below: these are touched for every piece, and an enum's operators are not free.
+    """
+
+    PAD: Final = 0  # the rest of the ring up to its end; skipped
+    OPEN: Final = 1  # an exchange begins: ids, route, masked request head
+    REQUEST: Final = 2  # request body as it crossed the wire (chunk framing included); after a 101, client to upstream
+    INTERIM: Final = 3  # a 1xx head, masked
+    HEAD: Final = 4  # the final response head (or 101), masked
+    RESPONSE: Final = 5  # response body as it crossed the wire; after a 101, upstream to client
+    END: Final = 6  # the exchange is over
+    GAP: Final = 7  # frames of whole exchanges were lost: the disk was stalled or full
 
 
-class Flag(IntFlag):
+class Flag:
     """Bits of a frame header's flags."""
 
-    NONE = 0
-    LAST = 1  # REQUEST: this piece ends the request body; HEAD: no body follows
-    LOSSY = 2  # END: some body frames of this exchange were dropped (disk stalled or full)
-    OVER_LIMIT = 4  # END: a body went beyond the recording limit and is kept only up to it
+    NONE: Final = 0
+    LAST: Final = 1  # OPEN, HEAD: no body follows; REQUEST, RESPONSE: this piece ends the body
+    LOSSY: Final = 2  # END: some body frames of this exchange were dropped (disk stalled or full)
+    OVER_LIMIT: Final = 4  # END: a body went beyond the recording limit and is kept only up to it
 
 
 class Frame(NamedTuple):
@@ -93,16 +95,16 @@ class Closing:
     response_sha256: bytes = b""
 
 
-class Note(IntFlag):
+class Note:
     """How the wire behaved: bits of `Closing.notes`."""
 
-    NONE = 0
-    ENDED_BY_CLOSE = 1  # the response had no length: its end is the upstream's close, not proven complete
-    EXTRA_BYTES = 2  # the upstream sent bytes after the end of its response; not forwarded
-    RETRIED = 4  # a reused connection had died; sent once more on a fresh one
-    REUSED = 8  # carried over a pooled connection
-    WEBSOCKET = 16  # the connection was upgraded
-    EARLY = 32  # the response came before the request was complete
+    NONE: Final = 0
+    ENDED_BY_CLOSE: Final = 1  # the response had no length: its end is the upstream's close, not proven complete
+    EXTRA_BYTES: Final = 2  # the upstream sent bytes after the end of its response; not forwarded
+    RETRIED: Final = 4  # a reused connection had died; sent once more on a fresh one
+    REUSED: Final = 8  # carried over a pooled connection
+    WEBSOCKET: Final = 16  # the connection was upgraded
+    EARLY: Final = 32  # the response came before the request was complete
 
 
 def route_facts(provider: str, scheme: str, authority: str, why: str) -> bytes:
@@ -111,6 +113,7 @@ def route_facts(provider: str, scheme: str, authority: str, why: str) -> bytes:
 
 
 def pack_open(exchange_id: bytes, wall_ns: int, facts: bytes, head: bytes) -> bytes:
+    """`facts` come from `route_facts`."""
     return _OPEN.pack(exchange_id, wall_ns, len(facts)) + facts + head
 
 

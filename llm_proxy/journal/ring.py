@@ -113,19 +113,18 @@ class Ring:
         return self._words[_HEAD] - self._words[_TAIL]
 
     def drain(self, keep: Callable[[memoryview, int], None]) -> int:
-        """Hand what is waiting to `keep(block, place)` and release it; returns the bytes moved.
+        """Hand the next block to `keep(block, place)` and release it; returns the bytes moved, 0 when there is none.
 
-        A block is whole frames in one piece; `place` is where it begins in the run's stream. What `keep` raises
-        leaves that block in the ring.
+        A block is whole frames in one piece: up to the published head, or up to the ring's end. `place` is where it
+        begins in the run's stream. What `keep` raises leaves the block in the ring.
         """
-        moved = 0
-        while length := self._waiting():
+        length = self._waiting()
+        if length:
             place = self.tail % self.size
             with self._view[place : place + length] as block:
                 keep(block, self.tail)
             self._release(length)
-            moved += length
-        return moved
+        return length
 
     def _waiting(self) -> int:
         """Length of the next block: up to the published head, or up to the ring's end."""

@@ -81,7 +81,8 @@ def recover(folder: Path) -> int:
         if ring.backlog:
             segment = SegmentWriter(folder, _next_head(folder, ring.run))
             try:
-                moved = ring.drain(segment.append)
+                while length := ring.drain(segment.append):
+                    moved += length
                 segment.sync()
             finally:
                 segment.close()

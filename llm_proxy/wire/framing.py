@@ -29,10 +29,20 @@ class BadFraming(Exception):
 
 
 class Framing(Protocol):
-    """What every framer offers. `done`: the message is complete."""
+    """What every framer offers.
+
+    `done`: the message is complete; `length`: the payload's size where it is known beforehand; `payload`: bytes of
+    payload taken so far (chunk framing is none).
+    """
 
     done: bool
     trailers: bytes
+
+    @property
+    def length(self) -> int | None: ...
+
+    @property
+    def payload(self) -> int: ...
 
     def feed(self, data: bytes, start: int = 0, sink: list[bytes] | None = None) -> int:
         """Take `data[start:]`; payload slices go to `sink`. Returns the offset behind the last byte that was taken.
@@ -50,6 +60,7 @@ class NoBody:
 
     done = True
     trailers = b""
+    length = payload = 0
 
     def feed(self, data: bytes, start: int = 0, sink: list[bytes] | None = None) -> int:
         return start
@@ -64,12 +75,16 @@ NO_BODY = NoBody()
 class ByLength:
     """Content-Length bytes."""
 
-    __slots__ = ("done", "left")
+    __slots__ = ("done", "left", "length")
     trailers = b""
 
     def __init__(self, length: int) -> None:
-        self.left = length
+        self.length = self.left = length
         self.done = not length
+
+    @property
+    def payload(self) -> int:
+        return self.length - self.left
 
     def feed(self, data: bytes, start: int = 0, sink: list[bytes] | None = None) -> int:
         here = len(data) - start
@@ -91,11 +106,16 @@ class ByLength:
 class UntilClose:
     """A response without length: it lasts until the connection ends."""
 
-    __slots__ = ()
+    __slots__ = ("payload",)
     done = False
+    length = None
     trailers = b""
 
+    def __init__(self) -> None:
+        self.payload = 0
+
     def feed(self, data: bytes, start: int = 0, sink: list[bytes] | None = None) -> int:
+        self.payload += len(data) - start
         if sink is not None and len(data) > start:
             sink.append(data[start:])
         return len(data)
@@ -107,10 +127,12 @@ class UntilClose:
 class Chunked:
     """The chunked transfer coding (RFC 9112 §7.1). Extensions and trailers are passed over, not understood."""
 
-    __slots__ = ("_left", "_line", "_step", "done", "trailers")
+    __slots__ = ("_left", "_line", "_step", "done", "payload", "trailers")
+    length = None
 
     def __init__(self) -> None:
         self.done = False
+        self.payload = 0
         self.trailers = b""
         self._left = 0  # bytes of the current chunk still to come
         self._line = b""  # a line not yet complete
@@ -125,6 +147,7 @@ class Chunked:
                 if sink is not None:
                     sink.append(data[position:end])
                 self._left -= end - position
+                self.payload += end - position
                 position = end
             elif self._step == _SIZE:
                 budget -= 1
@@ -195,13 +218,15 @@ class Chunked:
         return end
 
 
-def for_request(head: RequestHead) -> Framing:
+def request_framing(chunked: bool, length: int | None) -> Framing:
     """RFC 9112 §6.3 as far as it concerns requests; the head has refused the ambiguous ones already."""
-    if head.chunked:
+    if chunked:
         return Chunked()
-    if head.length:
-        return ByLength(head.length)
-    return NO_BODY
+    return ByLength(length) if length else NO_BODY
+
+
+def for_request(head: RequestHead) -> Framing:
+    return request_framing(head.chunked, head.length)
 
 
 def for_response(head: ResponseHead, method: bytes) -> Framing:

@@ -13,7 +13,7 @@ _UPGRADING = frozenset({Role.HOP})
 _DECHUNKED = _CONNECTION_BOUND | {Role.TRANSFER_ENCODING, Role.TRAILER}
 
 
-def _kept(head: Head, lines: list[bytes], dropped: frozenset[Role]) -> list[bytes]:
+def _kept(head: Head, lines: list[bytes], dropped: frozenset[int]) -> list[bytes]:
     for index, field in reversed(head.special):
         if field.role in dropped:
             del lines[index]
@@ -28,7 +28,7 @@ def request(head: RequestHead, target: bytes, host: bytes, *, upgrade: bool = Fa
     lines = head.lines.copy()
     lines[0] = b"%b %b HTTP/1.1" % (head.method, target)
     for index, field in head.special:
-        if field.role is Role.HOST:
+        if field.role == Role.HOST:
             lines[index] = lines[index][:5] + b" " + host
     kept = _kept(head, lines, _UPGRADING if upgrade else _CONNECTION_BOUND)
     kept.append(b"\r\n")

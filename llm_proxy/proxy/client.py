@@ -1,0 +1,250 @@
+"""One client connection: cuts request heads, keeps what is pipelined behind them, one exchange at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import TYPE_CHECKING, cast
+
+from llm_proxy.proxy import answers
+from llm_proxy.proxy.gate import Gate, Reason
+from llm_proxy.proxy.relay import Relay
+from llm_proxy.proxy.requests import Forbidden, Request
+from llm_proxy.proxy.router import NoRoute
+from llm_proxy.proxy.transport import break_off, prepare
+from llm_proxy.wire.head import MAX_HEAD, BadHead, RequestHead
+
+if TYPE_CHECKING:
+    from llm_proxy.proxy.core import Core
+
+# Read on while the answer is awaited, so that a client that leaves is noticed; more than this has to wait.
+PIPELINE_LIMIT = 65_536
+# After an early answer the rest of the upload is read and thrown away, so that the answer is not lost to a reset.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 1 << 20
+
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+
+
+class ClientConnection(asyncio.Protocol):
+    """A listener's connection."""
+
+    __slots__ = ("_closing_at", "_core", "_lingering", "_scanned", "buffer", "gate", "relay", "since", "transport")
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self.transport: asyncio.Transport | None = None
+        self.gate: Gate
+        self.relay: Relay | None = None
+        self.buffer = b""  # bytes of the next request(s), not looked at yet
+        self.since = time.monotonic()  # when the wait for the current head, or for the next request, began
+        self._scanned = 0
+        self._lingering = 0
+        self._closing_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.gate = Gate(self.transport)
+        prepare(self.transport)
+        if not self._core.admit(self):
+            self.send(answers.error(503, "too_many_connections", "too many connections", close=True))
+            self.close()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            relay = self.relay
+            if relay is None:
+                if self._lingering:
+                    self._throw_away(data)
+                    return
+                self.buffer = self.buffer + data if self.buffer else data
+                self._requests()
+            elif relay.request_done:
+                self.buffer += data
+                if len(self.buffer) > PIPELINE_LIMIT:
+                    self.gate.shut(Reason.PIPELINE)
+            else:
+                end = relay.request_data(data)
+                if end < len(data):
+                    self.buffer += data[end:]
+        except Exception as error:
+            self._fault(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._core.leave(self)
+        relay, self.relay = self.relay, None
+        if relay is not None:
+            try:
+                relay.client_lost(exc)
+            except Exception as error:
+                relay.fault(error)
+
+    def pause_writing(self) -> None:
+        relay = self.relay
+        if relay is not None and relay.upstream is not None:
+            relay.upstream.gate.shut(Reason.PEER_FULL)
+
+    def resume_writing(self) -> None:
+        relay = self.relay
+        if relay is not None and relay.upstream is not None:
+            relay.upstream.gate.open(Reason.PEER_FULL)
+
+    def send(self, data: bytes) -> None:
+        """Write; nothing happens where the client is gone, `connection_lost` tells the relay."""
+        if self.transport is not None:
+            self.transport.write(data)
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    def _requests(self) -> None:
+        """Serve what is in the buffer, until an exchange is under way or a head is not complete."""
+        while self.relay is None and self.transport is not None and not self._lingering:
+            if self.buffer[:2] == b"\r\n":  # RFC 9112 §2.2: an empty line before the request line is passed over
+                self.buffer = self.buffer[2:]
+                continue
+            end = self.buffer.find(b"\r\n\r\n", max(0, self._scanned - 3))
+            if end < 0:
+                self._incomplete()
+                return
+            self._scanned = 0
+            self._request(end + 4)
+
+    def _incomplete(self) -> None:
+        if not self._scanned and self.buffer:
+            self.since = time.monotonic()
+        self._scanned = len(self.buffer)
+        if self._scanned > MAX_HEAD:
+            self.refuse(431, "bad_request", f"head larger than {MAX_HEAD} bytes")
+        elif _BARE_LF.search(self.buffer):
+            self.refuse(400, "bad_request", "line ends must be CR LF")
+
+    def _request(self, end: int) -> None:
+        """One request, whose head is the first `end` bytes of the buffer."""
+        data, core = self.buffer, self._core
+        raw = data[:end]
+        request = core.requests.known(raw) or self._new_request(raw, data[end:])
+        if request is None:
+            return
+        self.buffer = b""
+        self.relay = relay = Relay(core, self, request)
+        taken = relay.start(data, end)
+        if taken < len(data):
+            self.buffer = data[taken:] + self.buffer
+
+    def _new_request(self, raw: bytes, rest: bytes) -> Request | None:
+        """A head that is not like an earlier one; None where it has been answered here."""
+        core = self._core
+        try:
+            head, target = core.requests.parse(raw)
+            own = core.own_answer(head, target)
+            if own is None:
+                return core.requests.route(raw, head, target)
+        except BadHead as error:
+            core.metrics.count_answer("bad_request")
+            self.refuse(error.status, "bad_request", error.reason)
+            return None
+        except Forbidden as error:
+            core.refused(str(error))
+            self.refuse(403, "not_allowed", str(error))
+            return None
+        except NoRoute as error:
+            core.metrics.count_answer(error.code)
+            self.refuse(error.status, error.code, error.message)
+            return None
+        self._answer(head, own, rest)
+        return None
+
+    def _answer(self, head: RequestHead, own: bytes, rest: bytes) -> None:
+        """Answer a path of our own; what such a request brings as a body is not read."""
+        if head.length or head.chunked or head.close or not head.minor:
+            self._answer_and_end(own)
+            return
+        self.buffer = rest
+        self.since = time.monotonic()
+        self.send(own)
+
+    def exchange_done(self, *, keep: bool, linger: bool) -> None:
+        """The relay has finished and its last byte is written: on to the next request, or close."""
+        self.relay = None
+        self.since = time.monotonic()
+        if self.transport is None:
+            return
+        if linger:
+            self._linger()
+        elif not keep or self._core.draining:
+            self.close()
+        else:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Look at what came while nobody could; not from within, so that a long pipeline is no deep recursion."""
+        self.gate.open(Reason.PIPELINE | Reason.PEER_FULL | Reason.DIALLING)
+        if self.buffer:
+            asyncio.get_running_loop().call_soon(self._look_again)
+
+    def _look_again(self) -> None:
+        data, self.buffer = self.buffer, b""
+        if data:
+            self.data_received(data)
+
+    # -- endings ------------------------------------------------------------------------------------------------
+
+    def refuse(self, status: int, code: str, message: str) -> None:
+        """Answer a request that is not carried. What is behind it cannot be trusted to be where it seems."""
+        self._answer_and_end(answers.error(status, code, message, close=True))
+
+    def _answer_and_end(self, answer: bytes) -> None:
+        self.buffer = b""
+        self.send(answer)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close so that the answer arrives: half-close, then read and discard for a moment."""
+        transport = self.transport
+        if transport is None:
+            return
+        self._lingering = 1
+        self._closing_at = time.monotonic() + LINGER_SECONDS
+        self.buffer = b""
+        self.gate.open(Reason.PIPELINE | Reason.PEER_FULL | Reason.DIALLING)
+        if transport.can_write_eof() and not transport.is_closing():
+            transport.write_eof()
+        else:
+            self.close()
+
+    def _throw_away(self, data: bytes) -> None:
+        self._lingering += len(data)
+        if self._lingering > LINGER_BYTES:
+            self.break_off()
+
+    def close(self) -> None:
+        """Close in good order; what was written still goes out, within a limit."""
+        if self.transport is not None:
+            self._closing_at = time.monotonic() + self._core.close_timeout
+            self.transport.close()
+
+    def break_off(self) -> None:
+        self.relay = None
+        break_off(self.transport)
+
+    def _fault(self, error: Exception) -> None:
+        relay, self.relay = self.relay, None
+        if relay is not None:
+            relay.fault(error)
+        else:
+            self._core.fault(error)
+            self.break_off()
+
+    def sweep(self, now: float) -> None:
+        """Called every second: limits on heads, idle connections and endings."""
+        if self._closing_at:
+            if now > self._closing_at:
+                self.break_off()
+        elif self.relay is None:
+            waited = now - self.since
+            if self.buffer and waited > self._core.head_timeout:
+                self.refuse(408, "request_timeout", "the request's head did not arrive in time")
+            elif not self.buffer and waited > self._core.client_idle_timeout:
+                self.close()

@@ -1,0 +1,544 @@
+"""One exchange on its way: request bytes to the upstream, response bytes to the client, every piece journalled first.
+
+Two columns, as in RFC 9112's grammar: the request goes HEAD, BODY, DONE, the response WAITING, BODY, DONE, or both
+become one raw splice after a 101. The ending is set once, by the first of: response done, client lost, upstream lost,
+refused, timed out. Knows neither sockets (`client`, `upstream`) nor how to dial.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from llm_proxy.journal.frames import Closing, Flag, Kind, Note
+from llm_proxy.proxy import answers
+from llm_proxy.proxy.dialler import DialFailed
+from llm_proxy.proxy.gate import Reason
+from llm_proxy.proxy.requests import Request
+from llm_proxy.records.exchange import Ending
+from llm_proxy.wire import hop
+from llm_proxy.wire.framing import BadFraming, Framing, UntilClose, for_response, request_framing
+from llm_proxy.wire.head import MAX_HEAD, BadHead, ResponseHead, parse_response
+
+if TYPE_CHECKING:
+    from llm_proxy.proxy.client import ClientConnection
+    from llm_proxy.proxy.core import Core
+    from llm_proxy.proxy.upstream import UpstreamConnection
+
+log = logging.getLogger("llm_proxy.proxy")
+
+# What is kept to send once more where a reused connection turns out dead.
+REPLAY_LIMIT = 1 << 20
+
+
+_REUSED, _RETRIED, _WEBSOCKET, _EARLY = Note.REUSED, Note.RETRIED, Note.WEBSOCKET, Note.EARLY
+
+
+class LongBody:
+    """A body that may be longer than what is recorded of it: what is left to record, and the digest of all of it.
+
+    A digest needs the first byte too, so it runs from the start wherever the body could turn out too long.
+    """
+
+    __slots__ = ("digest", "left", "over", "sink", "taken")
+
+    def __init__(self, limit: int) -> None:
+        self.left = limit
+        self.over = False
+        self.taken = 0  # bytes after a 101, where no framing counts them
+        self.digest = hashlib.sha256()
+        self.sink: list[bytes] = []
+
+    @classmethod
+    def watch(cls, framing: Framing, limit: int) -> LongBody | None:
+        """None where the framing promises that the body stays within the limit."""
+        length = framing.length
+        return cls(limit) if length is None or length > limit else None
+
+    def note(self) -> None:
+        """Digest what the framing has put into the sink."""
+        for piece in self.sink:
+            self.digest.update(piece)
+        self.sink.clear()
+
+    def cut(self, piece: bytes) -> bytes:
+        """What of a piece is still recorded."""
+        if len(piece) <= self.left:
+            self.left -= len(piece)
+            return piece
+        piece, self.left, self.over = piece[: self.left], 0, True
+        return piece
+
+
+def _digest(body: LongBody | None) -> bytes:
+    return body.digest.digest() if body is not None and body.over else b""
+
+
+class Relay:
+    """Carries one exchange. Made by the client connection once head and route are known; `start` sets it off."""
+
+    __slots__ = (
+        "answered",
+        "at",
+        "client",
+        "core",
+        "dechunk",
+        "dialling",
+        "ending",
+        "first_byte_at",
+        "flags",
+        "head",
+        "held",
+        "held_size",
+        "keep_client",
+        "long_request",
+        "long_response",
+        "notes",
+        "request",
+        "request_framing",
+        "response_buffer",
+        "response_framing",
+        "response_head",
+        "retried",
+        "route",
+        "serial",
+        "spliced",
+        "started",
+        "upstream",
+    )
+
+    def __init__(self, core: Core, client: ClientConnection, request: Request) -> None:
+        self.core = core
+        self.client = client
+        prepared = request.prepared
+        self.request = request
+        self.head = head = prepared.head
+        self.route = prepared.route
+        self.request_framing = request_framing(head.chunked, request.length)
+        self.long_request = LongBody.watch(self.request_framing, core.record_limit)
+        self.response_framing: Framing | None = None
+        self.long_response: LongBody | None = None
+        self.response_head: ResponseHead | None = None
+        self.response_buffer = b""
+        self.upstream: UpstreamConnection | None = None
+        self.dialling: asyncio.Task[None] | None = None
+        self.held: list[bytes] | None = []
+        self.held_size = 0
+        self.ending: Ending | None = None
+        self.answered = 0
+        self.first_byte_at = 0
+        self.flags = 0
+        self.notes = 0
+        self.retried = False
+        self.spliced = False
+        self.dechunk = False
+        self.keep_client = head.minor == 1 and not head.close
+        self.serial = 0
+        self.started = self.at = time.monotonic_ns()
+
+    # -- request ------------------------------------------------------------------------------------------------
+
+    def start(self, data: bytes, position: int) -> int:
+        """Open the exchange with the head and what has come of the body; returns how far `data` was taken."""
+        framing, request, core = self.request_framing, self.request, self.core
+        core.relays.add(self)
+        self.serial = core.tee.open(self.route.facts, request.masked, self.at, bodiless=framing.done)
+        outgoing = request.outgoing
+        end = self._take_request(data, position)
+        if self.ending is not None:
+            return end
+        piece = data[position:end] if end > position else b""
+        unsure = not framing.done or len(outgoing) + len(piece) > REPLAY_LIMIT
+        connection = core.pool.take(self.route.key, sure=unsure)
+        message = outgoing + piece if piece else outgoing
+        self._hold(message)
+        if connection is None:
+            self._dial()
+        else:
+            self.notes |= _REUSED
+            self._attach(connection)
+            connection.send(message)
+        return end
+
+    def request_data(self, data: bytes) -> int:
+        """More of the request body (or, after a 101, of the client's side); returns how far `data` was taken."""
+        self.at = time.monotonic_ns()
+        if self.spliced:
+            self._spliced(Kind.REQUEST, self.long_request, data)
+            if self.upstream is not None:
+                self.upstream.send(data)
+            return len(data)
+        end = self._take_request(data, 0)
+        if self.ending is not None:
+            return len(data)
+        piece = data if end == len(data) else data[:end]
+        if self.held is not None:
+            self._hold(piece)
+        if self.upstream is not None:
+            self.upstream.send(piece)
+        elif self.held_size > REPLAY_LIMIT // 4:
+            self.client.gate.shut(Reason.DIALLING)
+        return end
+
+    @property
+    def request_done(self) -> bool:
+        return self.request_framing.done and not self.spliced
+
+    def _take_request(self, data: bytes, position: int) -> int:
+        """Find where the request's bytes end and journal them."""
+        framing, long = self.request_framing, self.long_request
+        if framing.done:
+            return position
+        start, size = position, len(data)
+        sink = None if long is None else long.sink
+        try:
+            position = framing.feed(data, position, sink)
+            while position < size and not framing.done:  # a flood of tiny chunks: the budget is for responses
+                position = framing.feed(data, position, sink)
+        except BadFraming as error:
+            self._refuse(400, "bad_framing", str(error))
+            return size
+        piece = data if not start and position == size else data[start:position]
+        self._journal(Kind.REQUEST, long, piece, framing.done)
+        return position
+
+    def _hold(self, piece: bytes) -> None:
+        """Keep a piece while it may have to be sent again, or for the first time."""
+        assert self.held is not None
+        self.held_size += len(piece)
+        if self.held_size > REPLAY_LIMIT and self.upstream is not None:
+            self.held = None
+        else:
+            self.held.append(piece)
+
+    def _journal(self, kind: int, long: LongBody | None, piece: bytes, last: bool) -> None:
+        if long is not None:
+            long.note()
+            piece = long.cut(piece)
+            if long.over:
+                self.flags |= Flag.OVER_LIMIT
+                if not piece:
+                    return
+        if not self.core.tee.body(kind, self.serial, self.at, piece, last=last):
+            self.flags |= Flag.LOSSY
+
+    def _spliced(self, kind: int, long: LongBody | None, data: bytes) -> None:
+        """Journal bytes of an upgraded connection."""
+        assert long is not None
+        long.taken += len(data)
+        long.sink.append(data)
+        self._journal(kind, long, data, False)
+
+    # -- finding an upstream ------------------------------------------------------------------------------------
+
+    def _dial(self) -> None:
+        self.dialling = asyncio.get_running_loop().create_task(self._connect())
+
+    async def _connect(self) -> None:
+        core = self.core
+        try:
+            connection = await core.dialler.dial(self.route)
+        except DialFailed as error:
+            self.dialling = None
+            self.dial_failed(error)
+            return
+        except Exception as error:
+            self.dialling = None
+            self.fault(error)
+            return
+        self.dialling = None
+        core.metrics.connects += 1
+        connection.pool = core.pool
+        if connection.transport is None or connection.transport.is_closing():
+            self.dial_failed(DialFailed("connect_failed", f"{self.route.authority} closed the connection at once"))
+        elif self.ending is not None:
+            connection.release()  # the client has left meanwhile; the connection is as good as new
+        else:
+            self._attach(connection)
+            held = self.held
+            assert held is not None
+            if self.held_size > REPLAY_LIMIT or not self.retried:
+                self.held = None  # a fresh connection is not tried twice
+            self.at = time.monotonic_ns()
+            connection.send(b"".join(held))
+            self.client.gate.open(Reason.DIALLING)
+
+    def _attach(self, connection: UpstreamConnection) -> None:
+        self.upstream = connection
+        connection.relay = self
+
+    def dial_failed(self, error: DialFailed) -> None:
+        if self.ending is not None:
+            return
+        if error.refused:
+            self._refuse(403, error.code, error.message)
+        elif error.timed_out:
+            self._fail(Ending.TIMED_OUT, 504, error.code, error.message)
+        else:
+            self._fail(Ending.UPSTREAM_FAILED, 502, error.code, error.message)
+
+    # -- response -----------------------------------------------------------------------------------------------
+
+    def response_data(self, data: bytes) -> None:
+        """Bytes from the upstream."""
+        self.at = time.monotonic_ns()
+        if self.response_framing is not None:
+            self._response_body(b"", data, 0)
+            return
+        if self.spliced:
+            self._spliced(Kind.RESPONSE, self.long_response, data)
+            self.client.send(data)
+            return
+        self.held = None
+        if not self.first_byte_at:
+            self.first_byte_at = self.at
+        self._response_head(self.response_buffer + data if self.response_buffer else data)
+
+    def _response_head(self, data: bytes) -> None:
+        """Heads until the final one; what follows it is the body."""
+        while True:
+            end = data.find(b"\r\n\r\n", max(0, len(self.response_buffer) - 3))
+            self.response_buffer = b""
+            if end < 0:
+                if len(data) > MAX_HEAD:
+                    self._fail(Ending.UPSTREAM_FAILED, 502, "bad_response", f"head larger than {MAX_HEAD} bytes")
+                self.response_buffer = data
+                return
+            end += 4
+            try:
+                head = parse_response(data[:end])
+            except BadHead as error:
+                self._fail(Ending.UPSTREAM_FAILED, 502, "bad_response", f"{self.route.authority}: {error.reason}")
+                return
+            if head.status == 101:
+                self._upgraded(head, data[end:])
+                return
+            if head.status >= 200:
+                self._final_head(head, data, end)
+                return
+            self.core.tee.head(Kind.INTERIM, self.serial, self.at, head)
+            if self.head.minor:  # RFC 9110 §15.2: not to HTTP/1.0 clients
+                self.client.send(hop.response(head))
+            data = data[end:]
+            if not data:
+                return
+
+    def _final_head(self, head: ResponseHead, data: bytes, position: int) -> None:
+        self.response_head = head
+        framing = for_response(head, self.head.method)
+        self.response_framing = framing
+        self.dechunk = head.chunked and self.head.minor == 0 and not framing.done
+        if type(framing) is UntilClose:
+            self.notes |= Note.ENDED_BY_CLOSE
+            self.keep_client = False
+        if head.minor == 0 or self.dechunk:
+            self.keep_client = False
+        self.long_response = LongBody.watch(framing, self.core.record_limit)
+        self.core.tee.head(Kind.HEAD, self.serial, self.at, head, bodiless=framing.done)
+        self.core.metrics.time_to_head(self.at - self.started)
+        self._response_body(hop.response(head, dechunk=self.dechunk), data, position)
+
+    def _response_body(self, outgoing: bytes, data: bytes, position: int) -> None:
+        """Forward what belongs to the response; `outgoing` goes before it in the same write."""
+        framing, long = self.response_framing, self.long_response
+        assert framing is not None
+        start, size = position, len(data)
+        if position < size and not framing.done:
+            sink: list[bytes] | None = None if long is None else long.sink
+            try:
+                position = framing.feed(data, position, sink)
+            except BadFraming as error:
+                self._fail(Ending.UPSTREAM_FAILED, 502, "bad_framing", f"{self.route.authority}: {error}")
+                return
+            piece = data if not start and position == size else data[start:position]
+            # Chunked to an HTTP/1.0 client: the payload alone. (`sink` is there: chunked bodies may be long.)
+            outgoing += b"".join(sink) if self.dechunk and sink is not None else piece
+            self._journal(Kind.RESPONSE, long, piece, framing.done)
+        if framing.done:
+            if position < size:
+                self.notes |= Note.EXTRA_BYTES
+            self._finish(Ending.COMPLETE, "")
+            self.client.send(outgoing)
+            self._complete(reusable=position == size)
+            return
+        self.client.send(outgoing)
+        if position < size:
+            self._continue_later(data[position:])
+
+    def _continue_later(self, rest: bytes) -> None:
+        """A flood of tiny chunks: the others first, then on with this."""
+        upstream = self.upstream
+        assert upstream is not None
+        upstream.gate.shut(Reason.BUDGET)
+
+        def go_on() -> None:
+            if self.ending is None:
+                upstream.gate.open(Reason.BUDGET)
+                try:
+                    self.response_data(rest)
+                except Exception as error:
+                    self.fault(error)
+
+        asyncio.get_running_loop().call_soon(go_on)
+
+    def _complete(self, *, reusable: bool) -> None:
+        """The response is out: both connections go on to their next exchange, or end."""
+        upstream, head = self.upstream, self.response_head
+        assert head is not None
+        early = not self.request_framing.done
+        self.upstream = None
+        if upstream is not None:
+            if (
+                reusable
+                and head.minor
+                and not head.close
+                and not early
+                and type(self.response_framing) is not UntilClose
+            ):
+                upstream.release()
+            else:
+                upstream.close() if not early else upstream.break_off()
+        self.client.exchange_done(keep=self.keep_client and not early, linger=early)
+
+    def _upgraded(self, head: ResponseHead, rest: bytes) -> None:
+        """101: from here on both directions are one raw stream each."""
+        if not self.request.prepared.websocket:
+            self._fail(Ending.UPSTREAM_FAILED, 502, "bad_response", f"{self.route.authority}: a 101 nobody asked for")
+            return
+        self.spliced = True
+        self.notes |= _WEBSOCKET
+        self.response_head = head
+        self.long_request = LongBody(self.core.record_limit)
+        self.long_response = LongBody(self.core.record_limit)
+        self.core.tee.head(Kind.HEAD, self.serial, self.at, head)
+        outgoing = hop.response(head, upgrade=True)
+        if rest:
+            self._spliced(Kind.RESPONSE, self.long_response, rest)
+        self.client.send(outgoing + rest)
+        self.client.go_on()
+
+    # -- endings ------------------------------------------------------------------------------------------------
+
+    def upstream_lost(self, exc: Exception | None) -> None:
+        """The upstream's connection has ended."""
+        upstream, self.upstream = self.upstream, None
+        if self.ending is not None:
+            return
+        self.at = time.monotonic_ns()
+        if self.spliced:
+            failed = exc is not None
+            self._finish(Ending.UPSTREAM_FAILED if failed else Ending.COMPLETE, str(exc or ""))
+            self.client.close() if not failed else self.client.break_off()
+            return
+        if self.response_framing is not None:
+            if exc is None and self.response_framing.ends_by_close():
+                self._finish(Ending.COMPLETE, "")
+                self.client.exchange_done(keep=False, linger=not self.request_framing.done)
+                return
+            self._fail(
+                Ending.UPSTREAM_FAILED, 502, "upstream_truncated", self._how(exc, "in the middle of its response")
+            )
+            return
+        if upstream is not None and upstream.reused and self.held is not None and not self.retried:
+            self.retried = True
+            self.notes = self.notes & ~_REUSED | _RETRIED
+            self.core.metrics.retries += 1
+            self._dial()
+            return
+        self._fail(Ending.UPSTREAM_FAILED, 502, "upstream_reset", self._how(exc, "before it answered"))
+
+    def _how(self, exc: Exception | None, when: str) -> str:
+        how = "closed the connection" if exc is None else f"broke the connection off ({exc})"
+        return f"{self.route.authority} {how} {when}"
+
+    def client_lost(self, exc: Exception | None) -> None:
+        """The client has left: nobody waits for the answer any more, so the upstream is told at once."""
+        if self.ending is not None:
+            return
+        self.at = time.monotonic_ns()
+        upstream, self.upstream = self.upstream, None
+        if self.spliced and exc is None:
+            self._finish(Ending.COMPLETE, "")
+            if upstream is not None:
+                upstream.close()
+            return
+        self._finish(Ending.CLIENT_GONE, str(exc or "the client closed the connection"))
+        if upstream is not None:
+            upstream.break_off()
+
+    def timed_out(self, message: str) -> None:
+        """An idle limit of ours has passed."""
+        self._fail(Ending.TIMED_OUT, 504, "upstream_timeout", message)
+
+    def interrupt(self, reason: str) -> None:
+        """This process stops."""
+        self._fail(Ending.INTERRUPTED, 503, "stopping", reason)
+
+    def fault(self, error: Exception) -> None:
+        """A defect of ours. The exchange ends visibly; everybody else goes on."""
+        self.core.metrics.faults += 1
+        log.error("internal error in an exchange with %s", self.route.authority, exc_info=error)
+        if self.ending is None:
+            self._finish(Ending.UPSTREAM_FAILED, f"internal error: {type(error).__name__}")
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.break_off()
+        self.client.break_off()
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        self._fail(Ending.REFUSED, status, code, message)
+
+    def _fail(self, ending: Ending, status: int, code: str, message: str) -> None:
+        """End it as failed: with an answer of ours where no head went out yet, else by breaking off."""
+        if self.ending is not None:
+            return
+        upstream, self.upstream = self.upstream, None
+        head_is_out = self.response_head is not None
+        self.answered = 0 if head_is_out else status
+        self.at = time.monotonic_ns()
+        self._finish(ending, message)
+        if self.dialling is not None and ending is not Ending.UPSTREAM_FAILED:
+            self.dialling.cancel()
+            self.dialling = None
+        if upstream is not None:
+            upstream.break_off()
+        if head_is_out:
+            self.client.break_off()
+            return
+        self.core.metrics.count_answer(code)
+        keep = self.keep_client and self.request_framing.done
+        self.client.send(answers.error(status, code, message, provider=self.route.provider, close=not keep))
+        self.client.exchange_done(keep=keep, linger=not self.request_framing.done)
+
+    def _finish(self, ending: Ending, error: str) -> None:
+        """Set the ending, once, and journal it before anybody else hears of it."""
+        assert self.ending is None, "an exchange ends once"
+        self.ending = ending
+        core = self.core
+        core.finished(self)
+        core.metrics.count_exchange(self.route.provider, ending, self.response_head)
+        if not self.request_framing.done and self.response_head is not None and not self.spliced:
+            self.notes |= _EARLY
+        ours, theirs = self.long_request, self.long_response
+        if self.spliced:
+            assert ours is not None and theirs is not None
+            request_size, response_size = ours.taken, theirs.taken
+        else:
+            request_size = self.request_framing.payload
+            response_size = self.response_framing.payload if self.response_framing is not None else 0
+        closing = Closing(
+            ending,
+            self.notes,
+            self.answered,
+            request_size,
+            response_size,
+            time.time_ns(),
+            self.first_byte_at,
+            error,
+            _digest(ours),
+            _digest(theirs),
+        )
+        core.tee.end(self.serial, self.at, self.flags, closing)

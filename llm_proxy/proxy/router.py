@@ -1,0 +1,198 @@
+"""Where a request goes, from its head alone. Pure: a `Route`, or `NoRoute` with words for the caller.
+
+Order: provider paths `/{provider}/{host}/{path}`, then bare API paths to their provider's own host. What this
+process answers itself (`/health`, `/metrics`) is the server's business.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from llm_proxy.journal.frames import route_facts
+from llm_proxy.proxy.authority import Allowed, Authority, BadAuthority, parse_authority
+from llm_proxy.records.masking import masked_target
+from llm_proxy.wire.head import RequestHead, Role
+
+HOW = (
+    "write /{provider}/{host}/{path}, as in /anthropic/api.anthropic.com/v1/messages or "
+    "/openai/api.openai.com/v1/chat/completions; or a bare API path such as /v1/messages, /v1/chat/completions, "
+    "/v1/responses; provider is one of anthropic, openai, gemini"
+)
+
+# Names in paths, and the host each provider is reached at when the path names none.
+PROVIDERS = {
+    "anthropic": "anthropic",
+    "claude": "anthropic",
+    "openai": "openai",
+    "gemini": "gemini",
+    "google": "gemini",
+}
+HOSTS = {
+    "anthropic": "api.anthropic.com",
+    "openai": "api.openai.com",
+    "gemini": "generativelanguage.googleapis.com",
+}
+CHATGPT = "chatgpt.com"
+CODEX = b"/backend-api/codex"
+
+# Clients whose base URL ends at the host post to these without /v1; at the providers' own hosts no such path exists.
+_NEEDS_V1 = {
+    "api.anthropic.com": re.compile(rb"/messages(?:[/?].*)?"),
+    "api.openai.com": re.compile(rb"/(?:chat/completions|completions|responses|embeddings|models)(?:[/?].*)?"),
+}
+_GEMINI_CALL = re.compile(rb"/v1(?:alpha|beta)?/[^?]*:[A-Za-z]+(?:\?.*)?")
+
+
+class Policy(StrEnum):
+    """Which hosts may be named in a path: any public one, or the providers' own and those listed."""
+
+    PUBLIC = "public"
+    KNOWN = "known"
+
+
+class PoolKey(NamedTuple):
+    """What must be equal for a connection to be used again."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where one request goes. `target` is the raw target sent upstream, `masked` the same for the record.
+
+    `host` is the Host value sent; `listed`: the operator has allowed this host, so its addresses are not judged;
+    `facts` is the route's part of the journal's OPEN frame; `dialect` names the shape of error bodies.
+    """
+
+    provider: str
+    scheme: str
+    authority: Authority
+    target: bytes
+    masked: bytes
+    host: bytes
+    key: PoolKey
+    listed: bool
+    why: str
+    facts: bytes
+
+
+class NoRoute(Exception):
+    """No route: `status` and words for the caller."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+class Router:
+    """Remembers the routes it has made: targets repeat, and a head is routed on the hot path."""
+
+    REMEMBERED = 512
+
+    def __init__(self, *, allow: Allowed, policy: Policy = Policy.PUBLIC, enabled: bool = True) -> None:
+        self._allow = allow
+        self._policy = policy
+        self._enabled = enabled
+        self._known: dict[tuple[bytes, ...], Route] = {}
+
+    def route(self, head: RequestHead, target: bytes) -> Route:
+        """The route of a request for an origin-form target. Raises NoRoute."""
+        key = (target, *(field.line for _, field in head.special if field.role == Role.IDENTITY))
+        route = self._known.get(key)
+        if route is None:
+            route = self._decide(head, target)
+            if len(self._known) >= self.REMEMBERED:
+                self._known.clear()
+            self._known[key] = route
+        return route
+
+    def _decide(self, head: RequestHead, target: bytes) -> Route:
+        if not self._enabled:
+            raise NoRoute(
+                404,
+                "not_served",
+                "this listener is not on loopback: pass-through routes are off (listen.remote_routes)",
+            )
+        first, _, rest = target[1:].partition(b"/")
+        provider = PROVIDERS.get(first.decode("latin-1"))
+        if provider is not None and rest:
+            named, slash, path = rest.partition(b"/")
+            if not slash:
+                named, question, query = rest.partition(b"?")
+                path = question + query
+            return self._towards(head, provider, named.decode("latin-1"), b"/" + path, "provider path")
+        provider = _bare_provider(head, target)
+        if provider is None:
+            raise NoRoute(404, "no_route", f"no route for this path: {HOW}")
+        return self._towards(head, provider, HOSTS[provider], target, "bare path")
+
+    def _towards(self, head: RequestHead, provider: str, named: str, target: bytes, why: str) -> Route:
+        if target.startswith(CODEX + b"/") and named == HOSTS["openai"]:
+            named, why = CHATGPT, "codex path"
+        elif provider == "openai" and named == HOSTS["openai"] and _is_chatgpt_login(head):
+            named, why = CHATGPT, "chatgpt login"
+            target = CODEX + (target[3:] if target.startswith(b"/v1/") else target)
+        try:
+            authority = parse_authority(named)
+        except BadAuthority as error:
+            raise NoRoute(404, "bad_upstream", f"upstream host: {error}; {HOW}") from None
+        missing = _NEEDS_V1.get(authority.host)
+        if missing is not None and missing.fullmatch(target):
+            target = b"/v1" + target
+        listed = self._allow.scheme(authority)
+        if listed is None and self._policy is Policy.KNOWN and str(authority) not in (*HOSTS.values(), CHATGPT):
+            message = (
+                f'{authority} is not a known provider host; allow = ["https://{authority}"] under [upstreams] adds it'
+            )
+            raise NoRoute(403, "upstream_not_allowed", message)
+        scheme = listed or ("http" if authority.is_loopback else "https")
+        port = authority.port or (443 if scheme == "https" else 80)
+        return Route(
+            provider=provider,
+            scheme=scheme,
+            authority=authority,
+            target=target,
+            masked=masked_target(target),
+            host=str(authority).encode(),
+            key=PoolKey(scheme, authority.host, port),
+            listed=listed is not None,
+            why=why,
+            facts=route_facts(provider, scheme, str(authority), why),
+        )
+
+
+def _bare_provider(head: RequestHead, target: bytes) -> str | None:
+    """The provider a bare API path is for: by the path where it tells, else by the headers, else OpenAI."""
+    path = target.partition(b"?")[0]
+    if path.startswith((b"/v1/messages", b"/v1/complete")) and path[12:13] in (b"", b"/"):
+        return "anthropic"
+    if path == b"/messages" or path.startswith(b"/messages/"):
+        return "anthropic"
+    if path.startswith((b"/v1beta/", b"/v1alpha/")) or _GEMINI_CALL.fullmatch(target):
+        return "gemini"
+    if path.startswith(CODEX + b"/") or _NEEDS_V1["api.openai.com"].fullmatch(path):
+        return "openai"
+    if not path.startswith(b"/v1/"):
+        return None
+    names = {field.name for _, field in head.special if field.role == Role.IDENTITY}
+    if b"anthropic-version" in names:
+        return "anthropic"
+    return "gemini" if b"x-goog-api-key" in names else "openai"
+
+
+def _is_chatgpt_login(head: RequestHead) -> bool:
+    """A ChatGPT login instead of an API key: its account header, or a bearer token that is a JWT."""
+    if head.get(b"chatgpt-account-id"):
+        return True
+    scheme, _, token = (head.get(b"authorization") or b"").partition(b" ")
+    if scheme.lower() != b"bearer" or token.startswith(b"sk-"):
+        return False
+    parts = token.split(b".")
+    return len(parts) == 3 and all(parts)

@@ -1,0 +1,230 @@
+"""The proxy as a whole: listens, keeps time, answers for itself, and stops in good order.
+
+Receives plain values; who reads settings, binds sockets and keeps the keeper alive is the service's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llm_proxy.journal.writer import Journal, JournalState
+from llm_proxy.proxy import answers
+from llm_proxy.proxy.access import Access
+from llm_proxy.proxy.authority import Allowed
+from llm_proxy.proxy.client import ClientConnection
+from llm_proxy.proxy.core import Core
+from llm_proxy.proxy.dialler import Dialler
+from llm_proxy.proxy.metrics import Sample
+from llm_proxy.proxy.requests import Requests
+from llm_proxy.proxy.router import Policy, Router
+from llm_proxy.proxy.tee import Tee
+
+log = logging.getLogger("llm_proxy.proxy")
+
+# The keeper's numbers that `/metrics` passes on: name in its snapshot, name here, help.
+_KEEPER_METRICS = (
+    ("exchanges", "llm_proxy_keeper_exchanges_total", "Exchanges written to the log files."),
+    ("interrupted", "llm_proxy_keeper_interrupted_total", "Exchanges that ended because the proxy did."),
+    ("errors", "llm_proxy_keeper_errors_total", "Failed attempts to write a log file."),
+    ("damaged_blocks", "llm_proxy_keeper_damaged_blocks_total", "Journal blocks that could not be read."),
+    ("truncated_exchanges", "llm_proxy_keeper_truncated_total", "Exchanges of which not everything was kept."),
+    ("lag_bytes", "llm_proxy_keeper_lag_bytes", "Journal bytes not in the log files yet."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyConfig:
+    """Plain values. Times in seconds, sizes in bytes; `environment` is where HTTPS_PROXY and NO_PROXY are read."""
+
+    instance: str = ""
+    version: str = ""
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    policy: str = "public"
+    remote_routes: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
+    connect_timeout: float = 30.0
+    header_timeout: float = 1800.0
+    idle_timeout: float = 1800.0
+    client_idle_timeout: float = 75.0
+    head_timeout: float = 10.0
+    max_connections: int = 4096
+    record_limit: int = 32 << 20
+    keeper_snapshot: Path | None = None
+    log_dir: str = ""
+
+
+class Proxy:
+    """One listener's worth of proxy. `listen`, then `drain` and `close`."""
+
+    def __init__(self, config: ProxyConfig, journal: Journal | None) -> None:
+        self.config = config
+        self.tee = Tee(journal)
+        self.core = Core(
+            requests=Requests(
+                Access(config.hosts, config.origins),
+                Router(allow=Allowed(config.allow), policy=Policy(config.policy), enabled=config.remote_routes),
+            ),
+            dialler=Dialler(connect_timeout=config.connect_timeout, environment=config.environment),
+            tee=self.tee,
+            record_limit=config.record_limit,
+            max_connections=config.max_connections,
+            head_timeout=config.head_timeout,
+            client_idle_timeout=config.client_idle_timeout,
+        )
+        self.core.own = {b"/health": self._health, b"/health/sinks": self._health_sinks, b"/metrics": self._metrics}
+        self._servers: list[asyncio.Server] = []
+        self._sweeper: asyncio.Task[None] | None = None
+        self._started = time.monotonic()
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def listen(self, sockets: Sequence[socket.socket]) -> None:
+        """Serve bound and listening sockets. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self.core.dialler.own_ports = frozenset(sock.getsockname()[1] for sock in sockets)
+        for sock in sockets:
+            self._servers.append(await loop.create_server(lambda: ClientConnection(self.core), sock=sock, backlog=4096))
+        self._sweeper = loop.create_task(self._sweep_forever())
+
+    async def drain(self, limit: float) -> int:
+        """Stop accepting, let exchanges finish for up to `limit` seconds, cut the rest; returns how many were cut."""
+        core = self.core
+        core.draining = True
+        for server in self._servers:
+            server.close()
+        for client in list(core.clients):
+            if client.relay is None:
+                client.close()
+        deadline = time.monotonic() + limit
+        while core.relays and time.monotonic() < deadline:
+            await core.something_ended(deadline - time.monotonic())
+        cut = list(core.relays)
+        for relay in cut:
+            relay.interrupt("llm-proxy is stopping")
+        return len(cut)
+
+    async def close(self) -> None:
+        """Let go of everything. Idempotent."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for relay in list(self.core.relays):
+            relay.interrupt("llm-proxy is stopping")
+        self.tee.settle()
+        self.core.pool.close()
+        self.core.dialler.close()
+        for server in self._servers:
+            server.close()
+        deadline = time.monotonic() + 1
+        while self.core.clients and time.monotonic() < deadline:  # answers on their way out
+            await self.core.something_ended(deadline - time.monotonic())
+        for client in list(self.core.clients):
+            client.break_off()
+        await asyncio.sleep(0)
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            try:
+                self._sweep()
+            except Exception as error:
+                self.core.fault(error)
+
+    def _sweep(self) -> None:
+        """One coarse look a second instead of a timer per connection."""
+        config, now = self.config, time.monotonic()
+        now_ns = time.monotonic_ns()
+        for client in list(self.core.clients):
+            client.sweep(now)
+        for relay in list(self.core.relays):
+            quiet = (now_ns - relay.at) / 1e9
+            waiting = relay.response_head is None and relay.request_done
+            limit = config.header_timeout if waiting else config.idle_timeout
+            if limit and quiet > limit:
+                relay.timed_out(f"nothing came for {limit:g} s")
+        self.core.pool.expire(now)
+
+    # -- answers ------------------------------------------------------------------------------------------------
+
+    def recording(self) -> tuple[str, str]:
+        """How the record stands: ok, degraded or stopped, and why."""
+        journal = self.tee.journal
+        if journal is None:
+            return "stopped", "there is no journal"
+        state: JournalState = journal.state()
+        if state.recording != "ok":
+            return state.recording, state.reason
+        keeper = self._keeper()
+        if not keeper:
+            return "degraded", "the keeper is not running; the journal keeps everything until it is"
+        if keeper.get("state") != "ok":
+            return "degraded", str(keeper.get("last_error") or "the keeper reports trouble")
+        return "ok", ""
+
+    def _keeper(self) -> dict[str, object]:
+        """The keeper's last snapshot; empty where it does not run."""
+        path = self.config.keeper_snapshot
+        if path is None:
+            return {}
+        try:
+            snapshot = json.loads(path.read_bytes())
+            os.kill(int(snapshot["pid"]), 0)
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return snapshot if isinstance(snapshot, dict) and snapshot.get("state") != "stopped" else {}
+
+    def _health(self) -> bytes:
+        recording, reason = self.recording()
+        config = self.config
+        body = {
+            "status": "ok",
+            "app": "llm-proxy",
+            "version": config.version,
+            "instance": config.instance,
+            "pid": os.getpid(),
+            "uptime": round(time.monotonic() - self._started, 3),
+            "recording": recording,
+            "reason": reason,
+            "log_dir": config.log_dir,
+            "open": len(self.core.relays),
+        }
+        return answers.answer(200, json.dumps(body).encode())
+
+    def _health_sinks(self) -> bytes:
+        recording, reason = self.recording()
+        body = {"recording": recording, "reason": reason, "keeper": self._keeper()}
+        return answers.answer(200 if recording == "ok" else 503, json.dumps(body).encode())
+
+    def _metrics(self) -> bytes:
+        core, losses, keeper = self.core, self.tee.losses, self._keeper()
+        journal = self.tee.journal
+        state = journal.state() if journal is not None else None
+        recording, _ = self.recording()
+        gauges: dict[str, tuple[str, Iterable[Sample]]] = {
+            "llm_proxy_build_info": ("Always 1.", [Sample({"version": self.config.version}, 1)]),
+            "llm_proxy_connections_open": ("Client connections open now.", [Sample({}, len(core.clients))]),
+            "llm_proxy_exchanges_open": ("Exchanges under way now.", [Sample({}, len(core.relays))]),
+            "llm_proxy_upstream_idle": ("Upstream connections kept for reuse.", [Sample({}, len(core.pool))]),
+            "llm_proxy_recording_ok": ("1 while everything is recorded.", [Sample({}, int(recording == "ok"))]),
+            "llm_proxy_journal_backlog_bytes": ("In the ring.", [Sample({}, state.backlog if state else 0)]),
+            "llm_proxy_journal_segment_bytes": ("In segment files.", [Sample({}, state.segments if state else 0)]),
+            "llm_proxy_record_lost_exchanges_total": ("Exchanges not recorded at all.", [Sample({}, losses.exchanges)]),
+            "llm_proxy_record_dropped_frames_total": ("Body pieces not recorded.", [Sample({}, losses.frames)]),
+            "llm_proxy_record_dropped_bytes_total": ("Bytes of these.", [Sample({}, losses.octets)]),
+            "llm_proxy_keeper_up": ("1 while the keeper runs.", [Sample({}, int(bool(keeper)))]),
+        }
+        for key, name, text in _KEEPER_METRICS:
+            value = keeper.get(key)
+            if isinstance(value, int | float):
+                gauges[name] = (text, [Sample({}, value)])
+        text = core.metrics.text(gauges)
+        return answers.answer(200, text.encode(), content_type="text/plain; version=0.0.4; charset=utf-8")

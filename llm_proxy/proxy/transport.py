@@ -1,0 +1,45 @@
+"""The few things done to sockets, in the one place where asyncio and uvloop differ."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+
+# Ours to set: uvloop's low mark is 16 bytes otherwise. Memory per direction is the high mark plus one read.
+HIGH, LOW = 65_536, 16_384
+_RESET = struct.pack("ii", 1, 0)
+# A peer that stopped answering: probes after a minute, given up after about two more.
+_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 180_000}
+
+
+def prepare(transport: asyncio.Transport) -> None:
+    """Marks and keep-alive for a fresh connection."""
+    transport.set_write_buffer_limits(HIGH, LOW)
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family == getattr(socket, "AF_UNIX", None):
+        return
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    except OSError:  # gone already; connection_lost will say so
+        pass
+
+
+def break_off(transport: asyncio.BaseTransport | None) -> None:
+    """End a connection so that the peer cannot take it for a proper end.
+
+    `abort()` alone sends FIN; linger 0 makes it a reset.
+    """
+    if transport is None:
+        return
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        except OSError:
+            pass
+    assert isinstance(transport, asyncio.WriteTransport) or hasattr(transport, "abort")
+    transport.abort()

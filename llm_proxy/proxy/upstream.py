@@ -1,0 +1,88 @@
+"""One connection to an upstream: turns transport callbacks into calls on the relay that is using it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from llm_proxy.proxy.gate import Gate, Reason
+from llm_proxy.proxy.router import PoolKey
+from llm_proxy.proxy.transport import break_off, prepare
+
+if TYPE_CHECKING:
+    from llm_proxy.proxy.pool import Pool
+    from llm_proxy.proxy.relay import Relay
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """Belongs to one relay at a time, or to the pool."""
+
+    __slots__ = ("gate", "idle_since", "key", "pool", "relay", "reused", "transport")
+
+    def __init__(self, key: PoolKey) -> None:
+        self.key = key
+        self.transport: asyncio.Transport | None = None
+        self.gate: Gate
+        self.relay: Relay | None = None
+        self.pool: Pool | None = None
+        self.reused = False
+        self.idle_since = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.gate = Gate(self.transport)
+        prepare(self.transport)
+
+    def data_received(self, data: bytes) -> None:
+        relay = self.relay
+        if relay is None:
+            # Nobody asked: whatever it is, it must not be taken for the answer to the next request.
+            self.break_off()
+            return
+        try:
+            relay.response_data(data)
+        except Exception as error:
+            relay.fault(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        relay = self.relay
+        if relay is not None:
+            self.relay = None
+            try:
+                relay.upstream_lost(exc)
+            except Exception as error:
+                relay.fault(error)
+        elif self.pool is not None:
+            self.pool.drop(self)
+
+    def pause_writing(self) -> None:
+        if self.relay is not None:
+            self.relay.client.gate.shut(Reason.PEER_FULL)
+
+    def resume_writing(self) -> None:
+        if self.relay is not None:
+            self.relay.client.gate.open(Reason.PEER_FULL)
+
+    def send(self, data: bytes) -> None:
+        """Write; nothing happens where the connection is lost, `connection_lost` tells the relay."""
+        if self.transport is not None:
+            self.transport.write(data)
+
+    def release(self) -> None:
+        """The relay is done with it, and it is fit for another: back to the pool."""
+        self.relay = None
+        self.reused = True
+        self.gate.open(Reason.PEER_FULL | Reason.BUDGET)
+        if self.transport is not None and not self.transport.is_closing() and self.pool is not None:
+            self.pool.give(self)
+
+    def close(self) -> None:
+        """Close in good order; what was written still goes out."""
+        self.relay = None
+        if self.transport is not None:
+            self.transport.close()
+
+    def break_off(self) -> None:
+        self.relay = None
+        break_off(self.transport)
