@@ -118,7 +118,7 @@ _PARAMETER = re.compile(
     rb"(?i:=|%(?:25)*3d)"
 )
 _END_IN_URL = re.compile(rb"[&#]|\Z")
-_END_IN_TEXT = re.compile(rb"[&#\s\"<>]|\Z")
+_END_IN_TEXT = re.compile(rb"[&#\"<>]|\Z")
 _USERINFO = re.compile(
     rb"(?P<before>(?:(?<=:)|^)//)(?P<plain>[^/?#\s\"<>]+)@|(?P<quoted>%3[Aa]%2[Ff]%2[Ff])(?P<inner>[^/?#&\s\"<>]{1,512}?)%40"
 )
