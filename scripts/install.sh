@@ -76,7 +76,7 @@ try() {
 switch() {
     draft=$bin/.llm-proxy.$$
     word=$(quoted "$target/bin/python" | sed 's/[\\&|]/\\&/g')
-    sed "s|@PYTHON@|$word|" "$checkout/packaging/launcher.sh" >"$draft"
+    sed "s|@PYTHON@|$word|g" "$checkout/packaging/launcher.sh" >"$draft"
     chmod 755 "$draft"
     mv -f "$draft" "$launcher"
     trap - EXIT
