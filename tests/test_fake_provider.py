@@ -11,11 +11,13 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,6 @@ import brotli
 import httptools
 import openai
 import pytest
-import pytest_asyncio
 import websockets
 from anthropic.types import Message, MessageTokensCount, ModelInfo, RawMessageStreamEvent
 from backports import zstd
@@ -36,6 +37,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 
 from tests.fakeprovider import FAULTS, FakeProvider
 from tests.fakeprovider.answers import SENTENCE
+from tests.fakeprovider.certificate import CERTIFICATE, KEY, tls_context
 
 ROOT = Path(__file__).parents[1]
 TEXT = "".join(SENTENCE)
@@ -167,12 +169,6 @@ def events_of(body: bytes) -> list[Any]:
     return [json.loads(text) for text in data if text != "[DONE]"]
 
 
-@pytest_asyncio.fixture
-async def fake() -> AsyncIterator[FakeProvider]:
-    async with FakeProvider() as provider:
-        yield provider
-
-
 @contextlib.contextmanager
 def process(*options: str) -> Iterator[int]:
     """The fake provider as a process; gives its port, and sees it stop in good order."""
@@ -195,9 +191,12 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
 
+adapter = lru_cache(TypeAdapter)
+
+
 def strict(kind: Any, value: Any) -> Any:
     """`value` as the SDK's type: nothing required is missing, and nothing is there that the SDK does not know."""
-    model = TypeAdapter(kind).validate_python(value)
+    model = adapter(kind).validate_python(value)
     _no_strangers(model)
     return model
 
@@ -858,6 +857,40 @@ async def test_websocket_bytes_are_kept(fake: FakeProvider) -> None:
     assert answer.raw.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
     assert answer.raw.endswith(b"\x88\x02\x03\xe8")
     assert answer.complete
+
+
+# --- TLS -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [(), ("--uvloop",)], ids=["asyncio", "uvloop"])
+async def test_tls(options: tuple[str, ...]) -> None:
+    """Behind TLS: a whole answer, a stream that is cut, and a reset without a farewell."""
+    trust = ssl.create_default_context(cafile=str(CERTIFICATE))
+    with process("--tls", str(CERTIFICATE), str(KEY), *options) as port:
+        for wish, body, end in (("close", PLAIN, b'"standard"}}'), ("cut=2", STREAM, b"}\n\n\r\n")):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
+            writer.write(request(body=body, fake=wish))
+            async with asyncio.timeout(TIMEOUT):
+                assert (await reader.read()).endswith(end)
+            writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
+        writer.write(request(fake="reset=head"))
+        with pytest.raises(ConnectionResetError):
+            async with asyncio.timeout(TIMEOUT):
+                await reader.read()
+
+
+async def test_tls_in_process() -> None:
+    """The book holds the decrypted bytes."""
+    trust = ssl.create_default_context(cafile=str(CERTIFICATE))
+    async with FakeProvider(tls=tls_context()) as fake:
+        reader, writer = await asyncio.open_connection("127.0.0.1", fake.port, ssl=trust)
+        writer.write(request(fake="close"))
+        received = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    assert fake.responses[0].raw == received
+    assert fake.requests[0].body == json.dumps(PLAIN).encode()
 
 
 # --- the book --------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import asyncio
 import signal
 import ssl
 
+from tests.fakeprovider.certificate import tls_context
 from tests.fakeprovider.server import FakeProvider
 
 
@@ -29,10 +30,7 @@ def main() -> None:
     parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"), help="PEM files")
     parser.add_argument("--uvloop", action="store_true")
     options = parser.parse_args()
-    tls = None
-    if options.tls:
-        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        tls.load_cert_chain(*options.tls)
+    tls = tls_context(*options.tls) if options.tls else None
     running = serve(options.host, options.port, tls)
     if options.uvloop:
         import uvloop

@@ -6,6 +6,7 @@ steps. Leaves out WebSocket messages (`websocket`).
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -66,13 +67,12 @@ def _steps(answer: Answer, plan: Plan, only_head: bool, close: bool) -> Iterator
     )
     close = close or until_close or http10 or plan.get("wrong-length", 0) > 0
     no_body = answer.status in (204, 304)
-    yield _head(answer, plan, chunked=chunked, until_close=until_close or no_body, close=close)
+    head = _head(answer, plan, chunked=chunked, until_close=until_close or no_body, close=close)
     if plan.get("hang") == "head":
+        yield head
         yield End.HANG
-    if not only_head and not no_body:
-        yield from _body(answer, plan, chunked)
-    if "extra" in plan:
-        yield EVIL
+    whole = itertools.chain([head], () if only_head or no_body else _body(answer, plan, chunked))
+    yield from _with_extra(whole) if "extra" in plan else whole
     if close or plan.get("die-on-reuse") == "idle":
         yield End.FIN
 
@@ -161,6 +161,15 @@ def _first_bytes(pieces: Iterable[bytes], amount: int) -> Iterator[bytes]:
 def _first_pieces(pieces: Iterable[bytes], amount: int) -> Iterator[bytes]:
     for piece, _ in zip(pieces, range(amount), strict=False):
         yield piece
+
+
+def _with_extra(whole: Iterator[Step]) -> Iterator[Step]:
+    """Another response in one piece with the end of this one, so that both are likely to be read at once."""
+    last = next(whole)
+    for step in whole:
+        yield last
+        last = step
+    yield last + EVIL if isinstance(last, bytes) else last
 
 
 def _byte_by_byte(out: Iterator[Step]) -> Iterator[Step]:

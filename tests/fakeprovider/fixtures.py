@@ -1,4 +1,4 @@
-"""Pytest fixtures: a started fake provider, on plain TCP."""
+"""Pytest fixtures: a started fake provider."""
 
 from collections.abc import AsyncIterator
 

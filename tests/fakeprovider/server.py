@@ -26,6 +26,7 @@ from tests.fakeprovider.seen import Counts, SeenConnection, SeenRequest, SeenRes
 
 KEPT = 16 << 20  # bytes of each message, by default
 LINGER_S = 1.0  # how long a connection that is no longer read stays open
+FLUSH_S = 0.001  # how often to look whether all is out before a reset
 STEPS_AT_ONCE = 64  # so that an endless answer leaves room for other connections
 COUNTS_PATH = "/fake/counts"
 
@@ -153,7 +154,6 @@ class Connection(asyncio.Protocol):
         self._steps: list[Iterator[Step]] = []  # to play, in order; the answer of the request at hand
         self._timer: asyncio.Handle | None = None
         self._paused = False  # the transport's buffer is full
-        self._resetting = False
         self._hangs = False
         self._ours = False  # we closed it
         self._left = False  # the client sent FIN
@@ -187,9 +187,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        if self._resetting:
-            self._reset()
-        elif self._steps and not self._timer and not self._hangs:
+        if self._steps and not self._timer and not self._hangs:
             self._advance()
 
     def abort(self) -> None:
@@ -312,6 +310,7 @@ class Connection(asyncio.Protocol):
         for answer in self._websocket.feed(data):
             if self._websocket.closing:
                 self._response.complete = True
+                self._fake.counts.responses += 1
                 self._drop_steps()
             self._play(answer)
 
@@ -387,9 +386,8 @@ class Connection(asyncio.Protocol):
 
     def _reset(self) -> None:
         """Close with RST, once everything written has left this process."""
-        self._resetting = True
-        self._transport.set_write_buffer_limits(high=0)
-        if self._paused:
+        if self._transport.get_write_buffer_size():
+            self._timer = self._loop.call_later(FLUSH_S, self._reset)
             return
         handle = os.dup(self._transport.get_extra_info("socket").fileno())
         with socket.socket(fileno=handle) as same:
