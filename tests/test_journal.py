@@ -21,7 +21,9 @@ from llm_proxy.journal.frames import (
     Frame,
     Kind,
     Opening,
+    pack,
     pack_end,
+    pack_header,
     pack_open,
     route_facts,
     scan,
@@ -58,7 +60,7 @@ def test_the_ring_gives_back_what_was_put_in(
         if step < 0:
             got += [(frame.serial, frame.payload) for frame in drain(ring)]
             assert ring.backlog == 0
-        elif ring.put(Kind.REQUEST, 0, number, 7, bytes([number % 256]) * step):
+        elif ring.put(pack_header(Kind.REQUEST, 0, number, 7, step), bytes([number % 256]) * step):
             put.append((number, bytes([number % 256]) * step))
         else:
             assert ring.backlog + 2 * (step + HEADER_SIZE) > size
@@ -71,7 +73,7 @@ def test_a_ring_is_readable_by_the_next_process(tmp_path: Path) -> None:
     """Offsets live in the file, so what was not drained is found after a wrap too."""
     ring = Ring.create(tmp_path / "ring", 1000, RUN)
     for number in range(40):
-        assert ring.put(Kind.REQUEST, 0, number, 0, b"x" * 90)
+        assert ring.put(pack(Kind.REQUEST, 0, number, 0, b"x" * 90))
         if number < 38:
             drain(ring)
     ring.close()
@@ -101,7 +103,7 @@ def test_payloads_survive_packing() -> None:
 
 
 def put(journal: Journal, serial: int, payload: bytes = b"x") -> None:
-    assert journal.ring.put(Kind.REQUEST, 0, serial, serial, payload)
+    assert journal.ring.put(pack(Kind.REQUEST, 0, serial, serial, payload))
     journal.wake()
 
 
@@ -154,7 +156,7 @@ def test_a_block_that_stands_twice_is_given_once(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "ring").write_text(str(tmp_path / "ring"))
     for serial in range(3):
-        ring.put(Kind.REQUEST, 0, serial, 0, b"x" * serial)
+        ring.put(pack(Kind.REQUEST, 0, serial, 0, b"x" * serial))
     segment = segments.SegmentWriter(folder, segments.SegmentHead(RUN, 1, 0, 0))
 
     def keep_and_die(block: memoryview, place: int) -> None:
@@ -163,7 +165,7 @@ def test_a_block_that_stands_twice_is_given_once(tmp_path: Path) -> None:
 
     with pytest.raises(InterruptedError):
         ring.drain(keep_and_die)
-    ring.put(Kind.REQUEST, 0, 3, 0, b"late")
+    ring.put(pack(Kind.REQUEST, 0, 3, 0, b"late"))
     with writer_lock(folder):
         assert recover(folder) > 0
         assert recover(folder) == 0
@@ -179,7 +181,7 @@ def test_damage_costs_its_block_only(tmp_path: Path) -> None:
         writer = segments.SegmentWriter(folder, segments.SegmentHead(RUN, number, 0, 0))
         ring = Ring.create(tmp_path / f"ring{number}", 1 << 16, RUN)
         for serial in range(3):
-            ring.put(Kind.REQUEST, 0, number * 10 + serial, 0, b"x")
+            ring.put(pack(Kind.REQUEST, 0, number * 10 + serial, 0, b"x"))
             ring.drain(lambda block, place: writer.append(block, (number - 1) * 75 + place))  # noqa: B023
         writer.close()
     path = segments.path_of(folder, 1)
@@ -206,12 +208,12 @@ WRITER = """
 import os
 import sys
 from pathlib import Path
-from llm_proxy.journal.frames import Kind
+from llm_proxy.journal.frames import Kind, pack
 from llm_proxy.journal.writer import Journal
 journal = Journal.open(Path(sys.argv[1]), ring_size=1 << 20, cap=1 << 30)
 serial = 0
 while True:
-    while not journal.ring.put(Kind.RESPONSE, 0, serial, 0, b"x" * (serial % 3000)):
+    while not journal.ring.put(pack(Kind.RESPONSE, 0, serial, 0, b"x" * (serial % 3000))):
         journal.wake()
     if journal.asleep:
         journal.wake()
@@ -249,7 +251,7 @@ def test_a_full_disk_stops_recording_and_nothing_else(tmp_path: Path) -> None:
         ballast.write_bytes(b"x" * 150_000)
         accepted = []
         for serial in range(20):
-            if journal.ring.put(Kind.RESPONSE, 0, serial, 0, b"x" * 40_000):
+            if journal.ring.put(pack(Kind.RESPONSE, 0, serial, 0, b"x" * 40_000)):
                 accepted.append(serial)
             journal.wake()
         until(journal, lambda: journal.state().recording == "stopped")

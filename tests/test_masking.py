@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_proxy.records.masking import masked_target, masked_value, without_keys
+from llm_proxy.wire.masking import masked_target, masked_value, without_keys
 
 
 def mask(secret: bytes) -> bytes:
@@ -294,11 +294,11 @@ def test_text_is_left_alone_but_for_keys():
 
 def test_the_module_is_small():
     """The proxy process imports it: standard library only, and little of that."""
-    code = "import sys, llm_proxy.records.masking; print(*sys.modules)"
+    code = "import sys, llm_proxy.wire.masking; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, timeout=30)
     loaded = set(done.stdout.split())
     assert {name for name in loaded if name.startswith("llm_proxy.")} == {
-        "llm_proxy.records",
-        "llm_proxy.records.masking",
+        "llm_proxy.wire",
+        "llm_proxy.wire.masking",
     }
     assert not loaded & {"json", "urllib.parse", "msgspec", "asyncio"}

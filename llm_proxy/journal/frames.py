@@ -74,8 +74,7 @@ class Opening:
     head: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Closing:
+class Closing(NamedTuple):
     """Payload of END.
 
     `ending` is the value of `records.exchange.Ending`; `answered` the status this proxy answered itself (0: none);
@@ -125,21 +124,13 @@ def unpack_open(payload: bytes) -> Opening:
 
 
 def pack_end(closing: Closing) -> bytes:
-    error = closing.error.encode("utf-8", "backslashreplace")[:4096]
-    fixed = _END.pack(
-        closing.ending,
-        closing.notes,
-        closing.answered,
-        closing.request_size,
-        closing.response_size,
-        closing.wall_ns,
-        closing.first_byte_at,
-        len(error),
-    )
-    if not closing.request_sha256 and not closing.response_sha256:
+    """Payload of END; an error text beyond 4,096 bytes is cut."""
+    ending, notes, answered, request_size, response_size, wall_ns, first, text, ours, theirs = closing
+    error = text.encode("utf-8", "backslashreplace")[:4096] if text else b""
+    fixed = _END.pack(ending, notes, answered, request_size, response_size, wall_ns, first, len(error))
+    if not ours and not theirs:
         return fixed + error
-    lengths = _DIGESTS.pack(len(closing.request_sha256), len(closing.response_sha256))
-    return fixed + error + lengths + closing.request_sha256 + closing.response_sha256
+    return fixed + error + _DIGESTS.pack(len(ours), len(theirs)) + ours + theirs
 
 
 def unpack_end(payload: bytes) -> Closing:
@@ -155,8 +146,13 @@ def unpack_end(payload: bytes) -> Closing:
 
 
 def pack(kind: int, flags: int, serial: int, at: int, payload: bytes) -> bytes:
-    """A whole frame as bytes (the ring writes header and payload apart instead)."""
+    """A whole frame as bytes."""
     return HEADER.pack(len(payload), kind, flags, 0, serial, at) + payload
+
+
+def pack_header(kind: int, flags: int, serial: int, at: int, length: int) -> bytes:
+    """A frame's header alone; `length` bytes of payload are to follow it."""
+    return HEADER.pack(length, kind, flags, 0, serial, at)
 
 
 def scan(block: bytes, segment: int = 0, offset: int = 0) -> Iterator[Frame]:

@@ -80,30 +80,34 @@ class Ring:
         finally:
             os.close(fd)
 
-    def put(self, kind: int, flags: int, serial: int, at: int, payload: bytes, spare: int = 0) -> int:
-        """Copy one frame in and publish it. Returns the bytes now waiting to be drained; 0 where it does not fit.
+    def put(self, frames: bytes, payload: bytes = b"", after: bytes = b"", spare: int = 0) -> int:
+        """Copy whole frames in and publish them. Returns the bytes now waiting to be drained; 0: they do not fit.
 
-        `spare` bytes are to stay free.
+        `frames` are packed frames, the last one's payload perhaps apart in `payload` (so that a large body is copied
+        once), `after` more packed frames. `spare` bytes are to stay free.
         """
-        length = len(payload)
-        need = HEADER_SIZE + length
+        split = len(frames)
+        end = split + len(payload)
+        need = end + len(after)
         head = self._head
         size = self.size
         place = head % size
         room = size - place
         wasted = room if need > room else 0
-        used = head + wasted + need - self._words[_TAIL]
+        used: int = head + wasted + need - self._words[_TAIL]
         if used > size - spare:
             return 0
+        view = self._view
         if wasted:
             if room >= HEADER_SIZE:
-                HEADER.pack_into(self._view, place, room - HEADER_SIZE, Kind.PAD, 0, 0, 0, 0)
+                HEADER.pack_into(view, place, room - HEADER_SIZE, Kind.PAD, 0, 0, 0, 0)
             head += room
             place = 0
-        view = self._view
-        HEADER.pack_into(view, place, length, kind, flags, 0, serial, at)
-        start = place + HEADER_SIZE
-        view[start : start + length] = payload
+        view[place : place + split] = frames
+        if payload:
+            view[place + split : place + end] = payload
+        if after:
+            view[place + end : place + need] = after
         self._head = self._words[_HEAD] = head + need
         return used
 

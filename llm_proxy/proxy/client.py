@@ -55,6 +55,12 @@ class ClientConnection(asyncio.Protocol):
         try:
             relay = self.relay
             if relay is None:
+                end = -1 if self.buffer or self._lingering else data.find(b"\r\n\r\n")
+                if end > 0:  # the usual case: a fresh request with its whole head
+                    request = self._core.requests.known(data[: end + 4])
+                    if request is not None:
+                        self._carry(request, data, end + 4)
+                        return
                 if self._lingering:
                     self._throw_away(data)
                     return
@@ -128,7 +134,11 @@ class ClientConnection(asyncio.Protocol):
         if request is None:
             return
         self.buffer = b""
-        self.relay = relay = Relay(core, self, request)
+        self._carry(request, data, end)
+
+    def _carry(self, request: Request, data: bytes, end: int) -> None:
+        """An exchange begins; its head is the first `end` bytes of `data`."""
+        self.relay = relay = Relay(self._core, self, request)
         taken = relay.start(data, end)
         if taken < len(data):
             self.buffer = data[taken:] + self.buffer

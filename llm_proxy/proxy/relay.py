@@ -35,6 +35,7 @@ REPLAY_LIMIT = 1 << 20
 
 
 _REUSED, _RETRIED, _WEBSOCKET, _EARLY = Note.REUSED, Note.RETRIED, Note.WEBSOCKET, Note.EARLY
+_LOSSY, _OVER_LIMIT = Flag.LOSSY, Flag.OVER_LIMIT
 
 
 class LongBody:
@@ -52,17 +53,16 @@ class LongBody:
         self.digest = hashlib.sha256()
         self.sink: list[bytes] = []
 
-    @classmethod
-    def watch(cls, framing: Framing, limit: int) -> LongBody | None:
-        """None where the framing promises that the body stays within the limit."""
-        length = framing.length
-        return cls(limit) if length is None or length > limit else None
-
     def note(self) -> None:
         """Digest what the framing has put into the sink."""
         for piece in self.sink:
             self.digest.update(piece)
         self.sink.clear()
+
+    @property
+    def sha256(self) -> bytes:
+        """Of the whole body; empty where all of it is recorded anyway."""
+        return self.digest.digest() if self.over else b""
 
     def cut(self, piece: bytes) -> bytes:
         """What of a piece is still recorded."""
@@ -71,10 +71,6 @@ class LongBody:
             return piece
         piece, self.left, self.over = piece[: self.left], 0, True
         return piece
-
-
-def _digest(body: LongBody | None) -> bytes:
-    return body.digest.digest() if body is not None and body.over else b""
 
 
 class Relay:
@@ -118,7 +114,9 @@ class Relay:
         self.head = head = prepared.head
         self.route = prepared.route
         self.request_framing = request_framing(head.chunked, request.length)
-        self.long_request = LongBody.watch(self.request_framing, core.record_limit)
+        self.long_request: LongBody | None = None
+        if head.chunked or request.length > core.record_limit:
+            self.long_request = LongBody(core.record_limit)
         self.response_framing: Framing | None = None
         self.long_response: LongBody | None = None
         self.response_head: ResponseHead | None = None
@@ -144,37 +142,53 @@ class Relay:
     def start(self, data: bytes, position: int) -> int:
         """Open the exchange with the head and what has come of the body; returns how far `data` was taken."""
         framing, request, core = self.request_framing, self.request, self.core
-        core.relays.add(self)
-        self.serial = core.tee.open(self.route.facts, request.masked, self.at, bodiless=framing.done)
-        outgoing = request.outgoing
-        end = self._take_request(data, position)
-        if self.ending is not None:
-            return end
-        piece = data[position:end] if end > position else b""
-        unsure = not framing.done or len(outgoing) + len(piece) > REPLAY_LIMIT
-        connection = core.pool.take(self.route.key, sure=unsure)
-        message = outgoing + piece if piece else outgoing
-        self._hold(message)
+        try:
+            end = self._feed_request(data, position)
+        except BadFraming as error:
+            core.relays.add(self)
+            self.serial, _ = core.tee.open(self.route.facts, request.masked, self.at, b"", bodiless=False, last=False)
+            self._refuse(400, "bad_framing", str(error))
+            return len(data)
+        piece = data[position:end]
+        done = framing.done
+        kept, long = piece, self.long_request
+        if long is not None:
+            kept = self._cut(long, piece)
+        self.serial, whole = core.tee.open(
+            self.route.facts, request.masked, self.at, kept, bodiless=done and not piece, last=done
+        )
+        if not whole:
+            self.flags |= _LOSSY
+        message = request.outgoing + piece
+        connection = core.pool.take(self.route.key, sure=not done or len(message) > REPLAY_LIMIT)
         if connection is None:
+            core.relays.add(self)
+            self._hold(message)
             self._dial()
-        else:
-            self.notes |= _REUSED
-            self._attach(connection)
-            connection.send(message)
+            return end
+        self.upstream = connection
+        connection.relay = self
+        connection.send(message)
+        core.relays.add(self)
+        self.notes = _REUSED
+        self._hold(message)
         return end
 
     def request_data(self, data: bytes) -> int:
         """More of the request body (or, after a 101, of the client's side); returns how far `data` was taken."""
         self.at = time.monotonic_ns()
         if self.spliced:
-            self._spliced(Kind.REQUEST, self.long_request, data)
+            self._splice(Kind.REQUEST, self.long_request, data)
             if self.upstream is not None:
                 self.upstream.send(data)
             return len(data)
-        end = self._take_request(data, 0)
-        if self.ending is not None:
+        try:
+            end = self._feed_request(data, 0)
+        except BadFraming as error:
+            self._refuse(400, "bad_framing", str(error))
             return len(data)
         piece = data if end == len(data) else data[:end]
+        self._journal(Kind.REQUEST, self.long_request, piece, self.request_framing.done)
         if self.held is not None:
             self._hold(piece)
         if self.upstream is not None:
@@ -187,22 +201,14 @@ class Relay:
     def request_done(self) -> bool:
         return self.request_framing.done and not self.spliced
 
-    def _take_request(self, data: bytes, position: int) -> int:
-        """Find where the request's bytes end and journal them."""
+    def _feed_request(self, data: bytes, position: int) -> int:
+        """Find where the request's bytes end. Raises BadFraming."""
         framing, long = self.request_framing, self.long_request
-        if framing.done:
-            return position
-        start, size = position, len(data)
         sink = None if long is None else long.sink
-        try:
+        size = len(data)
+        position = framing.feed(data, position, sink)
+        while position < size and not framing.done:  # a flood of tiny chunks, beyond one call's budget
             position = framing.feed(data, position, sink)
-            while position < size and not framing.done:  # a flood of tiny chunks: the budget is for responses
-                position = framing.feed(data, position, sink)
-        except BadFraming as error:
-            self._refuse(400, "bad_framing", str(error))
-            return size
-        piece = data if not start and position == size else data[start:position]
-        self._journal(Kind.REQUEST, long, piece, framing.done)
         return position
 
     def _hold(self, piece: bytes) -> None:
@@ -214,18 +220,21 @@ class Relay:
         else:
             self.held.append(piece)
 
+    def _cut(self, long: LongBody, piece: bytes) -> bytes:
+        """What of a piece is recorded."""
+        long.note()
+        piece = long.cut(piece)
+        if long.over:
+            self.flags |= _OVER_LIMIT
+        return piece
+
     def _journal(self, kind: int, long: LongBody | None, piece: bytes, last: bool) -> None:
         if long is not None:
-            long.note()
-            piece = long.cut(piece)
-            if long.over:
-                self.flags |= Flag.OVER_LIMIT
-                if not piece:
-                    return
-        if not self.core.tee.body(kind, self.serial, self.at, piece, last=last):
-            self.flags |= Flag.LOSSY
+            piece = self._cut(long, piece)
+        if piece and not self.core.tee.body(kind, self.serial, self.at, piece, last=last):
+            self.flags |= _LOSSY
 
-    def _spliced(self, kind: int, long: LongBody | None, data: bytes) -> None:
+    def _splice(self, kind: int, long: LongBody | None, data: bytes) -> None:
         """Journal bytes of an upgraded connection."""
         assert long is not None
         long.taken += len(data)
@@ -286,10 +295,10 @@ class Relay:
         """Bytes from the upstream."""
         self.at = time.monotonic_ns()
         if self.response_framing is not None:
-            self._response_body(b"", data, 0)
+            self._response_body(b"", data, 0, None)
             return
         if self.spliced:
-            self._spliced(Kind.RESPONSE, self.long_response, data)
+            self._splice(Kind.RESPONSE, self.long_response, data)
             self.client.send(data)
             return
         self.held = None
@@ -319,7 +328,7 @@ class Relay:
             if head.status >= 200:
                 self._final_head(head, data, end)
                 return
-            self.core.tee.head(Kind.INTERIM, self.serial, self.at, head)
+            self.core.tee.interim(self.serial, self.at, head.masked())
             if self.head.minor:  # RFC 9110 §15.2: not to HTTP/1.0 clients
                 self.client.send(hop.response(head))
             data = data[end:]
@@ -327,22 +336,24 @@ class Relay:
                 return
 
     def _final_head(self, head: ResponseHead, data: bytes, position: int) -> None:
+        """The final head, and what has come of its body: journalled, forwarded, then booked."""
         self.response_head = head
-        framing = for_response(head, self.head.method)
-        self.response_framing = framing
+        self.response_framing = framing = for_response(head, self.head.method)
         self.dechunk = head.chunked and self.head.minor == 0 and not framing.done
-        if type(framing) is UntilClose:
-            self.notes |= Note.ENDED_BY_CLOSE
-            self.keep_client = False
         if head.minor == 0 or self.dechunk:
             self.keep_client = False
-        self.long_response = LongBody.watch(framing, self.core.record_limit)
-        self.core.tee.head(Kind.HEAD, self.serial, self.at, head, bodiless=framing.done)
-        self.core.metrics.time_to_head(self.at - self.started)
-        self._response_body(hop.response(head, dechunk=self.dechunk), data, position)
+        if framing.length is None:
+            self.long_response = LongBody(self.core.record_limit)
+            if type(framing) is UntilClose:
+                self.notes |= Note.ENDED_BY_CLOSE
+                self.keep_client = False
+        elif framing.length > self.core.record_limit:
+            self.long_response = LongBody(self.core.record_limit)
+        self._response_body(hop.response(head, dechunk=self.dechunk), data, position, head)
+        self.core.metrics.time_to_head(self.first_byte_at - self.started)
 
-    def _response_body(self, outgoing: bytes, data: bytes, position: int) -> None:
-        """Forward what belongs to the response; `outgoing` goes before it in the same write."""
+    def _response_body(self, outgoing: bytes, data: bytes, position: int, head: ResponseHead | None) -> None:
+        """Forward what belongs to the response; `outgoing` goes before it in one write, `head` into the journal."""
         framing, long = self.response_framing, self.long_response
         assert framing is not None
         start, size = position, len(data)
@@ -351,21 +362,39 @@ class Relay:
             try:
                 position = framing.feed(data, position, sink)
             except BadFraming as error:
+                if head is not None:
+                    self.core.tee.head(self.serial, self.at, head.masked(), b"", None, 0)
                 self._fail(Ending.UPSTREAM_FAILED, 502, "bad_framing", f"{self.route.authority}: {error}")
                 return
             piece = data if not start and position == size else data[start:position]
-            # Chunked to an HTTP/1.0 client: the payload alone. (`sink` is there: chunked bodies may be long.)
+            # Chunked to an HTTP/1.0 client: the payload alone. (`sink` is there: a chunked body may be long.)
             outgoing += b"".join(sink) if self.dechunk and sink is not None else piece
-            self._journal(Kind.RESPONSE, long, piece, framing.done)
-        if framing.done:
+            if long is not None:
+                piece = self._cut(long, piece)
+        else:
+            piece = b""
+        done = framing.done
+        closing = None
+        if done:
             if position < size:
                 self.notes |= Note.EXTRA_BYTES
-            self._finish(Ending.COMPLETE, "")
-            self.client.send(outgoing)
-            self._complete(reusable=position == size)
-            return
+            closing = self._closing(Ending.COMPLETE, "")
+        tee = self.core.tee
+        if head is not None:
+            kept = tee.head(self.serial, self.at, head.masked(), piece, closing, self.flags)
+        elif piece:
+            kept = tee.body(Kind.RESPONSE, self.serial, self.at, piece, last=done, closing=closing, flags=self.flags)
+        else:
+            kept = True
+            if closing is not None:
+                tee.end(self.serial, self.at, self.flags, closing)
+        if not kept:
+            self.flags |= _LOSSY
         self.client.send(outgoing)
-        if position < size:
+        if done:
+            self._book(Ending.COMPLETE)
+            self._complete(reusable=position == size)
+        elif position < size:
             self._continue_later(data[position:])
 
     def _continue_later(self, rest: bytes) -> None:
@@ -413,10 +442,10 @@ class Relay:
         self.response_head = head
         self.long_request = LongBody(self.core.record_limit)
         self.long_response = LongBody(self.core.record_limit)
-        self.core.tee.head(Kind.HEAD, self.serial, self.at, head)
+        self.core.tee.head(self.serial, self.at, head.masked(), b"", None, 0)
         outgoing = hop.response(head, upgrade=True)
         if rest:
-            self._spliced(Kind.RESPONSE, self.long_response, rest)
+            self._splice(Kind.RESPONSE, self.long_response, rest)
         self.client.send(outgoing + rest)
         self.client.go_on()
 
@@ -514,14 +543,15 @@ class Relay:
         self.client.exchange_done(keep=keep, linger=not self.request_framing.done)
 
     def _finish(self, ending: Ending, error: str) -> None:
-        """Set the ending, once, and journal it before anybody else hears of it."""
+        """Set the ending and journal it before anybody else hears of it."""
+        closing = self._closing(ending, error)
+        self.core.tee.end(self.serial, self.at, self.flags, closing)
+        self._book(ending)
+
+    def _closing(self, ending: Ending, error: str) -> Closing:
+        """Set the ending, once, and put it into words for the journal."""
         assert self.ending is None, "an exchange ends once"
         self.ending = ending
-        core = self.core
-        core.finished(self)
-        core.metrics.count_exchange(self.route.provider, ending, self.response_head)
-        if not self.request_framing.done and self.response_head is not None and not self.spliced:
-            self.notes |= _EARLY
         ours, theirs = self.long_request, self.long_response
         if self.spliced:
             assert ours is not None and theirs is not None
@@ -529,7 +559,9 @@ class Relay:
         else:
             request_size = self.request_framing.payload
             response_size = self.response_framing.payload if self.response_framing is not None else 0
-        closing = Closing(
+            if not self.request_framing.done and self.response_head is not None:
+                self.notes |= _EARLY
+        return Closing(
             ending,
             self.notes,
             self.answered,
@@ -538,7 +570,11 @@ class Relay:
             time.time_ns(),
             self.first_byte_at,
             error,
-            _digest(ours),
-            _digest(theirs),
+            b"" if ours is None else ours.sha256,
+            b"" if theirs is None else theirs.sha256,
         )
-        core.tee.end(self.serial, self.at, self.flags, closing)
+
+    def _book(self, ending: Ending) -> None:
+        """Count it; it is no longer open."""
+        self.core.finished(self)
+        self.core.metrics.count_exchange(self.route.provider, ending, self.response_head)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from llm_proxy.proxy.access import Access
 from llm_proxy.proxy.router import Route, Router
-from llm_proxy.proxy.tee import masked_head
 from llm_proxy.wire import hop
 from llm_proxy.wire.head import BadHead, RequestHead, parse_request
 
@@ -105,7 +104,7 @@ class Requests:
         route = self._router.route(head, target)
         websocket = head.wants_websocket
         outgoing = hop.request(head, route.target, route.host, upgrade=websocket)
-        masked = masked_head(b"%b %b HTTP/1.%d" % (head.method, route.masked, head.minor), head)
+        masked = head.masked(b"%b %b HTTP/1.%d" % (head.method, route.masked, head.minor))
         match = _LENGTH_LINE.search(raw)
         digits = match[1] if match is not None else b""
         if match is None and head.length:  # spelled in a way that is not looked for above: this once only

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from llm_proxy.journal.frames import route_facts
 from llm_proxy.proxy.authority import Allowed, Authority, BadAuthority, parse_authority
-from llm_proxy.records.masking import masked_target
 from llm_proxy.wire.head import RequestHead, Role
+from llm_proxy.wire.masking import masked_target
 
 HOW = (
     "write /{provider}/{host}/{path}, as in /anthropic/api.anthropic.com/v1/messages or "

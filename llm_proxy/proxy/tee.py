@@ -1,7 +1,7 @@
-"""The tee: hands what crosses the wire to the journal, before it is forwarded, with secrets in heads masked.
+"""The tee: hands what crosses the wire to the journal, before it is forwarded.
 
-Never blocks and never fails: what does not fit is dropped, counted and said on the exchange. Without a journal it
-does nothing.
+Never blocks and never fails: what does not fit is dropped, counted and said on the exchange. Frames that belong
+together go in one copy. Without a journal it does nothing.
 """
 
 from __future__ import annotations
@@ -11,19 +11,14 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from llm_proxy.journal.frames import Closing, Flag, Kind, pack_end, pack_open
+from llm_proxy.journal.frames import Closing, Flag, Kind, pack, pack_end, pack_header, pack_open
 from llm_proxy.journal.writer import Journal
-from llm_proxy.records.masking import masked_value
-from llm_proxy.wire.head import Head
 
 _VERSION_7 = 0x7 << 76 | 0b10 << 62
 _random = random.Random()
 # Endings that found no room wait here for the next frame; more than this is lost, and counted.
 _LATE_ENDINGS = 10_000
-_KNOWN_LINES = 1024
-_KNOWN_LENGTH = 512
-
-_masked_lines: dict[bytes, bytes] = {}
+_LAST, _LOSSY = Flag.LAST, Flag.LOSSY
 
 
 def exchange_id(wall_ns: int) -> bytes:
@@ -31,27 +26,6 @@ def exchange_id(wall_ns: int) -> bytes:
     bits = _random.getrandbits(74)
     value = (wall_ns // 1_000_000) << 80 | _VERSION_7 | (bits >> 62) << 64 | bits & (1 << 62) - 1
     return value.to_bytes(16, "big")
-
-
-def masked_head(start: bytes, head: Head) -> bytes:
-    """A head for the record: the lines as sent, credentials masked."""
-    known = _masked_lines.get
-    lines = [start]
-    for field in head.fields:
-        line = field.line
-        lines.append(known(line) or _masked_line(line, field.name, field.value))
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
-
-
-def _masked_line(line: bytes, name: bytes, value: bytes) -> bytes:
-    instead = masked_value(name, value)
-    masked = line if instead is None else line[: len(name)] + b": " + instead
-    if len(line) <= _KNOWN_LENGTH:
-        if len(_masked_lines) >= _KNOWN_LINES:
-            _masked_lines.clear()
-        _masked_lines[line] = masked
-    return masked
 
 
 @dataclass(slots=True)
@@ -63,7 +37,7 @@ class Losses:
     octets: int = 0
     gap_exchanges: int = 0
     gap_frames: int = 0
-    gap_bytes: int = 0
+    gap_octets: int = 0
     gap_since: int = 0
 
     def add(self, *, exchanges: int = 0, frames: int = 0, size: int = 0) -> None:
@@ -74,13 +48,15 @@ class Losses:
         self.octets += size
         self.gap_exchanges += exchanges
         self.gap_frames += frames
-        self.gap_bytes += size
+        self.gap_octets += size
 
-    def take_gap(self) -> bytes:
-        """Payload of a GAP frame for what was lost since the last one."""
-        text = f"{self.gap_exchanges} {self.gap_frames} {self.gap_bytes} {self.gap_since} {time.time_ns()}"
-        self.gap_exchanges = self.gap_frames = self.gap_bytes = self.gap_since = 0
+    def gap(self) -> bytes:
+        """Payload of a GAP frame: what was lost since the last one."""
+        text = f"{self.gap_exchanges} {self.gap_frames} {self.gap_octets} {self.gap_since} {time.time_ns()}"
         return text.encode()
+
+    def gap_noted(self) -> None:
+        self.gap_exchanges = self.gap_frames = self.gap_octets = self.gap_since = 0
 
 
 class Tee:
@@ -91,7 +67,7 @@ class Tee:
     def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
         self._serial = 0
-        self._late: deque[tuple[int, int, bytes]] = deque()
+        self._late: deque[bytes] = deque()
         self.losses = Losses()
 
     @property
@@ -102,68 +78,132 @@ class Tee:
         """Record from now on; exchanges already open stay unrecorded."""
         self._journal = journal
 
-    def open(self, facts: bytes, masked: bytes, at: int, *, bodiless: bool) -> int:
-        """An exchange begins, with its route's facts and masked head. Returns its serial, 0: it is not recorded."""
+    def open(
+        self, facts: bytes, masked: bytes, at: int, body: bytes, *, bodiless: bool, last: bool
+    ) -> tuple[int, bool]:
+        """An exchange begins, with its route's facts, its masked head and what has come of its body.
+
+        Returns its serial (0: it cannot be recorded) and whether the body piece was kept.
+        """
         if self._journal is None:
-            return 0
+            return 0, True
         if self._late or self.losses.gap_since:
             self._catch_up(at)
         self._serial += 1
-        wall = time.time_ns()
+        serial, wall = self._serial, time.time_ns()
         payload = pack_open(exchange_id(wall), wall, facts, masked)
-        if self._put(Kind.OPEN, Flag.LAST if bodiless else 0, self._serial, at, payload):
-            return self._serial
+        frame = pack(Kind.OPEN, _LAST if bodiless else 0, serial, at, payload)
+        if not body:
+            if self._put(frame):
+                return serial, True
+        else:
+            header = pack_header(Kind.REQUEST, _LAST if last else 0, serial, at, len(body))
+            if self._put_body(frame + header, body):
+                return serial, True
+            if self._put(frame):
+                self.losses.add(frames=1, size=len(body))
+                return serial, False
         self.losses.add(exchanges=1)
-        return 0
+        return 0, True
 
-    def head(self, kind: int, serial: int, at: int, head: Head, *, bodiless: bool = False) -> None:
-        if serial and not self._put(kind, Flag.LAST if bodiless else 0, serial, at, masked_head(head.lines[0], head)):
+    def interim(self, serial: int, at: int, masked: bytes) -> None:
+        """A 1xx head."""
+        if serial and not self._put(pack(Kind.INTERIM, 0, serial, at, masked)):
             self.losses.add(frames=1)
 
-    def body(self, kind: int, serial: int, at: int, piece: bytes, *, last: bool = False) -> bool:
-        """A piece of a body as it crosses the wire; False where it was dropped."""
-        journal = self._journal
-        if journal is None or not serial:
+    def head(self, serial: int, at: int, masked: bytes, body: bytes, closing: Closing | None, flags: int) -> bool:
+        """The final head, what came with it of the body, and the end where that is all. False: the body was dropped."""
+        if not serial:
             return True
-        if journal.bodies:
-            ring = journal.ring
-            used = ring.put(kind, Flag.LAST if last else 0, serial, at, piece, ring.reserve)
-            if used:
-                if used > journal.alarm or journal.asleep:
-                    journal.wake()
-                return True
-            journal.wake()
-        self.losses.add(frames=1, size=len(piece))
+        frames = pack(Kind.HEAD, 0, serial, at, masked)
+        if not body:
+            return self._closing(frames, serial, at, flags, closing)
+        if self._body(frames, Kind.RESPONSE, serial, at, body, closing, flags):
+            return True
+        self._closing(frames, serial, at, flags | _LOSSY, closing)
+        return False
+
+    def body(
+        self,
+        kind: int,
+        serial: int,
+        at: int,
+        body: bytes,
+        *,
+        last: bool,
+        closing: Closing | None = None,
+        flags: int = 0,
+    ) -> bool:
+        """A piece of a body as it crosses the wire, and the end where it is the last; False where it was dropped."""
+        if not serial or self._body(b"", kind, serial, at, body, closing, flags, last):
+            return True
+        if closing is not None:
+            self.end(serial, at, flags | _LOSSY, closing)
         return False
 
     def end(self, serial: int, at: int, flags: int, closing: Closing) -> None:
-        if not serial:
-            return
-        payload = pack_end(closing)
-        if self._late or not self._put(Kind.END, flags, serial, at, payload):
+        if serial:
+            self._closing(b"", serial, at, flags, closing)
+
+    def _body(
+        self,
+        frames: bytes,
+        kind: int,
+        serial: int,
+        at: int,
+        body: bytes,
+        closing: Closing | None,
+        flags: int,
+        last: bool = False,
+    ) -> bool:
+        header = pack_header(kind, _LAST if last else 0, serial, at, len(body))
+        end = b"" if closing is None else pack(Kind.END, flags, serial, at, pack_end(closing))
+        if self._put_body(frames + header, body, end):
+            return True
+        self.losses.add(frames=1, size=len(body))
+        return False
+
+    def _closing(self, frames: bytes, serial: int, at: int, flags: int, closing: Closing | None) -> bool:
+        """Frames without bodies, and the end; an end that finds no room is kept for later."""
+        if closing is not None:
+            frames += pack(Kind.END, flags, serial, at, pack_end(closing))
+        if self._late or not self._put(frames):
             if len(self._late) < _LATE_ENDINGS:
-                self._late.append((serial, at, bytes([flags]) + payload))
+                self._late.append(frames)
             else:
                 self.losses.add(frames=1)
+        return True
 
-    def _put(self, kind: int, flags: int, serial: int, at: int, payload: bytes) -> bool:
+    def _put_body(self, frames: bytes, body: bytes, after: bytes = b"") -> bool:
+        """Into the ring, leaving the reserve to what matters more."""
+        journal = self._journal
+        if journal is None or not journal.bodies:
+            return False
+        ring = journal.ring
+        used = ring.put(frames, body, after, ring.reserve)
+        if not used or used > journal.alarm or journal.asleep:
+            journal.wake()
+        return used > 0
+
+    def _put(self, frames: bytes) -> bool:
         journal = self._journal
         if journal is None:
             return False
-        used = journal.ring.put(kind, flags, serial, at, payload)
+        used = journal.ring.put(frames)
         if not used or used > journal.alarm or journal.asleep:
             journal.wake()
-        return bool(used)
+        return used > 0
 
     def _catch_up(self, at: int) -> None:
         """Room again, perhaps: first the endings that had to wait, then a note of what was lost."""
         late = self._late
-        while late and self._put(Kind.END, late[0][2][0], late[0][0], late[0][1], late[0][2][1:]):
+        while late and self._put(late[0]):
             late.popleft()
-        if not late and self.losses.gap_since and self._journal is not None and self._journal.bodies:
-            gap = self.losses.take_gap()
-            if not self._put(Kind.GAP, 0, 0, at, gap):
-                self.losses.add()
+        journal = self._journal
+        if late or not self.losses.gap_since or journal is None or not journal.bodies:
+            return
+        if self._put(pack(Kind.GAP, 0, 0, at, self.losses.gap())):
+            self.losses.gap_noted()
 
     def settle(self) -> None:
         """Before the end of the process: whatever had to wait gets one more chance."""

@@ -2,7 +2,7 @@
 
 A head is the bytes up to and including the blank line. Lines are cut, never re-created, so case, order, duplicates
 and odd spacing survive. What is not accepted raises `BadHead`, which knows the status to answer with. Leaves out
-bodies (`framing`) and which lines are forwarded (`hop`).
+bodies (`framing`), which lines are forwarded (`hop`) and what a credential is (`masking`).
 
 Field lines repeat from one request to the next, so their parsed form is remembered in a small bounded table.
 """
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
+
+from llm_proxy.wire.masking import masked_value
 
 MAX_HEAD = 65_536  # bytes; clients with large cookies exceed the 8 KiB that many servers stop at
 MAX_FIELDS = 256
@@ -47,6 +49,7 @@ class Role:
     FETCH_SITE: Final = 9
     IDENTITY: Final = 10  # tells which provider or account a request is for
     TRAILER: Final = 11
+    SECRET: Final = 12  # passes untouched; only its record is masked
 
 
 _ROLES = {
@@ -80,12 +83,16 @@ _NEVER_HOP = re.compile(
 
 
 class Field(NamedTuple):
-    """One field line. `line` is as sent, `name` lower-case, `value` without surrounding white space."""
+    """One field line. `line` is as sent, `name` lower-case, `value` without surrounding white space.
+
+    `masked` is the line for the record: the same object where it holds no credential.
+    """
 
     line: bytes
     name: bytes
     value: bytes
     role: int  # one of Role
+    masked: bytes
 
 
 _known: dict[bytes, Field] = {}
@@ -97,8 +104,10 @@ def _field(line: bytes) -> Field:
     match = _FIELD_LINE.fullmatch(line)
     if match is None:
         raise BadHead("malformed header field line")
-    name = match[1].lower()
-    field = Field(line, name, match[2], _ROLES.get(name, Role.PLAIN))
+    name, value = match[1].lower(), match[2]
+    instead = masked_value(name, value)
+    masked = line if instead is None else match[1] + b": " + instead
+    field = Field(line, name, value, _ROLES.get(name, Role.PLAIN if instead is None else Role.SECRET), masked)
     if len(line) <= _KNOWN_LENGTH:
         if len(_known) >= _KNOWN_LINES:
             _known.clear()
@@ -153,6 +162,16 @@ class Head:
             raise BadHead("both Content-Length and Transfer-Encoding")
         if self.chunked and self.minor == 0:
             raise BadHead("Transfer-Encoding in HTTP/1.0")
+
+    def masked(self, start: bytes | None = None) -> bytes:
+        """The head for the record, credentials masked; `start` instead of its start line."""
+        lines = self.lines.copy()
+        if start is not None:
+            lines[0] = start
+        for index, field in self.special:
+            lines[index] = field.masked
+        lines.append(b"\r\n")
+        return b"\r\n".join(lines)
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of a field, by its lower-case name."""
