@@ -247,6 +247,22 @@ def test_a_large_body_that_hardly_shrinks_is_decoded_in_linear_time():
     assert time.process_time() - started < 2
 
 
+def test_many_members_before_a_large_one_cost_little():
+    """Each member's end hands the rest of its slice back, not the rest of the body."""
+    data = random.Random(3).randbytes(48 << 20)
+    body = gzip.compress(b"") * (MAX_MEMBERS - 1) + gzip.compress(data, 0)
+    started = time.process_time()
+    assert decoded("gzip", body) == data
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize("extra", range(1, 259, 3))
+def test_a_match_across_a_full_piece_is_not_lost(extra):
+    """zlib may have read all its input and still owe output: at most one match, 258 bytes."""
+    data = bytes((1 << 20) + extra)
+    assert decoded("deflate", raw_deflate(data)) == data
+
+
 @given(st.sampled_from(CODED), st.binary(max_size=300), st.integers(1, 50))
 def test_anything_can_be_fed_and_only_a_coding_error_comes_out(encoding, data, cuts):
     """Garbage, whole or in pieces."""
