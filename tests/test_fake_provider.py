@@ -694,10 +694,22 @@ async def test_hang(port: int) -> None:
         await half.send(request(fake="hang=head"))
         assert (await half.until(b"\r\n\r\n")).endswith(b"\r\n\r\n")
         has()(await ask(port))
+        await silent.send(request())
+        await half.send(request())
         for client in (silent, half):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
                     await client.receive()
+
+
+async def test_a_hanging_answer_is_not_complete(fake: FakeProvider) -> None:
+    """It is on the book with the bytes of its head, however long they take to leave, and open."""
+    with Client(fake.port) as client:
+        await client.send(request(fake="hang=head; head-size=9000000"))
+        while len(client.received) < 9_000_000:
+            await client.receive()
+        has()(await ask(fake.port))
+        assert (fake.responses[0].raw, fake.responses[0].complete) == (client.received, False)
 
 
 async def test_endless(port: int) -> None:
@@ -718,6 +730,9 @@ async def test_an_answer_before_the_body(port: int, how: str) -> None:
         head = b"POST /v1/messages HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999\r\n"
         await client.send(head + b"Expect: 100-continue\r\nX-Fake: " + how.encode() + b"\r\n\r\nsome")
         reply = await client.to_the_end()
+        with pytest.raises((TimeoutError, ConnectionError)):
+            async with asyncio.timeout(0.5):
+                await client.send(bytes(16 << 20))
     assert (reply.status, reply.end, reply.complete) == (int(how[-3:]), "fin", True)
     assert b"100 Continue" not in reply.raw
 
@@ -814,14 +829,21 @@ async def test_websocket_answers(port: int, compression: str | None, wish: str) 
 
 
 @pytest.mark.parametrize(
-    "taken", [{"server_no_context_takeover": True}, {"server_max_window_bits": 9}, {"client_no_context_takeover": True}]
+    "taken",
+    [
+        {"server_no_context_takeover": True},
+        {"server_max_window_bits": 9},
+        {"server_no_context_takeover": True, "server_max_window_bits": 9},
+        {"client_no_context_takeover": True},
+    ],
 )
 async def test_websocket_compression_as_agreed(port: int, taken: dict[str, Any]) -> None:
     """Windows and takeover are as the client offered them; large messages come back as they were sent."""
     extensions = [ClientPerMessageDeflateFactory(**taken)]
     async with upgrade(port, "echo", extensions=extensions, compression=None) as client:
         assert next(iter(taken)) in client.response.headers["Sec-WebSocket-Extensions"]  # type: ignore[union-attr]
-        for message in ("", "a", "Grüße " * 30_000, os.urandom(70_000), b""):
+        far = os.urandom(4000).hex() * 2  # repeats beyond the smallest window
+        for message in ("", "a", far, far, "Grüße " * 30_000, os.urandom(70_000), b""):
             await client.send(message)
             assert await client.recv() == message
 

@@ -154,7 +154,6 @@ class Connection(asyncio.Protocol):
         self._steps: list[Iterator[Step]] = []  # to play, in order; the answer of the request at hand
         self._timer: asyncio.Handle | None = None
         self._paused = False  # the transport's buffer is full
-        self._hangs = False
         self._ours = False  # we closed it
         self._left = False  # the client sent FIN
         self._doomed = ""  # what the next request meets
@@ -187,7 +186,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        if self._steps and not self._timer and not self._hangs:
+        if self._steps and not self._timer:
             self._advance()
 
     def abort(self) -> None:
@@ -371,8 +370,7 @@ class Connection(asyncio.Protocol):
 
     def _end(self, end: End) -> None:
         self._fake.changed()
-        if end is End.HANG:
-            self._hangs = True
+        if end is End.HANG:  # the steps stay, so the connection is never free for another request
             return
         self._ours = True
         if end is End.FIN:

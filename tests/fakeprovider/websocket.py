@@ -39,7 +39,6 @@ class Deflate:
     field: str
     window: int
     keep_context: bool
-    keep_peer_context: bool
 
 
 def agree(offers: str) -> Deflate | None:
@@ -55,8 +54,7 @@ def agree(offers: str) -> Deflate | None:
         ]
         if "server_max_window_bits" in parameters:
             taken.append(f"server_max_window_bits={window}")
-        keep, keep_peer = (f"{side}_no_context_takeover" not in parameters for side in ("server", "client"))
-        return Deflate("; ".join([name, *taken]), window, keep, keep_peer)
+        return Deflate("; ".join([name, *taken]), window, "server_no_context_takeover" not in parameters)
     return None
 
 
@@ -148,9 +146,8 @@ class Session:
     def _whole(self) -> str | bytes:
         data = bytes(self._message)
         if self._compressed:
+            # A client that does not take over its context only refers back less far: one inflater reads both.
             data = self._inflater.decompress(data + TAIL)
-            if self._deflate and not self._deflate.keep_peer_context:
-                self._inflater = zlib.decompressobj(-15)
         message = data.decode() if self._opcode == TEXT else data
         self._seen.messages.append(message)
         return message
