@@ -955,6 +955,25 @@ async def test_the_end_of_a_connection_is_kept(fake: FakeProvider) -> None:
     assert not any(reply.complete for reply in fake.responses)
 
 
+@pytest.mark.parametrize(
+    ("wish", "complete"),
+    [
+        ("close", True),
+        ("http10", True),
+        ("early=413", True),
+        ("cut=3", False),
+        ("wrong-length=7", False),
+        ("reset=3", False),
+    ],
+)
+async def test_an_answer_is_complete_or_broken_off(fake: FakeProvider, wish: str, complete: bool) -> None:
+    """An answer that ends with its connection is complete, one that a fault broke off is not."""
+    await ask(fake.port, fake=wish)
+    await fake.wait_for(lambda: fake.connections[0].closed)
+    assert fake.responses[0].complete is complete
+    assert fake.counts.responses == complete
+
+
 async def test_wait_for_wakes_on_events_only(fake: FakeProvider) -> None:
     """It returns as soon as the condition holds, gives up after its time, and hands over the condition's own error."""
     waiting = asyncio.create_task(fake.wait_for(lambda: fake.responses and fake.responses[0].complete))

@@ -29,10 +29,11 @@ INTERIM_FIELDS = {103: b"Link: </style.css>; rel=preload; as=style\r\n"}
 class End(Enum):
     """How a sequence of steps can end, other than with a connection that goes on."""
 
-    FIN = auto()
+    CLOSE = auto()  # FIN behind a whole answer
+    FIN = auto()  # FIN in the middle
     RESET = auto()
     HANG = auto()  # nothing more, and the connection stays
-    LINGER = auto()  # FIN, nothing more is read, and after a while a reset
+    LINGER = auto()  # FIN behind a whole answer, nothing more is read, and after a while a reset
 
 
 Step = bytes | float | End
@@ -74,7 +75,7 @@ def _steps(answer: Answer, plan: Plan, only_head: bool, close: bool) -> Iterator
     whole = itertools.chain([head], () if only_head or no_body else _body(answer, plan, chunked))
     yield from _with_extra(whole) if "extra" in plan else whole
     if close or plan.get("die-on-reuse") == "idle":
-        yield End.FIN
+        yield End.FIN if plan.get("wrong-length", 0) > 0 else End.CLOSE
 
 
 def _status_line(status: int, version: str = "HTTP/1.1") -> bytes:

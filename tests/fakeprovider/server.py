@@ -304,12 +304,10 @@ class Connection(asyncio.Protocol):
     def _upgraded_data(self, data: bytes) -> None:
         assert self._websocket is not None
         assert self._request is not None
-        assert self._response is not None
         self._request.add(b"", data)
         for answer in self._websocket.feed(data):
             if self._websocket.closing:
-                self._response.complete = True
-                self._fake.counts.responses += 1
+                self._answered()
                 self._drop_steps()
             self._play(answer)
 
@@ -352,14 +350,17 @@ class Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         """The answer is out and the connection goes on."""
-        assert self._response is not None
-        self._response.complete = True
-        self._fake.counts.responses += 1
+        self._answered()
         self._doomed = self._plan.get("die-on-reuse", "")
         self._head = self._body = None
         self._fake.changed()
         if self._held:
             self._loop.call_soon(self._read)
+
+    def _answered(self) -> None:
+        assert self._response is not None
+        self._response.complete = True
+        self._fake.counts.responses += 1
 
     def _write(self, data: bytes) -> None:
         self._transport.write(data)
@@ -369,11 +370,13 @@ class Connection(asyncio.Protocol):
             self._fake.changed()
 
     def _end(self, end: End) -> None:
+        if end in (End.CLOSE, End.LINGER):
+            self._answered()
         self._fake.changed()
         if end is End.HANG:  # the steps stay, so the connection is never free for another request
             return
         self._ours = True
-        if end is End.FIN:
+        if end in (End.FIN, End.CLOSE):
             self._transport.close()
         elif end is End.RESET:
             self._reset()
