@@ -122,8 +122,9 @@ class Head:
     (and the fields there) that have a role. `length` is Content-Length (None: absent).
     """
 
-    __slots__ = ("chunked", "close", "fields", "length", "lines", "minor", "nominated", "special", "upgrade")
+    __slots__ = ("chunked", "close", "fields", "length", "lines", "minor", "nominated", "raw", "special", "upgrade")
 
+    raw: bytes
     lines: list[bytes]
     fields: list[Field]
     special: list[tuple[int, Field]]
@@ -145,6 +146,7 @@ class Head:
             raise BadHead(f"more than {MAX_FIELDS} header fields", 431)
         known = _known.get
         fields = [known(line) or _field(line) for line in lines[1:]]
+        self.raw = head
         self.lines = lines
         self.fields = fields
         self.special = special = [(index, field) for index, field in enumerate(fields, 1) if field.role]
@@ -165,11 +167,13 @@ class Head:
 
     def masked(self, start: bytes | None = None) -> bytes:
         """The head for the record, credentials masked; `start` instead of its start line."""
-        lines = self.lines.copy()
-        if start is not None:
-            lines[0] = start
+        lines = None if start is None else [start, *self.lines[1:]]
         for index, field in self.special:
-            lines[index] = field.masked
+            if field.masked is not field.line:
+                lines = lines or self.lines.copy()
+                lines[index] = field.masked
+        if lines is None:
+            return self.raw
         lines.append(b"\r\n")
         return b"\r\n".join(lines)
 

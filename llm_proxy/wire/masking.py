@@ -180,12 +180,22 @@ _UNPRINTABLE = re.compile(rb"[^\x20-\x7e]")
 _SPECIAL: dict[bytes, Callable[[bytes], bytes]] = {b"sec-websocket-protocol": _subprotocols_masked}
 
 
+# Fields whose values are the protocol's or the server's own words, and differ in every message: not worth a search.
+_NEVER_SECRET = frozenset(
+    b"date content-length content-type content-encoding transfer-encoding connection server host age expires "
+    b"last-modified etag vary request-id x-request-id cf-ray cf-cache-status x-envoy-upstream-service-time "
+    b"openai-processing-ms anthropic-organization-id retry-after strict-transport-security".split()
+)
+
+
 def masked_value(name: bytes, value: bytes) -> bytes | None:
     """What to record instead of a field's value; None where nothing is to be masked.
 
     `name` is lower-case, `value` without surrounding white space. The result is printable ASCII: a byte beyond it
     that stood beside the secret becomes `\\xNN`.
     """
+    if name in _NEVER_SECRET:
+        return None
     special = _SPECIAL.get(name)
     if special is not None:
         masked = special(value)
