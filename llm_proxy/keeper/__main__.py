@@ -1,0 +1,23 @@
+"""`python -m llm_proxy.keeper --journal DIR --logs DIR --state DIR`: started and ended by the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from llm_proxy.keeper.loop import Keeper
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="llm_proxy.keeper")
+    for name in ("--journal", "--logs", "--state"):
+        parser.add_argument(name, type=Path, required=True)
+    given = parser.parse_args()
+    os.umask(0o077)
+    return Keeper(given.journal.absolute(), given.logs.absolute(), given.state.absolute()).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

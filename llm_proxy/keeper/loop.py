@@ -1,0 +1,348 @@
+"""The keeper's life: wait for the journal to grow, settle what is in it, say how things stand, end when told to.
+
+One process per journal, one thread, nothing asynchronous: each step is finished before the next begins, and any of
+them may be the last. Whatever refuses (a full disk, a folder that cannot be written) is tried again; meanwhile the
+journal keeps everything.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+import select
+import signal
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import msgspec
+
+from llm_proxy.journal import segments
+from llm_proxy.journal.reader import Position, Reader
+from llm_proxy.journal.writer import JournalBusy, recover, writer_lock
+from llm_proxy.keeper.assemble import Assembler, Call, Gap
+from llm_proxy.keeper.settle import Item, Recorder, Tally
+from llm_proxy.keeper.store import Store, StoreDamaged, open_store
+from llm_proxy.sinks.session_jsonl import Logs
+
+TICK = 1.0  # seconds between two looks without being woken; also what a power cut may cost
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds between attempts
+READ = 1 << 20  # bytes of journal at once
+# One transaction holds about this many bytes of bodies and this many calls, or a single larger one.
+GROUP_BYTES = 8 << 20
+GROUP_CALLS = 512
+
+Trouble = (OSError, sqlite3.Error, StoreDamaged)
+T = TypeVar("T")
+
+
+class Told:
+    """What the keeper is told from outside: by its stdin (a pipe the proxy holds) and by SIGTERM."""
+
+    def __init__(self) -> None:
+        self.leave = False  # SIGTERM
+        self.alone = False  # the pipe has ended: the proxy is gone
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+
+    @property
+    def stop(self) -> bool:
+        return self.leave or self.alone
+
+    def wait(self, seconds: float) -> None:
+        """Until woken, told to stop, or the time is over."""
+        pipes = [self._reading] if self.alone else [self._reading, 0]
+        ready, _, _ = select.select(pipes, [], [], seconds)
+        if 0 in ready:
+            try:
+                self.alone = not os.read(0, 65536)
+            except OSError:
+                self.alone = True
+        if self._reading in ready:
+            os.read(self._reading, 65536)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.leave = True
+
+
+class GaveUp(Exception):
+    """Told to stop while the log files cannot be written. The journal still holds what is missing."""
+
+
+class Snapshot:
+    """`keeper.json`: how things stand, for `--status` and `/metrics`. Written when something has changed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fixed = {"pid": os.getpid(), "started": time.time()}
+        self._errors = 0
+        self._last_error = ""
+        self._last_error_at = 0.0
+        self._said: dict[str, Any] = {}
+        self._due_at = 0.0
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() >= self._due_at
+
+    def trouble(self, error: str) -> None:
+        self._errors += 1
+        self._last_error = error
+        self._last_error_at = time.time()
+
+    def write(self, **facts: Any) -> None:
+        self._due_at = time.monotonic() + TICK
+        facts |= {"errors": self._errors, "last_error": self._last_error, "last_error_at": self._last_error_at}
+        if facts == self._said:
+            return
+        self._said = facts
+        draft = self.path.with_suffix(".new")
+        try:
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(msgspec.json.encode(self._fixed | facts | {"updated": time.time()}))
+            draft.replace(self.path)
+        except OSError:  # it only tells; what it tells about is safe
+            pass
+
+
+@contextmanager
+def keeper_lock(path: Path, told: Told) -> Iterator[bool]:
+    """One keeper per journal: wait for the one before. Gives False where it was told to leave first. Raises OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        while not told.leave:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                told.wait(FIRST_PAUSE)
+                continue
+            yield True
+            return
+        yield False
+    finally:
+        os.close(fd)
+
+
+def machine() -> str:
+    """user@host, as the log entries name it."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = "unknown"
+    return f"{user}@{socket.gethostname() or 'unknown'}"
+
+
+class Keeper:
+    """Turns one journal into log files until it is told to stop."""
+
+    def __init__(self, journal: Path, logs: Path, state: Path) -> None:
+        self.journal = journal
+        self.told = Told()
+        self.logs = Logs(logs)
+        self.database = state / "sessions.db"
+        self.snapshot = Snapshot(journal / "keeper.json")
+        self.tally = Tally()
+        self.store: Store
+        self.reader: Reader
+        self.assembler: Assembler
+        self.recorder: Recorder
+        self._opened = False
+        self._settled = Position(0, 0)  # the committed checkpoint
+        self._unsynced = False
+        self._synced_at = 0.0
+
+    def run(self) -> int:
+        """The process's exit status: 0 unless something is left in the journal that could not be written."""
+        with keeper_lock(self.journal / "keeper.lock", self.told) as locked:
+            if not locked:
+                return 0
+            os.nice(5)
+            try:
+                self._insist(self._open)
+                self._look()
+                while not self.told.stop:
+                    self.told.wait(TICK)
+                    self._look()
+                complete = self._finish()
+            except GaveUp:
+                complete = False
+            self._say("stopped")
+            return 0 if complete else 1
+
+    # -- beginning
+
+    def _open(self) -> None:
+        self.store, moved = open_store(self.database, str(self.journal))
+        if moved:
+            self.snapshot.trouble("the session database was damaged; a new one was begun")
+        start = self._start()
+        self.reader = Reader(self.journal, start)
+        self.assembler = Assembler(self.store.settled() if start else (), start or Position(0, 0))
+        self.recorder = Recorder(self.store, self.logs, machine(), self.tally)
+        self._opened = True
+        self._say("ok", now=True)
+
+    def _start(self) -> Position | None:
+        """Where the last life's checkpoint is, unless the journal is not the one it belongs to any more."""
+        known = self.store.checkpoint()
+        if known is None:
+            return None
+        run, position = known
+        try:
+            with segments.path_of(self.journal, position.segment).open("rb") as file:
+                head = segments.read_head(file.read(segments.SEGMENT_HEADER.size))
+        except FileNotFoundError:
+            return None
+        self._settled = position
+        return position if head is not None and head.run.hex() == run else None
+
+    # -- living
+
+    def _look(self) -> None:
+        """Settle everything that is in the journal now."""
+        while self._insist(self._step):
+            self._sync(TICK)
+        self._insist(lambda: self._sync(TICK))
+        self._say("ok")
+
+    def _step(self) -> bool:
+        batch = self.reader.read(READ)
+        if batch is None:
+            return False
+        over = self.assembler.take(batch)
+        self._settle([*over, *self.assembler.requested()])
+        return True
+
+    def _settle(self, calls: Iterable[Call | Gap]) -> None:
+        group: list[Item] = []
+        size = 0
+        for one in calls:
+            item = self._item(one)
+            if item is None:
+                continue
+            group.append(item)
+            size += item.exchange.request.size + item.exchange.response.size if item.exchange else 0
+            if size > GROUP_BYTES or len(group) >= GROUP_CALLS:
+                self._commit(group)
+                group, size = [], 0
+        self._commit(group)
+
+    def _item(self, one: Call | Gap) -> Item | None:
+        if isinstance(one, Gap):
+            return Item(one, None)
+        if one.over:
+            return Item(one, one.exchange(self.reader.fetch))
+        exchange = one.request_arrived(self.reader.fetch)
+        return Item(one, exchange) if exchange is not None else None
+
+    def _commit(self, group: list[Item]) -> None:
+        over = [item.one for item in group if item.one.over]
+        run, checkpoint = self.assembler.checkpoint(over)
+        if not group and checkpoint == self._settled:
+            return
+        self._insist(lambda: self.recorder.settle(group, run, checkpoint))
+        self.assembler.forget(over)
+        self._settled = checkpoint
+        self._unsynced = True
+        self._say("ok")
+
+    def _sync(self, every: float) -> None:
+        """The log files, then what is known of them, to disk; then the journal need not hold it any longer."""
+        now = time.monotonic()
+        if not self._unsynced or now - self._synced_at < every:
+            return
+        self._synced_at = now
+        self.logs.sync()
+        self.store.make_durable()
+        self._unsynced = False
+        self.reader.forget(self._settled)
+
+    # -- trouble
+
+    def _insist(self, action: Callable[[], T]) -> T:
+        """Try until it works. Raises GaveUp where it does not and the keeper has been told to stop."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                result = action()
+            except StoreDamaged as error:
+                self.snapshot.trouble(str(error))
+                self._replace_store()
+            except (OSError, sqlite3.Error) as error:
+                self.snapshot.trouble(str(error))
+                self._say("degraded", now=True)
+            else:
+                return result
+            if self.told.stop:
+                raise GaveUp
+            self._pause(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self.told.stop and (left := end - time.monotonic()) > 0:
+            self.told.wait(left)
+
+    def _replace_store(self) -> None:
+        try:
+            self.store.move_aside()
+            self.store, _ = open_store(self.database, str(self.journal))
+        except Trouble as error:
+            self.snapshot.trouble(str(error))
+            return
+        self.recorder = Recorder(self.store, self.logs, machine(), self.tally)
+
+    # -- ending
+
+    def _finish(self) -> bool:
+        """Settle what there is; where the proxy is dead, its open calls too. False: something could not be had."""
+        complete = True
+        try:
+            with writer_lock(self.journal):
+                try:
+                    recover(self.journal)
+                except OSError as error:
+                    self.snapshot.trouble(f"the ring of the dead proxy cannot be moved to the journal: {error}")
+                    complete = False
+                self._look()
+                if complete:
+                    self._settle(self.assembler.interrupt())
+                self._insist(lambda: self._sync(0))
+        except JournalBusy:  # the proxy goes on, or the next one has begun: its own keeper takes over from here
+            self._look()
+            self._insist(lambda: self._sync(0))
+        return complete
+
+    def _say(self, state: str, *, now: bool = False) -> None:
+        if not (now or state == "stopped" or self.snapshot.due):
+            return
+        tally = self.tally
+        self.snapshot.write(
+            state=state,
+            exchanges=tally.exchanges,
+            entries=tally.entries,
+            interrupted=tally.interrupted,
+            lag_bytes=self._lag(),
+            last_exchange_at=tally.last_exchange / 1e9,
+            damaged_blocks=self.reader.damaged if self._opened else 0,
+            truncated_exchanges=tally.truncated,
+            gaps=tally.gaps,
+            torn_lines=tally.torn,
+            unwritable=tally.unwritable,
+        )
+
+    def _lag(self) -> int:
+        try:
+            return self.reader.lag() if self._opened else 0
+        except OSError:
+            return 0

@@ -1,0 +1,587 @@
+"""The session log: one JSON line per entry, one file per conversation. The format is told in `docs/log-format.md`.
+
+Two halves. `entries` and what it is made of say what an exchange looks like as entries: pure. `Logs` keeps the folder
+of files: it appends whole lines or nothing, follows no link, and notices when a file is taken away. Leaves out which
+session an exchange belongs to.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import stat
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import lru_cache
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from llm_proxy.dialects.terminal import ends_complete
+from llm_proxy.records.exchange import Body, Ending, Exchange, Fields
+from llm_proxy.wire import sse, websocket
+from llm_proxy.wire.codings import CodingError, Decoder
+
+Entry = dict[str, Any]
+
+DECODED_LIMIT = 64 << 20  # bytes of a body after its content coding is taken off
+TERMINAL_TAIL = 64 << 10  # bytes at the end of a stream that are searched for a terminal event
+
+
+# --- what an exchange looks like as entries -------------------------------------------------------------------------
+
+
+def entries(exchange: Exchange, session: str, seq: int, machine: str) -> tuple[Entry, Entry]:
+    """The request entry and the response entry of one exchange."""
+    return request_entry(exchange, session, seq, machine), response_entry(exchange, session, seq, machine)
+
+
+def session_start(exchange: Exchange, session: str, machine: str, client_session: str, source: str) -> Entry:
+    """The first entry of a file. `client_session` is the client's own id of the conversation, "" where it gave none."""
+    entry: Entry = {
+        "_meta": {"host": exchange.upstream, "machine": machine, "session": session, "ts": utc(exchange.opened)},
+    }
+    if client_session:
+        entry |= {"client_session": client_session, "client_session_source": source}
+    return entry | {"provider": exchange.provider, "type": "session_start", "upstream": exchange.upstream}
+
+
+def request_entry(exchange: Exchange, session: str, seq: int, machine: str) -> Entry:
+    # After an upgrade both directions are messages, and the response tells them all.
+    body = Body() if exchange.websocket else exchange.request
+    entry: Entry = {
+        "_meta": _meta(exchange, session, machine, exchange.opened),
+        "type": "request",
+        "seq": seq,
+        "method": _text(exchange.method),
+        "path": _text(exchange.path),
+        "headers": header_map(exchange.request_headers),
+        "size": body.size,
+    }
+    if exchange.query:
+        entry["query"] = _text(exchange.query)
+    _add_body(entry, body, coding_of(exchange.request_headers))
+    return dict(sorted(entry.items()))
+
+
+def response_entry(exchange: Exchange, session: str, seq: int, machine: str) -> Entry:
+    body = exchange.response
+    entry: Entry = {
+        "_meta": _meta(exchange, session, machine, exchange.opened + exchange.ended),
+        "type": "response",
+        "seq": seq,
+        "status": exchange.status,
+        "headers": header_map(exchange.response_headers) if exchange.status is not None else None,
+        "timing": {"ttfb_ms": exchange.first_byte // 1_000_000, "total_ms": exchange.ended // 1_000_000},
+        "size": body.size,
+    }
+    if exchange.websocket:
+        tail = _add_messages(entry, exchange)
+    elif _media_type(exchange.response_headers) == "text/event-stream":
+        tail = _add_chunks(entry, exchange)
+    else:
+        tail = b""
+        _add_body(entry, body, coding_of(exchange.response_headers))
+    _add_ending(entry, exchange, tail)
+    extras = {
+        "answered": exchange.answered,
+        "ended_by_close": exchange.ended_by_close,
+        "error": exchange.error,
+        "extra_bytes": exchange.extra_bytes,
+        "interim": list(exchange.interim),
+        "reason": _text(exchange.reason),
+        "retried": exchange.retried,
+        "trailers": header_map(exchange.trailers),
+    }
+    entry |= {name: value for name, value in extras.items() if value}
+    return dict(sorted(entry.items()))
+
+
+def bare_entry(exchange: Exchange, session: str, seq: int, machine: str, kind: str, trouble: str) -> Entry:
+    """What is left to say where an entry cannot be made."""
+    meta = _meta(exchange, session, machine, exchange.opened)
+    return {"_meta": meta, "record_error": trouble, "seq": seq, "type": kind}
+
+
+def _meta(exchange: Exchange, session: str, machine: str, ns: int) -> Entry:
+    return {
+        "host": exchange.upstream,
+        "machine": machine,
+        "request_id": str(exchange.id),
+        "session": session,
+        "ts": utc(ns),
+    }
+
+
+def _add_ending(entry: Entry, exchange: Exchange, tail: bytes) -> None:
+    """Clients that have read the terminal event often leave at once: then nothing is missing."""
+    ending = exchange.ending
+    if ending is Ending.CLIENT_GONE and tail and ends_complete(exchange.provider, exchange.path, tail):
+        ending = Ending.COMPLETE
+        entry["wire_ending"] = exchange.ending.label
+    entry["ending"] = ending.label
+
+
+def _add_body(entry: Entry, body: Body, coding: str) -> None:
+    data = body.data
+    _add_kept(entry, body)
+    if coding and data:
+        decoded = decode(((0, data),), coding)
+        if decoded.error:
+            entry["decode_error"] = decoded.error
+        if decoded.usable:
+            entry["content_encoding"] = coding
+            data = b"".join(piece for _, piece in decoded.pieces)
+            if decoded.over_limit:
+                entry["truncated"] = "decoded"
+    _add_data(entry, data)
+
+
+def _add_data(entry: Entry, data: bytes) -> None:
+    try:
+        entry["body"] = data.decode()
+    except UnicodeDecodeError:
+        entry["body"] = base64.b64encode(data).decode()
+        entry["body_encoding"] = "base64"
+
+
+def _add_kept(entry: Entry, body: Body) -> None:
+    if body.truncated:
+        entry["truncated"] = body.truncated
+    if body.sha256:
+        entry["sha256"] = body.sha256
+
+
+def _add_chunks(entry: Entry, exchange: Exchange) -> bytes:
+    """One chunk per line of the stream, with the time its end arrived. Returns the end of the decoded stream."""
+    body, coding = exchange.response, coding_of(exchange.response_headers)
+    pieces = body.pieces
+    if coding and pieces:
+        decoded = decode(pieces, coding)
+        if decoded.error:
+            entry["decode_error"] = decoded.error
+        if not decoded.usable:
+            _add_kept(entry, body)
+            _add_data(entry, body.data)
+            return b""
+        entry["content_encoding"] = coding
+        if decoded.over_limit:
+            entry["truncated"] = "decoded"
+        pieces = decoded.pieces
+    _add_kept(entry, body)
+    splitter = sse.LineSplitter()
+    chunks = []
+    at = 0
+    for at, data in pieces:
+        chunks += _chunks(exchange, at, splitter.feed(data))
+    entry["chunks"] = chunks + _chunks(exchange, at, splitter.finish())
+    return _tail(pieces)
+
+
+def _chunks(exchange: Exchange, at: int, lines: list[bytes]) -> list[Entry]:
+    if not lines:
+        return []
+    ts, delta = local(exchange.opened + at), max(0, at - exchange.first_byte) // 1_000_000
+    return [{"ts": ts, "delta_ms": delta} | _raw(line) for line in lines]
+
+
+def _raw(data: bytes) -> Entry:
+    try:
+        return {"raw": data.decode()}
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data).decode()}
+
+
+def _tail(pieces: tuple[tuple[int, bytes], ...]) -> bytes:
+    kept: list[bytes] = []
+    size = 0
+    for _, data in reversed(pieces):
+        kept.append(data)
+        size += len(data)
+        if size >= TERMINAL_TAIL:
+            break
+    return b"".join(reversed(kept))[-TERMINAL_TAIL:]
+
+
+def _add_messages(entry: Entry, exchange: Exchange) -> bytes:
+    """The messages of both directions, in the order they ended. Returns the last one the server sent."""
+    deflate = websocket.negotiated(
+        _joined(exchange.request_headers, "sec-websocket-extensions"),
+        _joined(exchange.response_headers, "sec-websocket-extensions"),
+    )
+    told: list[tuple[int, str, websocket.Message]] = []
+    facts: Entry = {"client_size": exchange.request.size, "server_size": exchange.response.size}
+    for side, body, masked in (("client", exchange.request, True), ("server", exchange.response, False)):
+        parser = websocket.Parser(masked, deflate)
+        for at, data in body.pieces:
+            told += [(at, side, message) for message in parser.feed(data, at)]
+        if parser.broken:
+            facts[f"{side}_error"] = parser.broken
+        if body.truncated:
+            entry["truncated"] = body.truncated
+    told.sort(key=lambda one: one[0])
+    facts["messages"] = [_message(exchange, at, side, message) for at, side, message in told]
+    entry["websocket"] = facts
+    return next((bytes(message.payload) for _, side, message in reversed(told) if side == "server"), b"")
+
+
+_MESSAGE_TYPES = {1: "text", 2: "binary", 8: "close", 9: "ping", 10: "pong"}
+
+
+def _message(exchange: Exchange, at: int, side: str, message: websocket.Message) -> Entry:
+    entry: Entry = {
+        "ts": local(exchange.opened + at),
+        "delta_ms": max(0, at - exchange.first_byte) // 1_000_000,
+        "from": side,
+        "type": _MESSAGE_TYPES.get(message.opcode, str(message.opcode)),
+    }
+    payload = bytes(message.payload)
+    if message.opcode == 8 and len(payload) >= 2:  # RFC 6455 §5.5.1: a status code, then the reason
+        entry["code"] = int.from_bytes(payload[:2], "big")
+        payload = payload[2:]
+    entry |= _raw(payload)
+    if message.truncated:
+        entry["truncated"] = True
+    return entry
+
+
+# --- bodies and fields ----------------------------------------------------------------------------------------------
+
+
+class Decoded(NamedTuple):
+    """A body with its content coding taken off. `usable`: False where the coding is unknown or a lie."""
+
+    pieces: tuple[tuple[int, bytes], ...]
+    error: str
+    usable: bool
+    over_limit: bool
+
+
+def decode(pieces: tuple[tuple[int, bytes], ...], coding: str, limit: int = DECODED_LIMIT) -> Decoded:
+    """Take a content coding off piece by piece, so that each piece of text keeps the time it could first be read."""
+    out: list[tuple[int, bytes]] = []
+    at = 0
+    try:
+        decoder = Decoder(coding, limit)
+        for at, data in pieces:
+            if text := decoder.feed(data):
+                out.append((at, text))
+    except CodingError as error:
+        return Decoded((), str(error), False, False)
+    trouble = ""
+    try:
+        if text := decoder.finish():
+            out.append((at, text))
+    except CodingError as error:  # a stream that was cut: what came before the cut is good
+        trouble = str(error)
+    return Decoded(tuple(out), trouble, True, decoder.truncated)
+
+
+def plain_request(exchange: Exchange) -> bytes:
+    """The request body without its content coding; empty where that cannot be taken off."""
+    coding = coding_of(exchange.request_headers)
+    if not coding:
+        return exchange.request.data
+    return b"".join(piece for _, piece in decode(exchange.request.pieces, coding).pieces)
+
+
+def coding_of(fields: Fields) -> str:
+    """The content codings as sent, "" for none."""
+    coding = _joined(fields, "content-encoding")
+    return "" if coding.strip().lower() == "identity" else coding
+
+
+def _media_type(fields: Fields) -> str:
+    return _joined(fields, "content-type").partition(";")[0].strip().lower()
+
+
+def _joined(fields: Fields, name: str) -> str:
+    """All values of a field as one list (RFC 9110 §5.3)."""
+    length = len(name)
+    return ", ".join(value for other, value in fields if len(other) == length and other.lower() == name)
+
+
+@lru_cache(1024)
+def _canonical(name: str) -> str:
+    return "-".join(word.capitalize() for word in name.split("-"))
+
+
+def _text(value: str) -> str:
+    """A latin-1 view of bytes as the text it most likely is."""
+    if value.isascii():
+        return value
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
+
+
+def header_map(fields: Fields) -> dict[str, list[str]]:
+    """Canonical name -> values in order; without Host, which is the upstream."""
+    found: dict[str, list[str]] = {}
+    for name, value in fields:
+        found.setdefault(_canonical(name), []).append(_text(value))
+    found.pop("Host", None)
+    return dict(sorted(found.items()))
+
+
+# --- times and lines ------------------------------------------------------------------------------------------------
+
+
+@lru_cache(256)
+def _utc_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+@lru_cache(256)
+def _local_second(seconds: int) -> tuple[str, str]:
+    moment = time.localtime(seconds)
+    minutes = moment.tm_gmtoff // 60
+    sign, minutes = ("-", -minutes) if minutes < 0 else ("+", minutes)
+    zone = f"{sign}{minutes // 60:02d}:{minutes % 60:02d}" if minutes else "Z"
+    return time.strftime("%Y-%m-%dT%H:%M:%S", moment), zone
+
+
+def _fraction(ns: int) -> str:
+    return f".{ns:09d}".rstrip("0") if ns else ""
+
+
+def utc(ns: int) -> str:
+    """RFC 3339 in UTC, to the nanosecond, trailing zeros trimmed."""
+    seconds, rest = divmod(ns, 1_000_000_000)
+    return _utc_second(seconds) + _fraction(rest) + "Z"
+
+
+def local(ns: int) -> str:
+    """RFC 3339 with the local offset."""
+    seconds, rest = divmod(ns, 1_000_000_000)
+    second, zone = _local_second(seconds)
+    return second + _fraction(rest) + zone
+
+
+_encode = msgspec.json.Encoder().encode
+# DEL, the C1 controls, U+2028 and U+2029: line ends or terminal commands to one reader or another.
+_UNSAFE = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
+
+
+def line(entry: Entry) -> bytes:
+    """An entry as one line of UTF-8, whatever it holds."""
+    try:
+        data = _encode(entry)
+    except UnicodeEncodeError:  # a lone surrogate
+        data = _encode(_well_formed(entry))
+    if not data.isascii() or b"\x7f" in data:
+        data = _UNSAFE.sub(lambda match: b"\\u%04x" % ord(match[0].decode()), data)
+    return data + b"\n"
+
+
+def _well_formed(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_well_formed(name): _well_formed(item) for name, item in value.items()}
+    return [_well_formed(item) for item in value] if isinstance(value, list) else value
+
+
+# --- places ---------------------------------------------------------------------------------------------------------
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,253}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
+
+
+def folder_name(upstream: str) -> str:
+    """The folder of an upstream: its authority, or a name made from it where that could lead anywhere else."""
+    if _NAME.fullmatch(upstream):
+        return upstream
+    return f"_invalid-{sha256(upstream.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def place(upstream: str, session: str, opened: int) -> str:
+    """Where a new session's file goes, relative to the log folder. `opened` is nanoseconds since 1970."""
+    day = time.strftime("%Y-%m-%d", time.localtime(opened // 1_000_000_000))
+    return f"{folder_name(upstream)}/{day}/{session}.jsonl"
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_READ_AT_ONCE = 1 << 20
+# More files than this to sync one by one, and one call for the whole file system is cheaper.
+_SYNC_EACH = 32
+
+
+class Known(NamedTuple):
+    """An entry found in a file: which half of which exchange, with which number."""
+
+    id: UUID
+    type: str
+    seq: int
+
+
+class _Meta(msgspec.Struct):
+    request_id: str = ""
+
+
+class _Found(msgspec.Struct):
+    type: str
+    meta: _Meta = msgspec.field(name="_meta", default_factory=_Meta)
+    seq: int = 0
+
+
+_read_found = msgspec.json.Decoder(_Found).decode
+
+
+class LogFile:
+    """An open file that only grows, by whole lines. `size` is where the next one goes."""
+
+    __slots__ = ("_identity", "dirty", "fd", "path", "size")
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{path} is no regular file")
+        self.size = found.st_size
+        self._identity = (found.st_dev, found.st_ino)
+        self.dirty = False
+
+    def append(self, data: bytes) -> None:
+        """All of it in one write or, after OSError, nothing of it."""
+        self.dirty = True
+        try:
+            written = os.write(self.fd, data)
+            while written < len(data):  # a full disk takes a part of it: the next attempt says why
+                written += os.write(self.fd, memoryview(data)[written:])
+        except OSError:
+            os.ftruncate(self.fd, self.size)
+            raise
+        self.size += len(data)
+
+    def in_place(self) -> bool:
+        """Whether the path still leads to this file, and nobody has cut or grown it."""
+        try:
+            found = os.lstat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return (found.st_dev, found.st_ino) == self._identity and found.st_size == self.size
+
+    def known_after(self, start: int) -> Iterator[Known]:
+        """The entries that stand beyond `start`; afterwards a torn last line has been cut off."""
+        rest = b""
+        offset = start
+        while data := os.pread(self.fd, _READ_AT_ONCE, offset):
+            offset += len(data)
+            *lines, rest = (rest + data).split(b"\n")
+            yield from chain.from_iterable(map(_known, lines))
+        if rest:
+            self.size = offset - len(rest)
+            os.ftruncate(self.fd, self.size)
+
+    def ends_whole(self) -> bool:
+        """Whether the next line would begin on a line of its own."""
+        return not self.size or os.pread(self.fd, 1, self.size - 1) == b"\n"
+
+
+def _known(data: bytes) -> Iterator[Known]:
+    try:
+        found = _read_found(data)
+        yield Known(UUID(found.meta.request_id), found.type, found.seq)
+    except (msgspec.MsgspecError, ValueError):  # a session_start, or no entry of ours
+        return
+
+
+class Logs:
+    """The folder of all session files, with the last used ones kept open."""
+
+    def __init__(self, root: Path, keep_open: int = 128) -> None:
+        self.root = root
+        self._keep_open = keep_open
+        self._files: OrderedDict[str, LogFile] = OrderedDict()
+        self._folders: set[Path] = set()  # with new names in them that are not on disk yet
+        self._closed_dirty = False
+
+    def file(self, path: str) -> LogFile:
+        """The file at a path relative to the folder, made where it is missing. Raises OSError, also for a link."""
+        file = self._files.get(path)
+        if file is not None and file.in_place():
+            self._files.move_to_end(path)
+            return file
+        self._drop(path)
+        file = self._files[path] = self._open(path)
+        if len(self._files) > self._keep_open:
+            self._drop(next(iter(self._files)))
+        return file
+
+    def sync(self) -> None:
+        """All that was written is on disk when this returns. Raises OSError."""
+        dirty = [file for file in self._files.values() if file.dirty]
+        if self._closed_dirty or len(dirty) > _SYNC_EACH:
+            os.sync()
+        else:
+            for file in dirty:
+                os.fdatasync(file.fd) if hasattr(os, "fdatasync") else os.fsync(file.fd)
+            for folder in self._folders:
+                _sync_folder(folder)
+        for file in dirty:
+            file.dirty = False
+        self._folders.clear()
+        self._closed_dirty = False
+
+    def close(self) -> None:
+        for path in list(self._files):
+            self._drop(path)
+
+    def _drop(self, path: str) -> None:
+        file = self._files.pop(path, None)
+        if file is not None:
+            self._closed_dirty |= file.dirty
+            os.close(file.fd)
+
+    def _open(self, path: str) -> LogFile:
+        *folders, name = path.split("/")
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        where = self.root
+        above = os.open(where, _FOLDER)
+        try:
+            for folder in folders:
+                try:
+                    os.mkdir(folder, 0o700, dir_fd=above)
+                    self._folders.add(where)
+                except FileExistsError:
+                    pass
+                where = where / folder
+                below = os.open(folder, _FOLDER | os.O_NOFOLLOW, dir_fd=above)
+                os.close(above)
+                above = below
+            fd = os.open(name, _FILE, 0o600, dir_fd=above)
+        except OSError as error:
+            error.filename = str(where / name)
+            raise
+        finally:
+            os.close(above)
+        try:
+            file = LogFile(where / name, fd)
+        except OSError:
+            os.close(fd)
+            raise
+        if not file.size:
+            self._folders.add(where)
+        return file
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        fd = os.open(folder, _FOLDER)
+    except FileNotFoundError:  # taken away since
+        return
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
