@@ -15,12 +15,13 @@ _MESSAGES = frozenset({"message_stop"})
 _RESPONSES = frozenset({"response.completed", "response.failed", "response.incomplete"})
 _DONE = frozenset({"[DONE]"})
 
-# By path; a path not listed may end in any of these ways.
+# By path, else by provider, else any of these ways.
 _ENDS = (
     (re.compile(r".*/messages/?", re.DOTALL), _MESSAGES),
     (re.compile(r".*/responses/?", re.DOTALL), _RESPONSES | _DONE),
     (re.compile(r".*/completions/?", re.DOTALL), _DONE),
 )
+_ENDS_OF = {"anthropic": _MESSAGES}
 _ANY = _MESSAGES | _RESPONSES | _DONE
 
 
@@ -48,8 +49,9 @@ def ends_complete(provider: str, path: str, tail: bytes) -> bool:
     `tail` is the end of a decoded event stream, from anywhere in it; it must reach back to the start of the last
     event, which for Responses repeats the whole answer. Or one whole WebSocket message. `path` is without its query.
     """
-    ends = next((ends for pattern, ends in _ENDS if pattern.fullmatch(path)), _ANY)
-    if tail.startswith(b"{"):
-        return _type(tail) in ends
+    listed = (ends for pattern, ends in _ENDS if pattern.fullmatch(path))
+    ends = next(listed, _ENDS_OF.get(provider, _ANY))
+    if tail.startswith(b"{") and _type(tail) in ends:
+        return True
     decoder = EventDecoder()
     return any(_is_end(event, ends) for event in decoder.feed(tail) + decoder.finish())
