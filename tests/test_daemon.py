@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import json
 import os
 import signal
 import socket
@@ -312,6 +313,28 @@ def test_a_killed_keeper_is_started_again(start):
     daemon.wait_for_line("the keeper was killed by signal 9; traffic flows on, it is started again in 0.2 s")
     assert daemon.health()["status"] == "ok"
     assert _keeper(daemon, other_than=first) != first
+
+
+def test_the_journal_of_a_killed_pair_is_settled_by_the_next_daemon(start):
+    """Daemon and keeper died together (a container, the OOM killer): whoever starts next, in any role, goes on."""
+    first = start("--port", "0")
+    first.wait_for_recording()  # so that it has the first journal
+    second = start("--port", "0")
+    second.wait_for_recording()
+    keeper = _keeper(second)
+    second.signal(signal.SIGSTOP)
+    os.kill(keeper, signal.SIGKILL)
+    second.kill()
+    assert first.stop() == 0
+    snapshot = second.state / "journal/foreground-2/keeper.json"
+    assert json.loads(snapshot.read_text())["state"] != "stopped"
+    third = start("--service")
+    third.wait_for_line("settling .*/foreground-2, left over")
+    deadline = time.monotonic() + 20
+    while json.loads(snapshot.read_text())["state"] != "stopped":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert not any("foreground-1" in line for line in third.lines)
 
 
 def _keeper(daemon, other_than=0):

@@ -257,6 +257,23 @@ class TestWithoutProc:
         finally:
             process.communicate()
 
+    def test_a_zombies_port_may_answer_and_it_is_still_dead(self, tmp_path):
+        """Where the socket table cannot be read the process's state still counts."""
+        body = b'HTTP/1.1 200 OK\r\n\r\n{"instance":"%s"}' % INSTANCE.encode()
+        boot = "5b1ec66b-a105-4f54-b9cf-72ec200aae18"
+        for letter, expected in (("S", True), ("Z", False), ("X", False)):
+            proc = tmp_path / letter
+            (proc / "sys/kernel/random").mkdir(parents=True)
+            (proc / "sys/kernel/random/boot_id").write_text(boot + "\n")
+            (proc / "42").mkdir()
+            (proc / "42/stat").write_text(f"42 (p) {letter} 1 42 42 0 -1 0 0 0 0 0 1 1 0 0 20 0 1 0 777 0\n")
+            process, port = self._answering(body)
+            try:
+                assert state.alive(state.Run(port, 42, 777, boot, INSTANCE), str(proc)) is expected, letter
+            finally:
+                process.kill()  # where nothing asks it, it waits for ever
+                process.communicate()
+
     def test_another_server_is_not_believed(self):
         """A 200 from somebody else says nothing."""
         process, port = self._answering(b'HTTP/1.1 200 OK\r\n\r\n{"instance":"0000000000000000"}')

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import resource
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from llm_proxy import __version__, paths
 from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, StateUnusable
-from llm_proxy.journal.writer import Journal, JournalBusy
+from llm_proxy.journal.writer import Journal, JournalBusy, writer_lock
 from llm_proxy.proxy.server import Proxy, ProxyConfig
 from llm_proxy.service import environment, state
 from llm_proxy.service.listen import Listeners, is_loopback, listen, listen_again
@@ -92,13 +93,15 @@ class Daemon:
         for warning in self.listeners.warnings:
             log.warning("%s", warning)
         self._announce()
-        retrying = asyncio.get_running_loop().create_task(self._retry_journal(proxy))
+        loop = asyncio.get_running_loop()
+        chores = [loop.create_task(self._retry_journal(proxy)), loop.create_task(self._settle_the_dead())]
         manager = Manager()
         manager.ready()
         await self._stop.wait()
         manager.stopping()
         self._withdraw()
-        retrying.cancel()
+        for chore in chores:
+            chore.cancel()
         await self._drain(proxy)
         await proxy.close()
         await self._settle()
@@ -142,11 +145,21 @@ class Daemon:
     def _start_keeper(self) -> None:
         if self.journal is None:
             return
-        folder = str(self.journal.folder)
-        arguments = ("--journal", folder, "--logs", self.settings.log_dir, "--state", paths.state_folder())
-        self.keeper = Supervisor("llm_proxy.keeper", arguments, errors=f"{folder}/keeper.err")
+        self.keeper = self._keeper_of(self.journal.folder)
         self.journal.on_drained = self.keeper.wake
         self.keeper.start()
+
+    def _keeper_of(self, folder: Path) -> Supervisor:
+        arguments = ("--journal", str(folder), "--logs", self.settings.log_dir, "--state", paths.state_folder())
+        return Supervisor("llm_proxy.keeper", arguments, errors=f"{folder}/keeper.err")
+
+    async def _settle_the_dead(self) -> None:
+        """Journals whose daemon and keeper were both killed: what they hold goes into the logs now."""
+        own = self.journal.folder if self.journal is not None else None
+        for folder in unsettled(Path(paths.journal_folder(""))):
+            if folder != own:
+                log.info("settling %s, left over from a daemon that was killed", folder)
+                await self._keeper_of(folder).settle()
 
     async def _retry_journal(self, proxy: Proxy) -> None:
         while self.journal is None:
@@ -279,6 +292,26 @@ class Service(Daemon):
     def _journal_folders(self) -> Iterator[Path]:
         yield Path(paths.journal_folder(self.role))
         yield from super()._journal_folders()
+
+
+def unsettled(root: Path) -> list[Path]:
+    """Journal folders that nobody writes and whose keeper has not said that it came to the end."""
+    return [folder for folder in sorted(root.glob("*/")) if not _has_ended(folder) and not _is_written(folder)]
+
+
+def _has_ended(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / "keeper.json").read_bytes())["state"] == "stopped")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _is_written(folder: Path) -> bool:
+    try:
+        with writer_lock(folder):
+            return False
+    except (JournalBusy, OSError):
+        return True
 
 
 def take_lock(folder: str) -> int:

@@ -46,6 +46,20 @@ class Supervisor:
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._keep_alive(), name=f"supervise {self._name}")
 
+    async def settle(self) -> None:
+        """Instead of `start` and `stop`: run it once on what is there, to its own end."""
+        with self._pipe_guard:
+            self._stopping = True
+            os.close(self._writing)
+        try:
+            why = await self._live()
+        except OSError as exc:
+            why = f"could not be started: {exc}"
+        finally:
+            os.close(self._reading)
+        if why != "ended with status 0":
+            log.warning("the %s %s", self._name, why)
+
     def wake(self) -> None:
         """Tell it that there is something to read. Never waits: a full pipe has told it already."""
         with self._pipe_guard:
