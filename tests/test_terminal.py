@@ -62,6 +62,7 @@ OPEN = [
     (CHAT, b"data: x\ndata: [DONE]\n\n"),
     (CHAT, b"[DONE]"),
     (CHAT, STOP),
+    (("anthropic", "/somewhere"), DONE),
     (
         RESPONSES,
         b'event: response.output_text.done\ndata: {"type":"response.output_text.done","text":' + TEXT + b"}\n\n",

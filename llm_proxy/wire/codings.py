@@ -18,7 +18,7 @@ MAX_LAYERS = 2
 MAX_MEMBERS = 1000  # of a gzip file or zstd frames: empty ones cost time and yield nothing
 ZSTD_WINDOW_LOG = 23  # RFC 9659 §3: 8 MiB is the largest window of the content coding
 
-_SLICE = 64 * 1024  # input given to a codec at once: what it hands back unread is copied
+SLICE = 64 * 1024  # input given to a codec at once: what it hands back unread is copied
 _PIECE = 1024 * 1024  # output asked of a codec at once
 
 
@@ -39,8 +39,8 @@ class _Codec(Protocol):
     def pieces(self, data: bytes) -> Iterator[bytes]: ...
 
 
-class _Inflate:
-    """gzip member or zlib stream, as `wbits` says."""
+class Inflate:
+    """gzip member, zlib stream or bare deflate stream, as `wbits` says. Feed slices: what is left over is copied."""
 
     def __init__(self, wbits: int) -> None:
         self._stream = zlib.decompressobj(wbits)
@@ -64,7 +64,7 @@ class _Deflate:
 
     def __init__(self) -> None:
         self._start = b""
-        self._stream: _Inflate | None = None
+        self._stream: Inflate | None = None
         self.ended = False
         self.unused = b""
 
@@ -74,7 +74,7 @@ class _Deflate:
             if len(data) < 2:
                 return
             has_header = data[0] & 0x0F == 8 and int.from_bytes(data[:2], "big") % 31 == 0  # RFC 1950 §2.2
-            self._stream = _Inflate(zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
+            self._stream = Inflate(zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
         yield from self._stream.pieces(data)
         self.ended, self.unused = self._stream.ended, self._stream.unused
 
@@ -132,8 +132,8 @@ class _Identity:
 
 # Name -> how a stream begins, how many may follow each other, what may lie behind the last one.
 _CODINGS: dict[str, tuple[Callable[[], _Codec], int, bytes]] = {
-    "gzip": (lambda: _Inflate(16 + zlib.MAX_WBITS), MAX_MEMBERS, b"\0"),
-    "x-gzip": (lambda: _Inflate(16 + zlib.MAX_WBITS), MAX_MEMBERS, b"\0"),
+    "gzip": (lambda: Inflate(16 + zlib.MAX_WBITS), MAX_MEMBERS, b"\0"),
+    "x-gzip": (lambda: Inflate(16 + zlib.MAX_WBITS), MAX_MEMBERS, b"\0"),
     "deflate": (_Deflate, 1, b""),
     "br": (_Brotli, 1, b""),
     "zstd": (_Zstd, MAX_MEMBERS, b""),
@@ -157,8 +157,8 @@ class _Layer:
 
     def feed(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         for block in blocks:
-            for start in range(0, len(block), _SLICE):
-                yield from self._slice(block[start : start + _SLICE])
+            for start in range(0, len(block), SLICE):
+                yield from self._slice(block[start : start + SLICE])
 
     def _slice(self, rest: bytes) -> Iterator[bytes]:
         while rest:
