@@ -44,7 +44,7 @@ class Authority:
     @property
     def is_loopback(self) -> bool:
         """Whether it is loopback by what is written, exactly: `localhost.evil.com` is not."""
-        return self.host == "localhost" if self.address is None else self.address.is_loopback
+        return self.host == "localhost" if self.address is None else is_loopback(self.address)
 
 
 @lru_cache(maxsize=256)
@@ -89,22 +89,26 @@ def _canonical_v4(host: str) -> ipaddress.IPv4Address | None:
         raise BadAuthority(f"not a canonical IPv4 address: {host!r}") from None
 
 
+_LOOPBACK_4, _LOOPBACK_6 = ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Address("::1")
 # Ranges that lead inside somebody's network, or to another address than they say
-# (RFC 6890, RFC 6052, RFC 3056, RFC 4380).
+# (RFC 6890, RFC 3056, RFC 4380, RFC 9637).
 _INSIDE_V4 = (
-    "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 192.88.99.0/24 "
-    "192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4"
+    "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 "
+    "192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4"
 )
-_INSIDE_V6 = (
-    "::/96 ::ffff:0:0/96 64:ff9b::/96 64:ff9b:1::/48 100::/64 2001::/23 2001:db8::/32 2002::/16 "
-    "fc00::/7 fe80::/10 fec0::/10 ff00::/8"
-)
+# IPv6 hosts on the internet are in 2000::/3; the rest holds loopback, private, link-local, mapped and translated ones.
+_INSIDE_V6 = "::/3 4000::/2 8000::/1 2001::/23 2001:db8::/32 2002::/16 3fff::/20"
 _INSIDE = [ipaddress.ip_network(text) for text in f"{_INSIDE_V4} {_INSIDE_V6}".split()]
+
+
+def is_loopback(address: Address) -> bool:
+    """127.0.0.0/8 or ::1. Not a mapped `::ffff:127.0.0.1`, whatever this Python's `ipaddress` says of it."""
+    return address in _LOOPBACK_4 or address == _LOOPBACK_6
 
 
 def is_public(address: Address) -> bool:
     """Whether an address is an ordinary host on the internet."""
-    return address.is_global and not any(address in net for net in _INSIDE if net.version == address.version)
+    return not any(address in net for net in _INSIDE)
 
 
 def check_address(address: Address, authority: Authority) -> None:
@@ -112,7 +116,7 @@ def check_address(address: Address, authority: Authority) -> None:
 
     Loopback is for hosts that are written as loopback: a public name that resolves to it is a trap.
     """
-    if address.is_loopback:
+    if is_loopback(address):
         if authority.is_loopback:
             return
         what = "a loopback address"

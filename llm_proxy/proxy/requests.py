@@ -85,7 +85,8 @@ class Requests:
         match = _LENGTH_LINE.search(raw)
         if match is None:
             prepared = self._known.get(raw)
-            return None if prepared is None else Request(prepared, b"", 0)
+            # A head whose Content-Length has no digits reads like the key of one that had some: not the same.
+            return None if prepared is None or prepared.head.length is not None else Request(prepared, b"", 0)
         start, end = match.span(1)
         prepared = self._known.get(raw[:start] + raw[end:])
         return None if prepared is None else Request(prepared, match[1], int(match[1]))

@@ -43,7 +43,11 @@ _NEEDS_V1 = {
     "api.anthropic.com": re.compile(rb"/messages(?:[/?].*)?"),
     "api.openai.com": re.compile(rb"/(?:chat/completions|completions|responses|embeddings|models)(?:[/?].*)?"),
 }
-_GEMINI_CALL = re.compile(rb"/v1(?:alpha|beta)?/[^?]*:[A-Za-z]+(?:\?.*)?")
+# Under /v1 only Google's own verbs are Google's: OpenAI's fine-tuned models have colons in their names too.
+_GEMINI_CALL = re.compile(
+    rb"/v1/[A-Za-z]+/[^/:?]+:(?:(?:stream|batch)?[Gg]enerateContent|countTokens|(?:asyncBatchE|batchE|e)mbedContents?"
+    rb"|predict(?:LongRunning)?)(?:\?.*)?"
+)
 
 
 class Policy(StrEnum):
