@@ -30,7 +30,18 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 class ClientConnection(asyncio.Protocol):
     """A listener's connection."""
 
-    __slots__ = ("_closing_at", "_core", "_lingering", "_scanned", "buffer", "gate", "relay", "since", "transport")
+    __slots__ = (
+        "_closing_at",
+        "_core",
+        "_full",
+        "_lingering",
+        "_scanned",
+        "buffer",
+        "gate",
+        "relay",
+        "since",
+        "transport",
+    )
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -41,6 +52,7 @@ class ClientConnection(asyncio.Protocol):
         self.since = time.monotonic()  # when the wait for the current head, or for the next request, began
         self._scanned = 0
         self._lingering = 0
+        self._full = False  # the client does not read what it has been sent
         self._closing_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -48,8 +60,7 @@ class ClientConnection(asyncio.Protocol):
         self.gate = Gate(self.transport)
         prepare(self.transport)
         if not self._core.admit(self):
-            self.send(answers.error(503, "too_many_connections", "too many connections", close=True))
-            self.close()
+            self.refuse(503, "too_many_connections", "too many connections are open")
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -88,14 +99,18 @@ class ClientConnection(asyncio.Protocol):
                 relay.fault(error)
 
     def pause_writing(self) -> None:
+        self._full = True
         relay = self.relay
         if relay is not None and relay.upstream is not None:
             relay.upstream.gate.shut(Reason.PEER_FULL)
 
     def resume_writing(self) -> None:
+        self._full = False
         relay = self.relay
         if relay is not None and relay.upstream is not None:
             relay.upstream.gate.open(Reason.PEER_FULL)
+        if self.gate.reasons & Reason.UNREAD:
+            self.go_on()
 
     def send(self, data: bytes) -> None:
         """Write; nothing happens where the client is gone, `connection_lost` tells the relay."""
@@ -107,6 +122,9 @@ class ClientConnection(asyncio.Protocol):
     def _requests(self) -> None:
         """Serve what is in the buffer, until an exchange is under way or a head is not complete."""
         while self.relay is None and self.transport is not None and not self._lingering:
+            if self._full:
+                self.gate.shut(Reason.UNREAD)
+                return
             if self.buffer[:2] == b"\r\n":  # RFC 9112 §2.2: an empty line before the request line is passed over
                 self.buffer = self.buffer[2:]
                 continue
@@ -118,12 +136,13 @@ class ClientConnection(asyncio.Protocol):
             self._request(end + 4)
 
     def _incomplete(self) -> None:
-        if not self._scanned and self.buffer:
+        looked_at = self._scanned
+        if not looked_at and self.buffer:
             self.since = time.monotonic()
         self._scanned = len(self.buffer)
         if self._scanned > MAX_HEAD:
             self.refuse(431, "bad_request", f"head larger than {MAX_HEAD} bytes")
-        elif _BARE_LF.search(self.buffer):
+        elif _BARE_LF.search(self.buffer, looked_at):
             self.refuse(400, "bad_request", "line ends must be CR LF")
 
     def _request(self, end: int) -> None:
@@ -190,7 +209,10 @@ class ClientConnection(asyncio.Protocol):
 
     def go_on(self) -> None:
         """Look at what came while nobody could; not from within, so that a long pipeline is no deep recursion."""
-        self.gate.open(Reason.PIPELINE | Reason.PEER_FULL | Reason.DIALLING)
+        if self._full:  # one more answer would be kept for a client that reads none
+            self.gate.shut(Reason.UNREAD)
+            return
+        self.gate.open(Reason.PIPELINE | Reason.PEER_FULL | Reason.DIALLING | Reason.UNREAD)
         if self.buffer:
             asyncio.get_running_loop().call_soon(self._look_again)
 
@@ -218,7 +240,7 @@ class ClientConnection(asyncio.Protocol):
         self._lingering = 1
         self._closing_at = time.monotonic() + LINGER_SECONDS
         self.buffer = b""
-        self.gate.open(Reason.PIPELINE | Reason.PEER_FULL | Reason.DIALLING)
+        self.gate.open(Reason.PIPELINE | Reason.PEER_FULL | Reason.DIALLING | Reason.UNREAD)
         if transport.can_write_eof() and not transport.is_closing():
             transport.write_eof()
         else:
@@ -254,7 +276,8 @@ class ClientConnection(asyncio.Protocol):
                 self.break_off()
         elif self.relay is None:
             waited = now - self.since
-            if self.buffer and waited > self._core.head_timeout:
+            awaited = self.buffer and not self._full
+            if awaited and waited > self._core.head_timeout:
                 self.refuse(408, "request_timeout", "the request's head did not arrive in time")
-            elif not self.buffer and waited > self._core.client_idle_timeout:
+            elif not awaited and waited > self._core.client_idle_timeout:
                 self.close()

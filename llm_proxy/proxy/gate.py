@@ -13,6 +13,7 @@ class Reason:
     DIALLING: Final = 2  # there is nobody yet to give the bytes to
     PIPELINE: Final = 4  # the next request has to wait for its turn
     BUDGET: Final = 8  # a flood of tiny chunks: others get a turn first
+    UNREAD: Final = 16  # earlier answers have not been taken yet
 
 
 class Gate:

@@ -46,8 +46,10 @@ class Pool:
         except ValueError:
             pass
 
-    def expire(self, now: float) -> None:
-        """Close what has been idle too long. `now` is `time.monotonic()`."""
+    def expire(self, now: float, most: int) -> None:
+        """Close what has been idle too long, and the oldest beyond `most`. `now` is `time.monotonic()`."""
+        for _ in range(len(self) - most):
+            min(filter(None, self._idle.values()), key=lambda idle: idle[0].idle_since).popleft().close()
         for key, idle in list(self._idle.items()):
             while idle and now - idle[0].idle_since > IDLE_LIMIT:
                 idle.popleft().close()

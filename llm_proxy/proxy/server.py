@@ -22,6 +22,7 @@ from llm_proxy.proxy.authority import Allowed
 from llm_proxy.proxy.client import ClientConnection
 from llm_proxy.proxy.core import Core
 from llm_proxy.proxy.dialler import Dialler
+from llm_proxy.proxy.listener import Limits, Listener, descriptors, limits
 from llm_proxy.proxy.metrics import Sample
 from llm_proxy.proxy.requests import Requests
 from llm_proxy.proxy.router import Policy, Router
@@ -82,7 +83,8 @@ class Proxy:
             client_idle_timeout=config.client_idle_timeout,
         )
         self.core.own = {b"/health": self._health, b"/health/sinks": self._health_sinks, b"/metrics": self._metrics}
-        self._servers: list[asyncio.Server] = []
+        self._limits = Limits(config.max_connections, config.max_connections, 0)
+        self._listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._started = time.monotonic()
 
@@ -90,18 +92,30 @@ class Proxy:
 
     async def listen(self, sockets: Sequence[socket.socket]) -> None:
         """Serve bound and listening sockets. Raises OSError."""
-        loop = asyncio.get_running_loop()
-        self.core.dialler.own_ports = frozenset(sock.getsockname()[1] for sock in sockets)
+        core, wanted, available = self.core, self.config.max_connections, descriptors()
+        self._limits = limits(wanted, available)
+        core.max_connections = self._limits.served
+        if core.max_connections < wanted:
+            log.warning(
+                "a limit of %d open files leaves room for %d connections, not %d",
+                available,
+                core.max_connections,
+                wanted,
+            )
+        core.dialler.own_ports = frozenset(sock.getsockname()[1] for sock in sockets)
         for sock in sockets:
-            self._servers.append(await loop.create_server(lambda: ClientConnection(self.core), sock=sock, backlog=4096))
-        self._sweeper = loop.create_task(self._sweep_forever())
+            sock.setblocking(False)
+        self._listener = Listener(
+            sockets, lambda: ClientConnection(core), lambda: self._limits.open - len(core.clients)
+        )
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep_forever())
 
     async def drain(self, limit: float) -> int:
         """Stop accepting, let exchanges finish for up to `limit` seconds, cut the rest; returns how many were cut."""
         core = self.core
         core.draining = True
-        for server in self._servers:
-            server.close()
+        if self._listener is not None:
+            self._listener.close()
         for client in list(core.clients):
             if client.relay is None:
                 client.close()
@@ -122,8 +136,8 @@ class Proxy:
         self.tee.settle()
         self.core.pool.close()
         self.core.dialler.close()
-        for server in self._servers:
-            server.close()
+        if self._listener is not None:
+            self._listener.close()
         deadline = time.monotonic() + 1
         while self.core.clients and time.monotonic() < deadline:  # answers on their way out
             await self.core.something_ended(deadline - time.monotonic())
@@ -151,7 +165,7 @@ class Proxy:
             limit = config.header_timeout if waiting else config.idle_timeout
             if limit and quiet > limit:
                 relay.timed_out(f"nothing came for {limit:g} s")
-        self.core.pool.expire(now)
+        self.core.pool.expire(now, self._limits.idle)
 
     # -- answers ------------------------------------------------------------------------------------------------
 
