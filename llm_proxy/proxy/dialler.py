@@ -22,7 +22,7 @@ from llm_proxy.proxy.router import PoolKey, Route
 from llm_proxy.proxy.upstream import UpstreamConnection
 
 STAGGER = 0.25  # seconds between attempts on one name's addresses (RFC 8305 §5)
-RESOLVER_THREADS = 32  # a dead name server may hold each for half a minute; others must not wait for them
+RESOLVER_THREADS = 256  # started as needed; a dead name server may hold each for half a minute, others must not wait
 
 
 class DialFailed(Exception):
@@ -45,40 +45,40 @@ class HttpProxy:
     authorization: str  # a whole field line with its line end, or empty
 
 
-def proxy_for(host: str, environment: Mapping[str, str]) -> HttpProxy | None:
+def proxy_for(host: str, port: int, environment: Mapping[str, str]) -> HttpProxy | None:
     """The forward proxy for an https host by HTTPS_PROXY (or ALL_PROXY) and NO_PROXY, both cases. Raises DialFailed."""
 
     def get(name: str) -> str:
         return environment.get(name.lower()) or environment.get(name) or ""
 
     url = get("HTTPS_PROXY") or get("ALL_PROXY")
-    if not url or _excepted(host, get("NO_PROXY")):
+    if not url or _excepted(host, port, get("NO_PROXY")):
         return None
-    parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
-        port = parts.port or 80
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        name, its_port = parts.hostname, parts.port or 80
     except ValueError:
-        port = 0
-    if parts.scheme != "http" or not parts.hostname or not port:
+        raise DialFailed("bad_proxy", "HTTPS_PROXY must be http://host:port") from None
+    if parts.scheme != "http" or not name:
         raise DialFailed("bad_proxy", f"HTTPS_PROXY must be http://host:port, got scheme {parts.scheme!r}")
     authorization = ""
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
         authorization = f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}\r\n"
-    return HttpProxy(parts.hostname, port, authorization)
+    return HttpProxy(name, its_port, authorization)
 
 
-def _excepted(host: str, no_proxy: str) -> bool:
-    """NO_PROXY: `*`, names (with their subdomains), leading dots, addresses and networks."""
+def _excepted(host: str, port: int, no_proxy: str) -> bool:
+    """NO_PROXY: `*`, names (with their subdomains), leading dots, a port behind a name, addresses and networks."""
     for raw in no_proxy.split(","):
         entry = raw.strip().lower()
         if not entry:
             continue
-        name = entry.lstrip("*").lstrip(".") or "*"
+        name = entry.removesuffix(f":{port}").strip("[]").lstrip("*").lstrip(".") or "*"
         if entry == "*" or host == name or host.endswith(f".{name}"):
             return True
         try:
-            if ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False):
+            if ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False):
                 return True
         except ValueError:
             continue
@@ -95,13 +95,15 @@ class Dialler:
         environment: Mapping[str, str],
         own_ports: Iterable[int] = (),
         tls: Callable[[], ssl.SSLContext] | None = None,
+        resolve: Callable[[str, int], Iterable[SockAddr]] | None = None,
     ) -> None:
         self._timeout = connect_timeout
         self._environment = environment
         self._make_tls = tls or _default_tls
+        self._system = resolve or system_addresses
         self._tls: asyncio.Future[ssl.SSLContext] | None = None
         self._threads: ThreadPoolExecutor | None = None
-        self._lookups: dict[tuple[str, int], asyncio.Task[list[_Sockaddr]]] = {}
+        self._lookups: dict[tuple[str, int], asyncio.Task[list[SockAddr]]] = {}
         self.own_ports = frozenset(own_ports)
 
     async def dial(self, route: Route) -> UpstreamConnection:
@@ -126,7 +128,8 @@ class Dialler:
 
     async def _dial(self, route: Route) -> UpstreamConnection:
         key = route.key
-        via = proxy_for(key.host, self._environment) if key.scheme == "https" else None
+        direct = key.scheme == "http" or route.authority.is_loopback  # another machine's loopback is never meant
+        via = None if direct else proxy_for(key.host, key.port, self._environment)
         if via is not None:
             if route.authority.address is not None and not route.listed:
                 check_address(route.authority.address, route.authority)
@@ -174,7 +177,7 @@ class Dialler:
             raise
         return await self._adopt(key, sock, await self._tls_context())
 
-    async def _addresses(self, host: str, port: int, judge: Authority | None) -> list[_Sockaddr]:
+    async def _addresses(self, host: str, port: int, judge: Authority | None) -> list[SockAddr]:
         """All addresses of a name, each judged where the host is not listed. Raises Denied, socket.gaierror."""
         found = await self._lookup(host, port)
         if judge is not None:
@@ -182,7 +185,7 @@ class Dialler:
                 check_address(ipaddress.ip_address(str(sockaddr[0]).partition("%")[0]), judge)
         return found
 
-    async def _lookup(self, host: str, port: int) -> list[_Sockaddr]:
+    async def _lookup(self, host: str, port: int) -> list[SockAddr]:
         """One look-up at a time per name, however many wait for it."""
         try:
             address = ipaddress.ip_address(host)
@@ -199,15 +202,13 @@ class Dialler:
             task.add_done_callback(lambda _: self._lookups.pop((host, port), None))
         return await asyncio.shield(task)
 
-    async def _resolve(self, host: str, port: int) -> list[_Sockaddr]:
+    async def _resolve(self, host: str, port: int) -> list[SockAddr]:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="resolver")
-        found = await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        )
-        return _interleaved([(int(family), cast(_Address, sockaddr)) for family, _, _, _, sockaddr in found])
+        loop = asyncio.get_running_loop()
+        return _interleaved(list(await loop.run_in_executor(self._threads, self._system, host, port)))
 
-    async def _connect(self, addresses: list[_Sockaddr]) -> socket.socket:
+    async def _connect(self, addresses: list[SockAddr]) -> socket.socket:
         """Race the addresses, each starting a little after the one before or when that one failed (RFC 8305)."""
         waiting = list(reversed(addresses))
         running: set[asyncio.Task[socket.socket]] = set()
@@ -219,12 +220,12 @@ class Dialler:
                 done, running = await asyncio.wait(
                     running, timeout=STAGGER if waiting else None, return_when=asyncio.FIRST_COMPLETED
                 )
-                for task in done:
-                    error = task.exception()
-                    if error is None:
-                        for other in done - {task}:
-                            _close_result(other)
-                        return task.result()
+                connected = [task.result() for task in done if task.exception() is None]
+                for other in connected[1:]:
+                    other.close()
+                if connected:
+                    return connected[0]
+                for error in filter(None, (task.exception() for task in done)):
                     if not isinstance(error, OSError):
                         raise error
                     trouble = error
@@ -268,10 +269,16 @@ class Dialler:
 
 
 _Address = tuple[str | int, ...]
-_Sockaddr = tuple[int, _Address]  # family and what `connect` takes
+SockAddr = tuple[int, _Address]  # family and what `connect` takes
 
 
-def _interleaved(addresses: list[_Sockaddr]) -> list[_Sockaddr]:
+def system_addresses(host: str, port: int) -> list[SockAddr]:
+    """What the system's resolver says of a name, which may take it half a minute. Raises socket.gaierror."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [(int(family), cast(_Address, sockaddr)) for family, _, _, _, sockaddr in found]
+
+
+def _interleaved(addresses: list[SockAddr]) -> list[SockAddr]:
     """Families in turn, beginning with the system's first choice, without duplicates (RFC 8305 §4)."""
     unique = list(dict.fromkeys(addresses))
     if not unique:
