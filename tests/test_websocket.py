@@ -162,6 +162,9 @@ def test_a_reset_window_is_not_used_again():
     assert parse([shared], deflate=KEEP)[1].broken == ""
     assert "undecodable" in parse([shared], deflate=Deflate(True, False))[1].broken
     assert parse([shared], deflate=Deflate(False, True))[1].broken == ""
+    ours = frame(TEXT, shared[2:9], rsv=4, mask=KEY) + frame(TEXT, shared[11:], rsv=4, mask=KEY)
+    assert parse([ours], masked=True, deflate=Deflate(True, False))[1].broken == ""
+    assert "undecodable" in parse([ours], masked=True, deflate=Deflate(False, True))[1].broken
 
 
 def test_a_message_carries_the_time_of_its_last_byte():
