@@ -197,7 +197,7 @@ class Gap:
 
     def __init__(self, run: str, frame: Frame) -> None:
         self.run = run
-        numbers = [int(word) for word in frame.payload.split() if word.isdigit()]
+        numbers = [int(word) for word in frame.payload.split() if word.isdigit() and len(word) < 20]
         self.exchanges, self.frames, self.bytes, self.from_ns, self.to_ns = (numbers + [0] * 5)[:5]
         self.position = position_of(frame)
         # The same gap is known again when the journal is read again.
@@ -336,23 +336,30 @@ class _Payload:
 
 def _request_framing(head: bytes) -> Framing:
     try:
-        return for_request(parse_request(head))
+        return for_request(parse_request(_whole(head)))
     except BadHead:
         return UntilClose()
 
 
 def _response_framing(head: bytes, method: bytes) -> Framing:
     try:
-        return for_response(parse_response(head), method)
+        return for_response(parse_response(_whole(head)), method)
     except BadHead:
         return UntilClose()
+
+
+def _whole(head: bytes) -> bytes:
+    """The parsers expect the blank line; a damaged record may not have it."""
+    if not head.endswith(b"\r\n\r\n"):
+        raise BadHead("not a whole head")
+    return head
 
 
 def _status(line: str) -> tuple[int, str]:
     """(status, reason) of a status line; (0, "") where it is none."""
     _, _, rest = line.partition(" ")
     number, _, reason = rest.partition(" ")
-    return (int(number), reason) if number.isascii() and number.isdigit() else (0, "")
+    return (int(number), reason) if len(number) == 3 and number.isascii() and number.isdigit() else (0, "")
 
 
 def _closing(payload: bytes) -> Closing:

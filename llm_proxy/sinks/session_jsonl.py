@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -29,9 +29,11 @@ from llm_proxy.wire import sse, websocket
 from llm_proxy.wire.codings import CodingError, Decoder
 
 Entry = dict[str, Any]
+Pieces = tuple[tuple[int, bytes], ...]  # (nanoseconds since the exchange was opened, bytes)
 
 DECODED_LIMIT = 64 << 20  # bytes of a body after its content coding is taken off
-TERMINAL_TAIL = 64 << 10  # bytes at the end of a stream that are searched for a terminal event
+# Bytes at the end of a stream that are searched for a terminal event; some of these repeat the whole answer.
+TERMINAL_TAIL = 8 << 20
 
 
 # --- what an exchange looks like as entries -------------------------------------------------------------------------
@@ -81,14 +83,14 @@ def response_entry(exchange: Exchange, session: str, seq: int, machine: str) -> 
         "timing": {"ttfb_ms": exchange.first_byte // 1_000_000, "total_ms": exchange.ended // 1_000_000},
         "size": body.size,
     }
+    stream: Pieces = ()
     if exchange.websocket:
-        tail = _add_messages(entry, exchange)
+        stream = _add_messages(entry, exchange)
     elif _media_type(exchange.response_headers) == "text/event-stream":
-        tail = _add_chunks(entry, exchange)
+        stream = _add_chunks(entry, exchange)
     else:
-        tail = b""
         _add_body(entry, body, coding_of(exchange.response_headers))
-    _add_ending(entry, exchange, tail)
+    _add_ending(entry, exchange, stream)
     extras = {
         "answered": exchange.answered,
         "ended_by_close": exchange.ended_by_close,
@@ -119,10 +121,10 @@ def _meta(exchange: Exchange, session: str, machine: str, ns: int) -> Entry:
     }
 
 
-def _add_ending(entry: Entry, exchange: Exchange, tail: bytes) -> None:
+def _add_ending(entry: Entry, exchange: Exchange, stream: Pieces) -> None:
     """Clients that have read the terminal event often leave at once: then nothing is missing."""
     ending = exchange.ending
-    if ending is Ending.CLIENT_GONE and tail and ends_complete(exchange.provider, exchange.path, tail):
+    if ending is Ending.CLIENT_GONE and ends_complete(exchange.provider, exchange.path, _tail(stream)):
         ending = Ending.COMPLETE
         entry["wire_ending"] = exchange.ending.label
     entry["ending"] = ending.label
@@ -158,8 +160,8 @@ def _add_kept(entry: Entry, body: Body) -> None:
         entry["sha256"] = body.sha256
 
 
-def _add_chunks(entry: Entry, exchange: Exchange) -> bytes:
-    """One chunk per line of the stream, with the time its end arrived. Returns the end of the decoded stream."""
+def _add_chunks(entry: Entry, exchange: Exchange) -> Pieces:
+    """One chunk per line of the stream, with the time its end arrived. Returns the decoded stream."""
     body, coding = exchange.response, coding_of(exchange.response_headers)
     pieces = body.pieces
     if coding and pieces:
@@ -169,7 +171,7 @@ def _add_chunks(entry: Entry, exchange: Exchange) -> bytes:
         if not decoded.usable:
             _add_kept(entry, body)
             _add_data(entry, body.data)
-            return b""
+            return ()
         entry["content_encoding"] = coding
         if decoded.over_limit:
             entry["truncated"] = "decoded"
@@ -181,7 +183,7 @@ def _add_chunks(entry: Entry, exchange: Exchange) -> bytes:
     for at, data in pieces:
         chunks += _chunks(exchange, at, splitter.feed(data))
     entry["chunks"] = chunks + _chunks(exchange, at, splitter.finish())
-    return _tail(pieces)
+    return pieces
 
 
 def _chunks(exchange: Exchange, at: int, lines: list[bytes]) -> list[Entry]:
@@ -198,7 +200,7 @@ def _raw(data: bytes) -> Entry:
         return {"base64": base64.b64encode(data).decode()}
 
 
-def _tail(pieces: tuple[tuple[int, bytes], ...]) -> bytes:
+def _tail(pieces: Pieces) -> bytes:
     kept: list[bytes] = []
     size = 0
     for _, data in reversed(pieces):
@@ -209,45 +211,52 @@ def _tail(pieces: tuple[tuple[int, bytes], ...]) -> bytes:
     return b"".join(reversed(kept))[-TERMINAL_TAIL:]
 
 
-def _add_messages(entry: Entry, exchange: Exchange) -> bytes:
-    """The messages of both directions, in the order they ended. Returns the last one the server sent."""
+def _add_messages(entry: Entry, exchange: Exchange) -> Pieces:
+    """The messages of both directions, in the order they ended. Returns the last text the server sent."""
     deflate = websocket.negotiated(
         _joined(exchange.request_headers, "sec-websocket-extensions"),
         _joined(exchange.response_headers, "sec-websocket-extensions"),
     )
-    told: list[tuple[int, str, websocket.Message]] = []
+    told: list[tuple[str, websocket.Message]] = []
     facts: Entry = {"client_size": exchange.request.size, "server_size": exchange.response.size}
     for side, body, masked in (("client", exchange.request, True), ("server", exchange.response, False)):
         parser = websocket.Parser(masked, deflate)
         for at, data in body.pieces:
-            told += [(at, side, message) for message in parser.feed(data, at)]
+            told += [(side, message) for message in parser.feed(data, at)]
+        unfinished = parser.unfinished(exchange.ended)
+        if unfinished is not None:
+            told.append((side, unfinished))
         if parser.broken:
             facts[f"{side}_error"] = parser.broken
+            facts[f"{side}_raw"] = base64.b64encode(body.data).decode()
         if body.truncated:
             entry["truncated"] = body.truncated
-    told.sort(key=lambda one: one[0])
-    facts["messages"] = [_message(exchange, at, side, message) for at, side, message in told]
+    told.sort(key=lambda one: one[1].at)
+    facts["messages"] = [_message(exchange, side, message) for side, message in told]
     entry["websocket"] = facts
-    return next((bytes(message.payload) for _, side, message in reversed(told) if side == "server"), b"")
+    texts = (
+        (message.at, message.payload) for side, message in reversed(told) if side == "server" and message.opcode == 1
+    )
+    return tuple(islice(texts, 1))
 
 
 _MESSAGE_TYPES = {1: "text", 2: "binary", 8: "close", 9: "ping", 10: "pong"}
 
 
-def _message(exchange: Exchange, at: int, side: str, message: websocket.Message) -> Entry:
+def _message(exchange: Exchange, side: str, message: websocket.Message) -> Entry:
     entry: Entry = {
-        "ts": local(exchange.opened + at),
-        "delta_ms": max(0, at - exchange.first_byte) // 1_000_000,
+        "ts": local(exchange.opened + message.at),
+        "delta_ms": max(0, message.at - exchange.first_byte) // 1_000_000,
         "from": side,
         "type": _MESSAGE_TYPES.get(message.opcode, str(message.opcode)),
     }
-    payload = bytes(message.payload)
+    payload = message.payload
     if message.opcode == 8 and len(payload) >= 2:  # RFC 6455 §5.5.1: a status code, then the reason
         entry["code"] = int.from_bytes(payload[:2], "big")
         payload = payload[2:]
     entry |= _raw(payload)
     if message.truncated:
-        entry["truncated"] = True
+        entry |= {"truncated": True, "size": message.size}
     return entry
 
 
@@ -257,13 +266,13 @@ def _message(exchange: Exchange, at: int, side: str, message: websocket.Message)
 class Decoded(NamedTuple):
     """A body with its content coding taken off. `usable`: False where the coding is unknown or a lie."""
 
-    pieces: tuple[tuple[int, bytes], ...]
+    pieces: Pieces
     error: str
     usable: bool
     over_limit: bool
 
 
-def decode(pieces: tuple[tuple[int, bytes], ...], coding: str, limit: int = DECODED_LIMIT) -> Decoded:
+def decode(pieces: Pieces, coding: str, limit: int = DECODED_LIMIT) -> Decoded:
     """Take a content coding off piece by piece, so that each piece of text keeps the time it could first be read."""
     out: list[tuple[int, bytes]] = []
     at = 0
