@@ -1,0 +1,89 @@
+"""What must be reached, what a row of the report is, and how it is printed. Leaves out measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+COLUMNS = ("direct", "nginx", "mitmdump", "ours", "ours, asyncio")
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Where a figure should be. `floor` None: there is only a goal, the figure is otherwise just reported."""
+
+    goal: float | None
+    floor: float | None
+    unit: str
+    at_least: bool = False
+
+    def verdict(self, figure: float) -> str:
+        if self.goal is not None and self._holds(figure, self.goal):
+            return "goal met"
+        if self.floor is None:
+            return "goal missed"
+        return "floor met" if self._holds(figure, self.floor) else "MISSED"
+
+    def shown(self, value: float | None) -> str:
+        return "" if value is None else f"{'≥' if self.at_least else '≤'} {value:,g}{self.unit}"
+
+    def _holds(self, figure: float, bound: float) -> bool:
+        return figure >= bound if self.at_least else figure <= bound
+
+
+LIMITS = {
+    "added latency p50, 2 kB": Limit(1.3, 1.7, " × nginx"),
+    "added latency p50, 100 kB": Limit(1.5, 2.0, " × nginx"),
+    "requests/s, 64 connections": Limit(0.5, 0.35, " × nginx", at_least=True),
+    "the same beside mitmdump": Limit(None, 25, " × mitmdump", at_least=True),
+    "CPU s per 1,000 requests": Limit(2.0, None, " × nginx"),
+    "SSE, added p50 per event": Limit(1.3, 2.0, " × nginx"),
+    "memory, idle": Limit(30, 40, " MB"),
+    "memory, 1,000 open streams": Limit(45, 80, " MB"),
+    "memory, after 500 MB up and 500 MB down": Limit(45, 80, " MB"),
+    "keeper, journal to session logs": Limit(3000, 1500, " exchanges/s", at_least=True),
+    "--env, daemon alive, p50": Limit(20, 60, " ms"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the report. `judged` is what the row's limit is held against; `void` says why no figure counts."""
+
+    what: str
+    cells: Mapping[str, str] = field(default_factory=dict)
+    judged: float | None = None
+    void: str = ""
+
+    def texts(self) -> list[str]:
+        limit = LIMITS.get(self.what)
+        cells = [self.cells.get(column, "") for column in COLUMNS]
+        if self.void:
+            return [self.what, *cells, "", "", "", f"VOID: {self.void}"]
+        if limit is None or self.judged is None:
+            return [self.what, *cells, "", "", "", ""]
+        judged = f"{self.judged:,.3g}{limit.unit}" if self.judged < 1000 else f"{self.judged:,.0f}{limit.unit}"
+        return [
+            self.what,
+            *cells,
+            judged,
+            limit.shown(limit.goal),
+            limit.shown(limit.floor),
+            limit.verdict(self.judged),
+        ]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The report as a Markdown table."""
+    table = [["what", *COLUMNS, "held against the limit", "goal", "floor", "verdict"], *(row.texts() for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in table
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def added_cells(figures: dict[str, float]) -> dict[str, str]:
+    """Microseconds by contestant: direct as it is, the others as what they add to it."""
+    return {name: f"{figure:.0f} µs" if name == "direct" else f"{figure:+.0f} µs" for name, figure in figures.items()}
