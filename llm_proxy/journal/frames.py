@@ -17,6 +17,7 @@ HEADER_SIZE = HEADER.size
 
 _OPEN = struct.Struct("<16sqH")  # exchange id, wall clock ns since 1970, length of the route facts
 _END = struct.Struct("<BBHqqqqH")  # ending, wire notes, status answered by us, four counters, length of the error
+_OPEN_FRAME = struct.Struct(HEADER.format + _OPEN.format[1:])
 _DIGESTS = struct.Struct("<BB")  # lengths of the two SHA-256 digests (0 or 32) that follow the error
 
 
@@ -112,8 +113,14 @@ def route_facts(provider: str, scheme: str, authority: str, why: str) -> bytes:
 
 
 def pack_open(exchange_id: bytes, wall_ns: int, facts: bytes, head: bytes) -> bytes:
-    """`facts` come from `route_facts`."""
+    """Payload of OPEN; `facts` come from `route_facts`."""
     return _OPEN.pack(exchange_id, wall_ns, len(facts)) + facts + head
+
+
+def open_frame(flags: int, serial: int, at: int, exchange_id: bytes, wall_ns: int, facts: int, rest: bytes) -> bytes:
+    """A whole OPEN frame; `rest` is the route's facts, `facts` bytes long, and the masked head behind them."""
+    length = _OPEN.size + len(rest)
+    return _OPEN_FRAME.pack(length, Kind.OPEN, flags, 0, serial, at, exchange_id, wall_ns, facts) + rest
 
 
 def unpack_open(payload: bytes) -> Opening:

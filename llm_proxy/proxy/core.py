@@ -55,6 +55,7 @@ class Core:
         self.draining = False
         self._ended: asyncio.Event | None = None
         self._refusals_said = 0.0
+        self._faults_said = 0.0
 
     def admit(self, client: ClientConnection) -> bool:
         """Whether one more connection is served."""
@@ -106,5 +107,9 @@ class Core:
             log.warning("refused a request: %s", why)
 
     def fault(self, error: Exception) -> None:
+        """A defect of ours: counted always, told at most once a second."""
         self.metrics.faults += 1
-        log.error("internal error in a client connection", exc_info=error)
+        now = time.monotonic()
+        if now - self._faults_said > 1:
+            self._faults_said = now
+            log.error("internal error", exc_info=error)

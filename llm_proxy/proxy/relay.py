@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from llm_proxy.proxy.client import ClientConnection
     from llm_proxy.proxy.core import Core
     from llm_proxy.proxy.upstream import UpstreamConnection
-
-log = logging.getLogger("llm_proxy.proxy")
 
 # What is kept to send once more where a reused connection turns out dead.
 REPLAY_LIMIT = 1 << 20
@@ -141,12 +138,12 @@ class Relay:
 
     def start(self, data: bytes, position: int) -> int:
         """Open the exchange with the head and what has come of the body; returns how far `data` was taken."""
-        framing, request, core = self.request_framing, self.request, self.core
+        framing, request, core, facts = self.request_framing, self.request, self.core, len(self.route.facts)
         try:
             end = self._feed_request(data, position)
         except BadFraming as error:
             core.relays.add(self)
-            self.serial, _ = core.tee.open(self.route.facts, request.masked, self.at, b"", bodiless=False, last=False)
+            self.serial, _ = core.tee.open(request.recorded, facts, self.at, b"", bodiless=False, last=False)
             self._refuse(400, "bad_framing", str(error))
             return len(data)
         piece = data[position:end]
@@ -155,7 +152,7 @@ class Relay:
         if long is not None:
             kept = self._cut(long, piece)
         self.serial, whole = core.tee.open(
-            self.route.facts, request.masked, self.at, kept, bodiless=done and not piece, last=done
+            request.recorded, facts, self.at, kept, bodiless=done and not piece, last=done
         )
         if not whole:
             self.flags |= _LOSSY
@@ -508,8 +505,7 @@ class Relay:
 
     def fault(self, error: Exception) -> None:
         """A defect of ours. The exchange ends visibly; everybody else goes on."""
-        self.core.metrics.faults += 1
-        log.error("internal error in an exchange with %s", self.route.authority, exc_info=error)
+        self.core.fault(error)
         if self.ending is None:
             self._finish(Ending.UPSTREAM_FAILED, f"internal error: {type(error).__name__}")
         upstream, self.upstream = self.upstream, None

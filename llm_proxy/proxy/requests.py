@@ -27,8 +27,9 @@ class Forbidden(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A routed request head. The outgoing and the masked head are in two parts: Content-Length's digits go between.
+    """A routed request head. The outgoing and the recorded head are in two parts: Content-Length's digits go between.
 
+    `recorded` begins with the route's facts, as the journal's OPEN has them, followed by the masked head.
     `head.length` is that of the first request that looked like this: `Request.length` is what counts.
     """
 
@@ -36,28 +37,21 @@ class Prepared:
     route: Route
     websocket: bool
     outgoing: tuple[bytes, bytes]
-    masked: tuple[bytes, bytes]
+    recorded: tuple[bytes, bytes]
 
 
 class Request:
-    """One request: what was prepared for its like, the digits that go in, and its own length in bytes."""
+    """One request: what was prepared for its like, its own length in bytes, and its heads with that length in them."""
 
-    __slots__ = ("digits", "length", "prepared")
+    __slots__ = ("length", "outgoing", "prepared", "recorded")
 
     def __init__(self, prepared: Prepared, digits: bytes, length: int) -> None:
         self.prepared = prepared
-        self.digits = digits
         self.length = length
-
-    @property
-    def outgoing(self) -> bytes:
-        before, after = self.prepared.outgoing
-        return before + self.digits + after
-
-    @property
-    def masked(self) -> bytes:
-        before, after = self.prepared.masked
-        return before + self.digits + after
+        before, after = prepared.outgoing
+        self.outgoing = before + digits + after
+        before, after = prepared.recorded
+        self.recorded = before + digits + after
 
 
 def origin_form(head: RequestHead) -> bytes:
@@ -105,12 +99,12 @@ class Requests:
         route = self._router.route(head, target)
         websocket = head.wants_websocket
         outgoing = hop.request(head, route.target, route.host, upgrade=websocket)
-        masked = head.masked(b"%b %b HTTP/1.%d" % (head.method, route.masked, head.minor))
+        recorded = route.facts + head.masked(b"%b %b HTTP/1.%d" % (head.method, route.masked, head.minor))
         match = _LENGTH_LINE.search(raw)
         digits = match[1] if match is not None else b""
         if match is None and head.length:  # spelled in a way that is not looked for above: this once only
-            return Request(Prepared(head, route, websocket, (outgoing, b""), (masked, b"")), b"", head.length)
-        prepared = Prepared(head, route, websocket, _cut(outgoing), _cut(masked))
+            return Request(Prepared(head, route, websocket, (outgoing, b""), (recorded, b"")), b"", head.length)
+        prepared = Prepared(head, route, websocket, _cut(outgoing), _cut(recorded))
         if len(raw) <= REMEMBERED_LENGTH:
             if len(self._known) >= REMEMBERED:
                 self._known.clear()

@@ -7,25 +7,26 @@ together go in one copy. Without a journal it does nothing.
 from __future__ import annotations
 
 import random
+import struct
 import time
 from collections import deque
 from dataclasses import dataclass
 
-from llm_proxy.journal.frames import Closing, Flag, Kind, pack, pack_end, pack_header, pack_open
+from llm_proxy.journal.frames import Closing, Flag, Kind, open_frame, pack, pack_end, pack_header
 from llm_proxy.journal.writer import Journal
 
-_VERSION_7 = 0x7 << 76 | 0b10 << 62
-_random = random.Random()
+_random_bits = random.Random().getrandbits
+_ID = struct.Struct(">QQ")
 # Endings that found no room wait here for the next frame; more than this is lost, and counted.
 _LATE_ENDINGS = 10_000
 _LAST, _LOSSY = Flag.LAST, Flag.LOSSY
+_REQUEST = Kind.REQUEST
 
 
 def exchange_id(wall_ns: int) -> bytes:
     """A UUIDv7 (RFC 9562 §5.7): milliseconds first, so that ids sort by time."""
-    bits = _random.getrandbits(74)
-    value = (wall_ns // 1_000_000) << 80 | _VERSION_7 | (bits >> 62) << 64 | bits & (1 << 62) - 1
-    return value.to_bytes(16, "big")
+    high = (wall_ns // 1_000_000) << 16 | 0x7000 | _random_bits(12)
+    return _ID.pack(high, 0b10 << 62 | _random_bits(62))
 
 
 @dataclass(slots=True)
@@ -79,9 +80,9 @@ class Tee:
         self._journal = journal
 
     def open(
-        self, facts: bytes, masked: bytes, at: int, body: bytes, *, bodiless: bool, last: bool
+        self, recorded: bytes, facts: int, at: int, body: bytes, *, bodiless: bool, last: bool
     ) -> tuple[int, bool]:
-        """An exchange begins, with its route's facts, its masked head and what has come of its body.
+        """An exchange begins: `recorded` is its route's facts (`facts` bytes) and masked head, `body` a first piece.
 
         Returns its serial (0: it cannot be recorded) and whether the body piece was kept.
         """
@@ -89,15 +90,14 @@ class Tee:
             return 0, True
         if self._late or self.losses.gap_since:
             self._catch_up(at)
-        self._serial += 1
-        serial, wall = self._serial, time.time_ns()
-        payload = pack_open(exchange_id(wall), wall, facts, masked)
-        frame = pack(Kind.OPEN, _LAST if bodiless else 0, serial, at, payload)
+        self._serial = serial = self._serial + 1
+        wall = time.time_ns()
+        frame = open_frame(_LAST if bodiless else 0, serial, at, exchange_id(wall), wall, facts, recorded)
         if not body:
             if self._put(frame):
                 return serial, True
         else:
-            header = pack_header(Kind.REQUEST, _LAST if last else 0, serial, at, len(body))
+            header = pack_header(_REQUEST, _LAST if last else 0, serial, at, len(body))
             if self._put_body(frame + header, body):
                 return serial, True
             if self._put(frame):

@@ -10,6 +10,8 @@ Field lines repeat from one request to the next, so their parsed form is remembe
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from itertools import islice
 from typing import Final, NamedTuple
 
 from llm_proxy.wire.masking import masked_value
@@ -95,6 +97,8 @@ class Field(NamedTuple):
     masked: bytes
 
 
+# Lines seen before: those nobody looks at, and the parsed form of the others.
+_plain: set[bytes] = set()
 _known: dict[bytes, Field] = {}
 _KNOWN_LINES = 1024
 _KNOWN_LENGTH = 512
@@ -109,9 +113,13 @@ def _field(line: bytes) -> Field:
     masked = line if instead is None else match[1] + b": " + instead
     field = Field(line, name, value, _ROLES.get(name, Role.PLAIN if instead is None else Role.SECRET), masked)
     if len(line) <= _KNOWN_LENGTH:
-        if len(_known) >= _KNOWN_LINES:
+        if len(_known) + len(_plain) >= _KNOWN_LINES:
             _known.clear()
-        _known[line] = field
+            _plain.clear()
+        if field.role == Role.PLAIN:
+            _plain.add(line)
+        else:
+            _known[line] = field
     return field
 
 
@@ -119,14 +127,13 @@ class Head:
     """What requests and responses share.
 
     `lines` are the raw lines, the start line first, without their line ends. `special` are the indexes into `lines`
-    (and the fields there) that have a role. `length` is Content-Length (None: absent).
+    (and the fields there) that have a role. `length` is Content-Length (None: absent). `raw` is the whole head.
     """
 
-    __slots__ = ("chunked", "close", "fields", "length", "lines", "minor", "nominated", "raw", "special", "upgrade")
+    __slots__ = ("chunked", "close", "length", "lines", "minor", "nominated", "raw", "special", "upgrade")
 
     raw: bytes
     lines: list[bytes]
-    fields: list[Field]
     special: list[tuple[int, Field]]
     minor: int
     length: int | None
@@ -144,12 +151,15 @@ class Head:
         start = lines[0]
         if len(lines) > MAX_FIELDS + 1:
             raise BadHead(f"more than {MAX_FIELDS} header fields", 431)
-        known = _known.get
-        fields = [known(line) or _field(line) for line in lines[1:]]
+        special = []
+        for index, line in enumerate(islice(lines, 1, None), 1):
+            if line not in _plain:
+                field = _known.get(line) or _field(line)
+                if field.role:
+                    special.append((index, field))
         self.raw = head
         self.lines = lines
-        self.fields = fields
-        self.special = special = [(index, field) for index, field in enumerate(fields, 1) if field.role]
+        self.special = special
         self.length = None
         self.chunked = self.close = False
         self.upgrade = b""
@@ -176,6 +186,11 @@ class Head:
             return self.raw
         lines.append(b"\r\n")
         return b"\r\n".join(lines)
+
+    @property
+    def fields(self) -> list[Field]:
+        """All field lines, parsed."""
+        return [_known.get(line) or _field(line) for line in self.lines[1:]]
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of a field, by its lower-case name."""
@@ -293,14 +308,17 @@ def parse_request(head: bytes) -> RequestHead:
 def parse_response(head: bytes) -> ResponseHead:
     """The response head in `head`, which ends with its blank line. Raises BadHead (its status means nothing)."""
     self = ResponseHead()
-    match = _STATUS_LINE.fullmatch(self._read_fields(head))
-    if match is None:
-        raise BadHead("malformed status line")
-    self.minor = 1 if match[1] == b"1" else 0
-    self.status = int(match[2])
-    self.reason = match[3] or b""
+    self.minor, self.status, self.reason = _status_line(self._read_fields(head))
     self._check_framing()
     return self
+
+
+@lru_cache(maxsize=64)
+def _status_line(line: bytes) -> tuple[int, int, bytes]:
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise BadHead("malformed status line")
+    return int(match[1]), int(match[2]), match[3] or b""
 
 
 def pairs(head: bytes) -> tuple[str, tuple[tuple[str, str], ...]]:
