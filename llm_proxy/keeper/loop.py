@@ -176,7 +176,7 @@ class Keeper:
                 complete = self._finish()
             except GaveUp:
                 complete = False
-            self._say("stopped")
+            self._say("stopped" if complete else "unfinished")
             return 0 if complete else 1
 
     # -- beginning
@@ -210,14 +210,17 @@ class Keeper:
 
     def _look(self) -> None:
         """Settle everything that is in the journal now."""
-        while self._insist(self._step):
-            self._sync(TICK)
-        self._insist(lambda: self._sync(TICK))
+        more = True
+        while more:
+            more = self._insist(self._step)
+            self._insist(lambda: self._sync(TICK))
         self._say("ok")
 
     def _step(self) -> bool:
         batch = self.reader.read(READ)
         if batch is None:
+            if self.assembler.run and self.reader.run != self.assembler.run:  # the next run has begun, silently
+                self._settle(self.assembler.interrupt())
             return False
         over = self.assembler.take(batch)
         self._settle([*over, *self.assembler.requested()])
@@ -318,13 +321,15 @@ class Keeper:
                 if complete:
                     self._settle(self.assembler.interrupt())
                 self._insist(lambda: self._sync(0))
+                if complete:
+                    self._insist(self.reader.forget_all)
         except JournalBusy:  # the proxy goes on, or the next one has begun: its own keeper takes over from here
             self._look()
             self._insist(lambda: self._sync(0))
         return complete
 
     def _say(self, state: str, *, now: bool = False) -> None:
-        if not (now or state == "stopped" or self.snapshot.due):
+        if not (now or state in ("stopped", "unfinished") or self.snapshot.due):
             return
         tally = self.tally
         self.snapshot.write(

@@ -421,8 +421,6 @@ def place(upstream: str, session: str, opened: int) -> str:
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _READ_AT_ONCE = 1 << 20
-# More files than this to sync one by one, and one call for the whole file system is cheaper.
-_SYNC_EACH = 32
 
 
 class Known(NamedTuple):
@@ -531,7 +529,7 @@ class Logs:
     def sync(self) -> None:
         """All that was written is on disk when this returns. Raises OSError."""
         dirty = [file for file in self._files.values() if file.dirty]
-        if self._closed_dirty or len(dirty) > _SYNC_EACH:
+        if self._closed_dirty:  # more files than are kept open: one call for all of them
             os.sync()
         else:
             for file in dirty:
