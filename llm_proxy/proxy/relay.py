@@ -87,6 +87,7 @@ class Relay:
         "held",
         "held_size",
         "keep_client",
+        "limit",
         "long_request",
         "long_response",
         "notes",
@@ -111,9 +112,10 @@ class Relay:
         self.head = head = prepared.head
         self.route = prepared.route
         self.request_framing = request_framing(head.chunked, request.length)
+        self.limit = 0 if self.route.confidential else core.record_limit
         self.long_request: LongBody | None = None
-        if head.chunked or request.length > core.record_limit:
-            self.long_request = LongBody(core.record_limit)
+        if head.chunked or request.length > self.limit:
+            self.long_request = LongBody(self.limit)
         self.response_framing: Framing | None = None
         self.long_response: LongBody | None = None
         self.response_head: ResponseHead | None = None
@@ -340,12 +342,12 @@ class Relay:
         if head.minor == 0 or self.dechunk:
             self.keep_client = False
         if framing.length is None:
-            self.long_response = LongBody(self.core.record_limit)
+            self.long_response = LongBody(self.limit)
             if type(framing) is UntilClose:
                 self.notes |= Note.ENDED_BY_CLOSE
                 self.keep_client = False
-        elif framing.length > self.core.record_limit:
-            self.long_response = LongBody(self.core.record_limit)
+        elif framing.length > self.limit:
+            self.long_response = LongBody(self.limit)
         self._response_body(hop.response(head, dechunk=self.dechunk), data, position, head)
         self.core.metrics.time_to_head(self.first_byte_at - self.started)
 
@@ -437,8 +439,8 @@ class Relay:
         self.spliced = True
         self.notes |= _WEBSOCKET
         self.response_head = head
-        self.long_request = LongBody(self.core.record_limit)
-        self.long_response = LongBody(self.core.record_limit)
+        self.long_request = LongBody(self.limit)
+        self.long_response = LongBody(self.limit)
         self.core.tee.head(self.serial, self.at, head.masked(), b"", None, 0)
         outgoing = hop.response(head, upgrade=True)
         if rest:

@@ -44,6 +44,8 @@ _NEEDS_V1 = {
     "api.openai.com": re.compile(rb"/(?:chat/completions|completions|responses|embeddings|models)(?:[/?].*)?"),
 }
 # Under /v1 only Google's own verbs are Google's: OpenAI's fine-tuned models have colons in their names too.
+# Logins travel here, in bodies that nobody masks: such calls are recorded without them.
+_CONFIDENTIAL = re.compile(rb"(?i)[^?]*/(?:oauth2?|tokens?)(?:[/?].*)?")
 _GEMINI_CALL = re.compile(
     rb"/v1/[A-Za-z]+/[^/:?]+:(?:(?:stream|batch)?[Gg]enerateContent|countTokens|(?:asyncBatchE|batchE|e)mbedContents?"
     rb"|predict(?:LongRunning)?)(?:\?.*)?"
@@ -70,7 +72,7 @@ class Route:
     """Where one request goes. `target` is the raw target sent upstream, `masked` the same for the record.
 
     `host` is the Host value sent; `listed`: the operator has allowed this host, so its addresses are not judged;
-    `facts` is the route's part of the journal's OPEN frame; `dialect` names the shape of error bodies.
+    `facts` is the route's part of the journal's OPEN frame; `confidential`: its bodies are never recorded.
     """
 
     provider: str
@@ -81,6 +83,7 @@ class Route:
     host: bytes
     key: PoolKey
     listed: bool
+    confidential: bool
     why: str
     facts: bytes
 
@@ -167,6 +170,7 @@ class Router:
             host=str(authority).encode(),
             key=PoolKey(scheme, authority.host, port),
             listed=listed is not None,
+            confidential=_CONFIDENTIAL.fullmatch(target) is not None,
             why=why,
             facts=route_facts(provider, scheme, str(authority), why),
         )
