@@ -38,6 +38,7 @@ HOSTS = {
 CHATGPT = "chatgpt.com"
 CODEX = b"/backend-api/codex"
 
+_BEHIND_HOST = re.compile(rb"[/?]")
 # Clients whose base URL ends at the host post to these without /v1; at the providers' own hosts no such path exists.
 _NEEDS_V1 = {
     "api.anthropic.com": re.compile(rb"/messages(?:[/?].*)?"),
@@ -130,11 +131,10 @@ class Router:
         first, _, rest = target[1:].partition(b"/")
         provider = PROVIDERS.get(first.decode("latin-1"))
         if provider is not None and rest:
-            named, slash, path = rest.partition(b"/")
-            if not slash:
-                named, question, query = rest.partition(b"?")
-                path = question + query
-            return self._towards(head, provider, named.decode("latin-1"), b"/" + path, "provider path")
+            named = _BEHIND_HOST.split(rest, maxsplit=1)[0]
+            path = rest[len(named) :]
+            path = path if path.startswith(b"/") else b"/" + path
+            return self._towards(head, provider, named.decode("latin-1").lower(), path, "provider path")
         provider = _bare_provider(head, target)
         if provider is None:
             raise NoRoute(404, "no_route", f"no route for this path: {HOW}")
