@@ -203,8 +203,10 @@ class Keeper:
                 head = segments.read_head(file.read(segments.SEGMENT_HEADER.size))
         except FileNotFoundError:
             return None
+        if head is None or head.run.hex() != run:
+            return None
         self._settled = position
-        return position if head is not None and head.run.hex() == run else None
+        return position
 
     # -- living
 
