@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -103,26 +104,27 @@ async def test_nothing_is_lost_to_sigkill(start, free_port, environ, capsys):
     """Whatever a client was given, whole or in part, is in the logs exactly once after 200 kills of proxy and keeper."""
     rng = random.Random(SEED)
     home = environ["HOME"]
-    kills = dict.fromkeys(("proxy", "keeper", "both", "starting"), 0)
+    kills = dict.fromkeys(("proxy", "keeper", "writing", "both", "starting"), 0)
     async with FakeProvider(limit=1 << 19) as fake:
         daemon = start("--port", str(free_port))
         async with Load(free_port, fake, rng=random.Random(SEED)) as load:
             while sum(kills.values()) < KILLS:
-                what = rng.choices(list(kills), (9, 5, 4, 2))[0]
+                what = rng.choices(list(kills), (8, 3, 4, 4, 2))[0]
                 if what == "starting":  # the life that has just begun does not get far
                     await asyncio.sleep(rng.random() * 0.5)
                 else:
                     await load.more(timeout=60)
                     await asyncio.sleep(rng.random() * 0.8)
-                if what == "keeper":
+                if what in ("keeper", "writing"):
                     alive = keepers(home)
-                    if not alive:
+                    if not alive or (what == "writing" and not await _a_line(daemon)):
                         continue
-                    kill(rng.choice(alive))
+                    kill(*alive)
                 else:
                     kill(daemon.pid, *(keepers(home) if what == "both" else ()))
                     await asyncio.to_thread(daemon.wait)
-                    daemon = start("--port", str(free_port))
+                    loop = rng.choice(("asyncio", "uvloop"))
+                    daemon = start("--port", str(free_port), env={"LLM_PROXY_LOOP": loop})
                 kills[what] += 1
             await load.more(20)
         await end(daemon, home)
@@ -130,5 +132,88 @@ async def test_nothing_is_lost_to_sigkill(start, free_port, environ, capsys):
         calls = len(load.calls)
         print(f"\nseed {SEED}: kills {kills}, {calls} calls, {calls - load.completed} of them broken", flush=True)
     assert load.completed > KILLS
+    check(load, daemon.logs)
+    assert not leftovers(daemon)
+
+
+async def _a_line(daemon):
+    """Wait for a line in a session log: its keeper is about to commit. False where none comes."""
+    files = list(daemon.logs.rglob("*.jsonl"))
+    before = [file.stat().st_size for file in files]
+    deadline = time.monotonic() + 1
+    while [file.stat().st_size for file in files] == before:
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0)
+    return True
+
+
+# Streams that are open long enough to be caught in the middle, beside ordinary calls.
+CAUGHT = ((3, "words=60; slow=30", True, 500, False), (1, "words=40", False, 500, False))
+
+
+async def _loaded(daemon, fake, **options):
+    """A load whose streams are under way."""
+    load = Load(daemon.port, fake, kinds=CAUGHT, **options)
+    await load.__aenter__()
+    await load.more(5)
+    await until(lambda: sum(bool(call.body) and not call.complete for call in load.calls.values()) > 2)
+    return load
+
+
+def _endings(daemon):
+    return [
+        json.loads(line).get("ending")
+        for file in daemon.logs.rglob("*.jsonl")
+        for line in file.read_text().splitlines()
+    ]
+
+
+async def test_the_keeper_of_a_killed_proxy_settles_alone(daemon, fake):
+    """Nobody starts the proxy again: within seconds all is in the logs, open calls as interrupted, and the keeper is gone."""
+    daemon.wait_for_recording()
+    load = await _loaded(daemon, fake)
+    daemon.kill()
+    await load.__aexit__(None, None, None)
+    await until(lambda: not keepers(daemon.home), 10, "the keeper lives on")
+    assert not leftovers(daemon)
+    check(load, daemon.logs)
+    assert _endings(daemon).count("interrupted") > 2
+
+
+async def test_open_calls_end_at_the_next_start(start, fake):
+    """Proxy and keeper killed together: the next daemon ends their calls as interrupted, before any new one comes."""
+    daemon = start("--port", "0")
+    daemon.wait_for_recording()
+    load = await _loaded(daemon, fake)
+    daemon.signal(signal.SIGSTOP)
+    kill(*keepers(daemon.home), daemon.pid)
+    daemon.wait()
+    await load.__aexit__(None, None, None)
+    following = start("--port", "0")
+    await until(lambda: _endings(daemon).count("interrupted") > 2, 20, lambda: str(_endings(daemon)))
+    assert _own(following) == "foreground-1"  # the same journal goes on
+    assert following.stop() == 0
+    check(load, daemon.logs)
+    assert not leftovers(daemon)
+
+
+async def test_a_pair_killed_before_the_keeper_said_a_word_is_settled_too(start, fake):
+    """The journal's last keeper had come to its end, the next one never began: another role's start settles it."""
+    first = start("--port", "0")
+    first.wait_for_recording()
+    first.stop()
+    with open(first.state / "journal/foreground-1/keeper.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        daemon = start("--port", "0")
+        load = await _loaded(daemon, fake)
+        daemon.signal(signal.SIGSTOP)
+        kill(*keepers(daemon.home), daemon.pid)
+        daemon.wait()
+        await load.__aexit__(None, None, None)
+    service = start("--service")
+    service.wait_for_line("settling .*/foreground-1, left over")
+    await until(lambda: at_rest(daemon.state / "journal/foreground-1"), 20)
+    assert service.stop() == 0
     check(load, daemon.logs)
     assert not leftovers(daemon)
