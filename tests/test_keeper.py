@@ -29,7 +29,7 @@ from llm_proxy.keeper.assemble import Call as Entered
 from llm_proxy.keeper.settle import Item, Recorder, Tally
 from llm_proxy.keeper.store import Store
 from llm_proxy.records.exchange import Ending
-from llm_proxy.sinks.session_jsonl import Logs
+from llm_proxy.sinks.log_files import Logs
 from tests.journals import WALL, Call, Journal
 
 ROOT = os.geteuid() == 0

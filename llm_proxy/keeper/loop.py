@@ -29,7 +29,7 @@ from llm_proxy.journal.writer import JournalBusy, recover, writer_lock
 from llm_proxy.keeper.assemble import Assembler, Call, Gap
 from llm_proxy.keeper.settle import Item, Recorder, Tally
 from llm_proxy.keeper.store import Store, StoreDamaged, open_store
-from llm_proxy.sinks.session_jsonl import Logs
+from llm_proxy.sinks.log_files import Logs
 
 TICK = 1.0  # seconds between two looks without being woken; also what a power cut may cost
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds between attempts
