@@ -17,11 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
+from llm_proxy.journal import writer
 from llm_proxy.journal.frames import Closing, Frame, Kind, Opening, unpack_end, unpack_open
 from llm_proxy.journal.reader import Reader
-from llm_proxy.journal.writer import Journal
 from llm_proxy.proxy.server import Proxy, ProxyConfig
 from llm_proxy.records.exchange import Ending
 from tests.fakeprovider import FakeProvider
@@ -62,7 +63,7 @@ class Wire:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.socket = sock
-        self.received = b""
+        self.received = bytearray()
         self.read = 0  # how much of it `message` has taken
         self.ended = "open"
         self._loop = asyncio.get_running_loop()
@@ -99,13 +100,13 @@ class Wire:
             self.ended = "fin"
         return data
 
-    async def until(self, marker: bytes) -> bytes:
+    async def until(self, marker: bytes) -> bytearray:
         """Everything received so far, once `marker` is in it."""
         while marker not in self.received:
             assert await self.receive(), f"{marker!r} did not come, but {self.received[-500:]!r}, then {self.ended}"
         return self.received
 
-    async def to_the_end(self) -> bytes:
+    async def to_the_end(self) -> bytearray:
         """Everything received, once the connection has ended."""
         while self.ended == "open":
             await self.receive()
@@ -117,9 +118,9 @@ class Wire:
         while True:
             while (end := self.received.find(END_OF_HEAD, self.read)) < 0:
                 if not await self.receive():
-                    return Message(self.received[self.read :], b"", b"", interim, False)
-            head, self.read = self.received[self.read : end + 4], end + 4
-            if not head.startswith(b"HTTP/1.1 1"):
+                    return Message(bytes(self.received[self.read :]), b"", b"", interim, False)
+            head, self.read = bytes(self.received[self.read : end + 4]), end + 4
+            if not head.startswith(b"HTTP/1.1 1") or head[9:12] == b"101":
                 break
             interim.append(head)
         return await self._body(head, interim, to_head)
@@ -139,12 +140,12 @@ class Wire:
         while body is None or not body.done:
             if self.read == len(self.received) and not await self.receive():
                 break
-            data, self.read = self.received[self.read :], len(self.received)
+            data, self.read = bytes(self.received[self.read :]), len(self.received)
             piece, taken = (data, len(data)) if body is None else body.feed(data)
             self.read -= len(data) - taken
             payload.append(piece)
         complete = body.done if body is not None else self.ended == "fin"
-        return Message(head, self.received[start : self.read], b"".join(payload), interim, complete)
+        return Message(head, bytes(self.received[start : self.read]), b"".join(payload), interim, complete)
 
     def half_close(self) -> None:
         self.socket.shutdown(socket.SHUT_WR)
@@ -228,7 +229,7 @@ class Rig:
 
     def __init__(self, folder: Path, fake: FakeProvider, ring_size: int, config: dict[str, Any]) -> None:
         self.fake = fake
-        self.journal = Journal.open(folder, ring_size=ring_size, cap=1 << 30)
+        self.journal = writer.Journal.open(folder, ring_size=ring_size, cap=1 << 30)
         self.proxy = Proxy(ProxyConfig(**config), self.journal)
         self.port = 0
         self._reader = Reader(folder)
@@ -345,8 +346,9 @@ StartRig = Callable[..., Awaitable[Rig]]
 
 
 @pytest_asyncio.fixture
-async def rigs(tmp_path: Path) -> AsyncIterator[StartRig]:
+async def rigs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartRig]:
     """Start a rig with `ProxyConfig` values of the test's own; all are closed behind the test."""
+    monkeypatch.setattr(writer, "SYNC_EVERY", 0.01)  # closing a journal waits for it
     started: list[Rig] = []
     numbers = itertools.count()
     async with FakeProvider() as fake:
