@@ -193,11 +193,14 @@ class Proxy:
         if path is None:
             return {}
         try:
-            snapshot = json.loads(path.read_bytes())
-            os.kill(int(snapshot["pid"]), 0)
-        except (OSError, ValueError, KeyError, TypeError):
+            snapshot: dict[str, object] = json.loads(path.read_bytes())
+            pid, state = snapshot["pid"], snapshot["state"]
+            if type(pid) is not int or pid <= 0 or state == "stopped":  # 0 and below are groups, which always live
+                return {}
+            os.kill(pid, 0)
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
             return {}
-        return snapshot if isinstance(snapshot, dict) and snapshot.get("state") != "stopped" else {}
+        return snapshot
 
     def _health(self) -> bytes:
         recording, reason = self.recording()
@@ -241,7 +244,7 @@ class Proxy:
         }
         for key, name, text in _KEEPER_METRICS:
             value = keeper.get(key)
-            if isinstance(value, int | float):
+            if isinstance(value, int | float) and not isinstance(value, bool):
                 gauges[name] = (text, [Sample({}, value)])
         text = core.metrics.text(gauges)
         return answers.answer(200, text.encode(), content_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,7 +1,7 @@
 """The tee: hands what crosses the wire to the journal, before it is forwarded.
 
 Never blocks and never fails: what does not fit is dropped, counted and said on the exchange. Frames that belong
-together go in one copy. Without a journal it does nothing.
+together go in one copy. Without a journal it only counts; a later one is told how much it has missed.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class Tee:
         Returns its serial (0: it cannot be recorded) and whether the body piece was kept.
         """
         if self._journal is None:
+            self.losses.add(exchanges=1)
             return 0, True
         if self._late or self.losses.gap_since:
             self._catch_up(at)
