@@ -118,6 +118,12 @@ start() {
         fi
         pause
     done
+    # The recorder follows a moment later; what is reported below should not be that moment.
+    tries=0
+    until "$launcher" --status --json 2>/dev/null | grep -q '"recording": "ok"' || [ "$tries" -gt 25 ]; do
+        tries=$((tries + 1))
+        pause
+    done
 }
 
 # This build and the one before it stay: a run of the older one may still be open in some terminal.

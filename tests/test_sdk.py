@@ -454,6 +454,7 @@ async def test_what_we_answer_ourselves_the_sdk_understands(
             await client.responses.create(**RESPONSE)
     error: Any = caught.value
     assert host.partition(":")[0] in error.body["message"]
+    assert answered != 403 or f"{host} is not a public address" in error.body["message"]
     ((request, response),) = await recorded(daemon, 1)
     assert request["_meta"]["host"] == host
     assert (response["status"], response["answered"], response["ending"]) == (None, answered, ending)

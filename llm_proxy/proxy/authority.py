@@ -124,8 +124,9 @@ def check_address(address: Address, authority: Authority) -> None:
         return
     else:
         what = "not a public address"
+    resolved = "" if address == authority.address else f"{address}, "
     raise Denied(
-        f"{authority} is {address}, {what}; to allow it set allow = "
+        f"{authority} is {resolved}{what}; to allow it set allow = "
         f'["https://{authority}"] (or "http://{authority}") under [upstreams] in the configuration'
     )
 
