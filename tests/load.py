@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import httptools
 
 SESSION = "X-Claude-Code-Session-Id"
+GAPS = "recording-gaps.jsonl"
 # (weight, what the fake provider is asked for, whether it is a stream, bytes of padding in the request, chunked)
 KINDS = (
     (8, "words=40", False, 500, False),
@@ -52,12 +53,12 @@ class Call:
 class Load:
     """`count` clients that call `fake` through the proxy on `port` for as long as the context lasts.
 
-    A client keeps its connection, connects again when it breaks, and never repeats a call: each has an id of its own
+    Its sessions begin with `name`. A client keeps its connection, connects again when it breaks, and never repeats a call: each has an id of its own
     in `X-Call`. `calls` is what they were given, `arrived` how much of each request the provider had received.
     """
 
-    def __init__(self, port, fake, *, count=8, rng=None, pause=0.05, kinds=KINDS):
-        self.port, self.fake, self.pause, self.kinds = port, fake, pause, kinds
+    def __init__(self, port, fake, *, count=8, name="load", rng=None, pause=0.05, kinds=KINDS):
+        self.port, self.fake, self.name, self.pause, self.kinds = port, fake, name, pause, kinds
         self.rng = rng or random.Random()
         self.calls = {}
         self.arrived = collections.defaultdict(bytes)
@@ -69,7 +70,7 @@ class Load:
         self._news = asyncio.Condition()
 
     async def __aenter__(self):
-        self._tasks = [asyncio.create_task(self._client(f"load-{number}")) for number in range(self._count)]
+        self._tasks = [asyncio.create_task(self._client(f"{self.name}-{number}")) for number in range(self._count)]
         return self
 
     async def __aexit__(self, kind, error, trace):
@@ -111,7 +112,7 @@ class Load:
 
     async def _call(self, session, reader, writer):
         _, faults, streams, padding, chunked = self.rng.choices(self.kinds, [kind[0] for kind in self.kinds])[0]
-        name = f"call-{next(self._numbers)}"
+        name = f"{self.name}-call-{next(self._numbers)}"
         content = f"{name} " + "".join(self.rng.choices("abcdefgh ", k=100)) * (padding // 100)
         asked = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": content}]}
         body = json.dumps(asked | ({"stream": True} if streams else {})).encode()
@@ -186,11 +187,16 @@ def check(load, folder, *, broken=("interrupted",), lossy=False):
     """Hold the session logs in `folder` against `load`: each call once, whole, in its session.
 
     `broken` are the endings a call may have that its client did not get to the end. With `lossy` calls may be missing
-    and bodies may be marked as truncated, which are counted: (missing, truncated).
+    and bodies may be marked as truncated, which are counted: (missing, truncated). Other loads' sessions are passed over.
     """
-    sessions = {path: entries for path, entries in read_logs(folder).items() if path.name != "recording-gaps.jsonl"}
-    if not lossy:
-        assert not (folder / "recording-gaps.jsonl").exists()
+    logs = read_logs(folder)
+    gaps = logs.pop(folder / GAPS, None)
+    assert lossy or gaps is None, gaps
+    sessions = {
+        path: entries
+        for path, entries in logs.items()
+        if entries[0].get("client_session", "").startswith(f"{load.name}-")
+    }
     requests, responses, by_call = {}, {}, {}
     homes = collections.Counter()
     for path, entries in sessions.items():

@@ -141,6 +141,8 @@ class Journal:
         self.folder = folder
         self.ring = ring
         self.cap = cap
+        # Only whole segments are given back, so a small journal needs small ones to recover from its cap.
+        self.segment_size = min(SEGMENT_SIZE, cap // 8)
         self.bodies = True  # False: the journal has reached its cap, only heads and endings are taken
         self.asleep = False  # the thread waits for the doorbell
         self.alarm = ring.size // 4  # waiting bytes at which the thread is woken before its time
@@ -238,7 +240,7 @@ class Journal:
             if self._broken:
                 self._next_segment()
             while self.ring.backlog:
-                if self._segment.size >= SEGMENT_SIZE:
+                if self._segment.size >= self.segment_size:
                     self._next_segment()
                 moved += self.ring.drain(self._segment.append)
         except OSError as error:
