@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +61,8 @@ def rows(*, quick: bool) -> list[Row]:
     seconds, rounds = (2, 1) if quick else (5, 3)
     runs: dict[str, list[Run]] = {}
     for _ in range(rounds):
-        for make in (nginx, ours, ours_asyncio):
+        for make in (nginx, ours, mitmdump, ours_asyncio):
             _add(runs, make, seconds)
-    _add(runs, mitmdump, seconds)
     rate = {name: median(run.rate for run in figures) for name, figures in runs.items()}
     cpu = {name: median(run.cpu for run in figures) for name, figures in runs.items()}
     both = [name for name in runs if name.startswith("ours")]
@@ -73,11 +72,11 @@ def rows(*, quick: bool) -> list[Row]:
         for name in both
     }
     void = next((run.void for figures in runs.values() for run in figures if run.void), "")
-    against_nginx = median(our.rate / its.rate for our, its in zip(runs["ours"], runs["nginx"], strict=True))
-    cost = median(our.cpu / its.cpu for our, its in zip(runs["ours"], runs["nginx"], strict=True))
+    against_nginx, against_mitmdump = (_ratio(runs, name, lambda run: run.rate) for name in ("nginx", "mitmdump"))
+    cost = _ratio(runs, "nginx", lambda run: run.cpu)
     return [
         Row("requests/s, 64 connections", _cells(rate, ",.0f"), against_nginx, void),
-        Row("the same beside mitmdump", {}, rate["ours"] / rate["mitmdump"], void),
+        Row("the same beside mitmdump", {}, against_mitmdump, void),
         Row("CPU s per 1,000 requests", _cells(cpu, ".3f"), cost, void),
         Row("the keeper's CPU s per 1,000", _cells(keeper, ".3f")),
         Row("the keeper behind at the end, at most", behind),
@@ -88,6 +87,11 @@ def rows(*, quick: bool) -> list[Row]:
 def _add(runs: dict[str, list[Run]], make: Maker, seconds: int) -> None:
     with provider() as upstream, make(upstream) as contestant:
         runs.setdefault(contestant.name, []).append(_run(contestant, upstream, seconds))
+
+
+def _ratio(runs: dict[str, list[Run]], other: str, figure: Callable[[Run], float]) -> float:
+    """Ours to the other's, paired round by round."""
+    return median(figure(our) / figure(its) for our, its in zip(runs["ours"], runs[other], strict=True))
 
 
 def _run(to: Contestant, upstream: int, seconds: int) -> Run:
