@@ -34,6 +34,8 @@ from llm_proxy.sinks.log_files import Logs
 TICK = 1.0  # seconds between two looks without being woken; also what a power cut may cost
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds between attempts
 READ = 1 << 20  # bytes of journal at once
+# The journal can wait, the proxy's streams cannot: where cores are short, the keeper has what is left of them.
+LAST_IN_LINE = 19
 # One transaction holds about this many bytes of bodies and this many calls, or a single larger one.
 GROUP_BYTES = 8 << 20
 GROUP_CALLS = 512
@@ -166,7 +168,7 @@ class Keeper:
         with keeper_lock(self.journal / "keeper.lock", self.told) as locked:
             if not locked:
                 return 0
-            os.nice(5)
+            os.nice(LAST_IN_LINE)
             try:
                 self._insist(self._open)
                 self._look()
