@@ -259,10 +259,13 @@ class ClientConnection(asyncio.Protocol):
         self._closing_at = time.monotonic() + LINGER_SECONDS
         self.buffer = b""
         self.gate.open(Reason.PIPELINE | Reason.PEER_FULL | Reason.DIALLING | Reason.UNREAD)
-        if transport.can_write_eof() and not transport.is_closing():
-            transport.write_eof()
-        else:
+        if not transport.can_write_eof() or transport.is_closing():
             self.close()
+            return
+        try:
+            transport.write_eof()
+        except OSError:  # reset by the client, and nobody has told us yet
+            self.break_off()
 
     def _throw_away(self, data: bytes) -> None:
         self._lingering += len(data)

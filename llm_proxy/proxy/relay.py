@@ -501,11 +501,18 @@ class Relay:
 
     def timed_out(self, message: str) -> None:
         """An idle limit of ours has passed."""
-        self._fail(Ending.TIMED_OUT, 504, "upstream_timeout", message)
+        self._end(Ending.TIMED_OUT, 504, "upstream_timeout", message)
 
     def interrupt(self, reason: str) -> None:
         """This process stops."""
-        self._fail(Ending.INTERRUPTED, 503, "stopping", reason)
+        self._end(Ending.INTERRUPTED, 503, "stopping", reason)
+
+    def _end(self, ending: Ending, status: int, code: str, message: str) -> None:
+        """Our own decision, so that no callback's guard stands around it."""
+        try:
+            self._fail(ending, status, code, message)
+        except Exception as error:
+            self.fault(error)
 
     def fault(self, error: Exception) -> None:
         """A defect of ours. The exchange ends visibly; everybody else goes on."""
