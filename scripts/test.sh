@@ -6,8 +6,8 @@ set -eu
 cd "$(dirname "$0")/.."
 
 # Commands the tests run, and the Debian packages they come from.
-TOOLS="zsh fish strace ip cc"
-PACKAGES="zsh fish strace iproute2 gcc libc6-dev"
+TOOLS="zsh fish strace ip cc curl"
+PACKAGES="zsh fish strace iproute2 gcc libc6-dev curl"
 
 install_tools() {
     missing=""
