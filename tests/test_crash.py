@@ -104,12 +104,12 @@ async def test_nothing_is_lost_to_sigkill(start, free_port, environ, capsys):
     """Whatever a client was given, whole or in part, is in the logs exactly once after 200 kills of proxy and keeper."""
     rng = random.Random(SEED)
     home = environ["HOME"]
-    kills = dict.fromkeys(("proxy", "keeper", "writing", "both", "starting"), 0)
+    kills = dict.fromkeys(("proxy", "keeper", "writing", "both", "starting", "stopping"), 0)
     async with FakeProvider(limit=1 << 19) as fake:
         daemon = start("--port", str(free_port))
         async with Load(free_port, fake, rng=random.Random(SEED)) as load:
             while sum(kills.values()) < KILLS:
-                what = rng.choices(list(kills), (8, 3, 4, 4, 2))[0]
+                what = rng.choices(list(kills), (7, 3, 4, 4, 2, 2))[0]
                 if what == "starting":  # the life that has just begun does not get far
                     await asyncio.sleep(rng.random() * 0.5)
                 else:
@@ -121,6 +121,9 @@ async def test_nothing_is_lost_to_sigkill(start, free_port, environ, capsys):
                         continue
                     kill(*alive)
                 else:
+                    if what == "stopping":
+                        daemon.signal(signal.SIGTERM)
+                        await asyncio.sleep(rng.random() * 0.5)
                     kill(daemon.pid, *(keepers(home) if what == "both" else ()))
                     await asyncio.to_thread(daemon.wait)
                     loop = rng.choice(("asyncio", "uvloop"))

@@ -231,22 +231,51 @@ async def test_a_full_state_folder(serve, command, environ, fake, mount):
         async with asyncio.timeout(60):
             while metrics(daemon)["llm_proxy_record_lost_exchanges_total"] < 20:
                 await load.more(50)
-        assert load.slowest(begun) < NEVER_SLOW
-        _space(state, mount)
-        await recording(daemon, "ok")
-        mended = len(load.calls)
-        await load.more(50)
+    assert load.slowest(begun) < NEVER_SLOW
+    _space(state, mount)
+    # Without another call: what had to wait is written, and what is lost is told.
+    await recording(daemon, "ok")
+    await asyncio.to_thread(daemon.entries, 20, _all_told)
     counted = metrics(daemon)
+    async with Load(daemon.port, fake, name="after", kinds=ORDINARY) as after:
+        await after.more(50)
     await asyncio.to_thread(stop, daemon)
+    assert check(after, daemon.logs, lossy=True) == (0, 0)
     missing, truncated = check(load, daemon.logs, lossy=True)
     assert (missing, truncated > 0) == (counted["llm_proxy_record_lost_exchanges_total"], True)
     gaps = [json.loads(line) for line in (daemon.logs / GAPS).read_text().splitlines()]
     assert sum(gap["exchanges"] for gap in gaps) == missing
     assert sum(gap["frames"] for gap in gaps) == counted["llm_proxy_record_dropped_frames_total"]
     assert all(gap["from"] < gap["to"] for gap in gaps)
-    recorded = daemon.entries()
-    names = {name for entry in recorded if entry["type"] == "request" for name in entry["headers"]["X-Call"]}
-    assert {call for number, call in enumerate(load.calls) if number > mended} <= names
+
+
+def _all_told(entries):
+    """Whether every call has its response, and the gap its line."""
+    counts = collections.Counter(entry["type"] for entry in entries)
+    return counts["request"] == counts["response"] and counts["gap"]
+
+
+async def test_a_start_without_space(start, environ, fake, mount):
+    """The journal cannot even be begun: calls are carried and counted as lost, and recording begins with the space."""
+    state = Path(environ["HOME"], ".local/state/llm-proxy")
+    _small_disk(mount, state, "24m")
+    _full(state, mount)
+    daemon = start("--port", "0")
+    daemon.wait_for_line("NOT RECORDING: the journal cannot be opened .*No space left on device")
+    async with Load(daemon.port, fake, kinds=ORDINARY) as load:
+        await load.more(50)
+    assert load.slowest() < NEVER_SLOW
+    assert daemon.health()["recording"] == "stopped"
+    _space(state, mount)
+    await recording(daemon, "ok")
+    async with Load(daemon.port, fake, name="after", kinds=ORDINARY) as after:
+        await after.more(50)
+    counted = metrics(daemon)
+    await asyncio.to_thread(stop, daemon)
+    assert check(after, daemon.logs, lossy=True) == (0, 0)
+    missing, _ = check(load, daemon.logs, lossy=True)
+    (gap,) = (json.loads(line) for line in (daemon.logs / GAPS).read_text().splitlines())
+    assert missing == len(load.calls) == gap["exchanges"] == counted["llm_proxy_record_lost_exchanges_total"]
 
 
 @LINUX

@@ -169,6 +169,7 @@ class Proxy:
             if limit and quiet > limit:
                 relay.timed_out(f"nothing came for {limit:g} s")
         self.core.pool.expire(now, self._limits.idle)
+        self.tee.settle()
 
     # -- answers ------------------------------------------------------------------------------------------------
 

@@ -207,5 +207,5 @@ class Tee:
             self.losses.gap_noted()
 
     def settle(self) -> None:
-        """Before the end of the process: whatever had to wait gets one more chance."""
+        """Whatever had to wait gets one more chance, also where no next call gives it one."""
         self._catch_up(time.monotonic_ns())
