@@ -307,7 +307,8 @@ class Relay:
             self.response_buffer = b""
             if end < 0:
                 if len(data) > MAX_HEAD:
-                    self._fail(Ending.UPSTREAM_FAILED, 502, "bad_response", f"head larger than {MAX_HEAD} bytes")
+                    message = f"{self.route.authority}: head larger than {MAX_HEAD} bytes"
+                    self._fail(Ending.UPSTREAM_FAILED, 502, "bad_response", message)
                 self.response_buffer = data
                 return
             end += 4
@@ -412,7 +413,6 @@ class Relay:
         upstream, head = self.upstream, self.response_head
         assert head is not None
         early = not self.request_framing.done
-        self.upstream = None
         if upstream is not None:
             if (
                 reusable
@@ -427,6 +427,7 @@ class Relay:
                 upstream.break_off()
             else:
                 upstream.close()
+            self.upstream = None
         self.client.exchange_done(keep=self.keep_client and not early, linger=early)
 
     def _upgraded(self, head: ResponseHead, rest: bytes) -> None:
