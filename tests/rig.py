@@ -132,7 +132,7 @@ class Wire:
         body: Sized | Chunked | None = None
         if bodiless:
             body = Sized(0)
-        elif b"chunked" in lines.get(b"transfer-encoding", b""):
+        elif b"chunked" in lines.get(b"transfer-encoding", b"").lower():
             body = Chunked()
         elif b"content-length" in lines or not is_answer:
             body = Sized(int(lines.get(b"content-length", b"0")))
