@@ -7,10 +7,10 @@ import base64
 import contextlib
 import gzip
 import hashlib
-import itertools
 import json
 import operator
 import re
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -364,32 +364,62 @@ async def test_errors_reach_the_sdk_and_its_retries_are_its_own(daemon: Any, fak
     assert {"BadRequestError", "RateLimitError", "InternalServerError"} <= names
 
 
-async def test_recorded_times_are_the_streams_own(daemon: Any, fake: FakeProvider) -> None:
-    """150 ms to the head and 60 ms before each event are there in TTFB, chunk times and total; the first is no sum."""
-    case = Case("messages.create", CLAUDE | STREAM, "delay=150;slow=60")
-    await calls("anthropic", "async", f"{daemon.url}/anthropic/127.0.0.1:{fake.port}", (case,))
-    ((_, response),) = await recorded(daemon, 1)
-    starts = [chunk["delta_ms"] for chunk in response["chunks"] if chunk["raw"].startswith("event:")]
-    gaps = [later - earlier for earlier, later in itertools.pairwise(starts)]
-    assert len(gaps) > 10 and all(gap >= 55 for gap in gaps), starts
-    assert starts[0] >= 55 and sorted(gaps)[len(gaps) // 2] < 200
+async def test_recorded_times_are_the_streams_own(daemon: Any) -> None:
+    """
+    Each event's time lies between its leaving the provider and its coming to the client, TTFB and total around them.
+    """
+    event = b'data: {"id":"x","object":"chat.completion.chunk","created":1,"model":"m","choices":[]}\n\n'
+    sent: list[float] = []
+    received: list[float] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for pause, data in (
+            (0.15, b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"),
+            *[(0.05, event)] * 8,
+        ):
+            await asyncio.sleep(pause)  # the provider thinks
+            sent.append(time.time())
+            writer.write(data)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"{daemon.url}/openai/127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="k", max_retries=0) as client:
+            begun = time.time()
+            async with await client.chat.completions.create(**CHAT, **STREAM) as stream:
+                received.append(time.time())
+                async for _ in stream:
+                    received.append(time.time())
+    ((request, response),) = await recorded(daemon, 1)
+    slack = 0.002  # milliseconds are cut off, and clocks are slewed
+    start = moment(request["_meta"]["ts"]).timestamp()
+    assert begun - slack <= start <= sent[0] + slack
     timing = response["timing"]
-    assert 149 <= timing["ttfb_ms"] < 149 + 60 * len(starts)
-    assert timing["total_ms"] >= timing["ttfb_ms"] + 60 * len(starts)
+    assert sent[0] - slack <= start + timing["ttfb_ms"] / 1000 <= received[0] + slack
+    times = [moment(chunk["ts"]).timestamp() for chunk in response["chunks"] if chunk["raw"].startswith("data:")]
+    assert len(times) == len(received) - 1 == 8
+    for left, told, came in zip(sent[1:], times, received[1:], strict=True):
+        assert left - slack <= told <= came + slack
+    head = start + timing["ttfb_ms"] / 1000
+    for told, chunk in zip(times, response["chunks"][::2], strict=True):
+        assert abs(told - head - chunk["delta_ms"] / 1000) <= 2 * slack
+    assert start + timing["total_ms"] / 1000 >= sent[-1] - slack
+    assert moment(response["_meta"]["ts"]).timestamp() - start - timing["total_ms"] / 1000 <= slack
 
 
 async def test_a_timeout_of_the_sdk_is_a_client_that_left(daemon: Any, fake: FakeProvider) -> None:
     """No answer, or half a one: the SDK raises its timeout, the upstream is left at once, the record says how far it was."""
     cases = (Case("messages.create", CLAUDE, "hang=now"), Case("messages.create", CLAUDE, "hang=head"))
     url = f"{daemon.url}/anthropic/127.0.0.1:{fake.port}"
-    raised = await calls("anthropic", "async", url, cases, timeout=0.5)
+    raised = await calls("anthropic", "async", url, cases, timeout=1.0)
     assert [one[0]["raised"] if isinstance(one, list) else one["raised"] for one in raised] == ["APITimeoutError"] * 2
     await fake.wait_for(lambda: not fake.counts.open_connections)
     (_, silent), (_, half) = await recorded(daemon, 2)
     assert (silent["status"], silent["headers"], silent["ending"]) == (None, None, "client_gone")
     assert (half["status"], half["body"], half["ending"]) == (200, "", "client_gone")
     assert half["headers"]["Content-Type"] == ["application/json"]
-    assert 490 <= silent["timing"]["total_ms"] < 5000 and silent["timing"]["ttfb_ms"] == 0
+    assert 200 <= silent["timing"]["total_ms"] < 10_000 and silent["timing"]["ttfb_ms"] == 0
 
 
 async def test_a_client_that_leaves_a_stream_stops_the_upstream(daemon: Any, fake: FakeProvider) -> None:
