@@ -184,6 +184,23 @@ async def test_the_keeper_of_a_killed_proxy_settles_alone(daemon, fake):
     assert _endings(daemon).count("interrupted") > 2
 
 
+async def test_a_proxy_slow_to_die_is_outwaited(daemon, fake):
+    """The kernel ends a killed process's pipe before its lock: the keeper does not take it for alive."""
+    daemon.wait_for_recording()
+    load = await _loaded(daemon, fake)
+    (keeper,) = keepers(daemon.home)
+    os.kill(keeper, signal.SIGSTOP)
+    daemon.kill()
+    with open(daemon.state / "journal/foreground-1/writer.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.kill(keeper, signal.SIGCONT)
+        await load.__aexit__(None, None, None)
+        await asyncio.sleep(0.5)
+    await until(lambda: not keepers(daemon.home), 10, "the keeper lives on")
+    assert not leftovers(daemon)
+    check(load, daemon.logs)
+
+
 async def test_open_calls_end_at_the_next_start(start, fake):
     """Proxy and keeper killed together: the next daemon ends their calls as interrupted, before any new one comes."""
     daemon = start("--port", "0")

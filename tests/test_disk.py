@@ -235,8 +235,10 @@ async def test_a_full_state_folder(serve, command, environ, fake, mount):
     _space(state, mount)
     # Without another call: what had to wait is written, and what is lost is told.
     await recording(daemon, "ok")
-    await asyncio.to_thread(daemon.entries, 20, _all_told)
     counted = metrics(daemon)
+    await asyncio.to_thread(
+        daemon.entries, 20, lambda entries: _all_told(entries, counted["llm_proxy_record_lost_exchanges_total"])
+    )
     async with Load(daemon.port, fake, name="after", kinds=ORDINARY) as after:
         await after.more(50)
     await asyncio.to_thread(stop, daemon)
@@ -249,10 +251,10 @@ async def test_a_full_state_folder(serve, command, environ, fake, mount):
     assert all(gap["from"] < gap["to"] for gap in gaps)
 
 
-def _all_told(entries):
-    """Whether every call has its response, and the gap its line."""
+def _all_told(entries, lost):
+    """Whether every call has its response, and every lost one is in a gap."""
     counts = collections.Counter(entry["type"] for entry in entries)
-    return counts["request"] == counts["response"] and counts["gap"]
+    return counts["request"] == counts["response"] and lost == sum(entry.get("exchanges", 0) for entry in entries)
 
 
 async def test_a_start_without_space(start, environ, fake, mount):

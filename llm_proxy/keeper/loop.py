@@ -33,6 +33,7 @@ from llm_proxy.sinks.log_files import Logs
 
 TICK = 1.0  # seconds between two looks without being woken; also what a power cut may cost
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds between attempts
+LETTING_GO = 2.0  # seconds a killed proxy may take: the kernel ends its pipe before it lets go of its lock
 READ = 1 << 20  # bytes of journal at once
 # The journal can wait, the proxy's streams cannot: where cores are short, the keeper has what is left of them.
 LAST_IN_LINE = 19
@@ -313,23 +314,31 @@ class Keeper:
 
     def _finish(self) -> bool:
         """Settle what there is; where the proxy is dead, its open calls too. False: something could not be had."""
+        deadline = time.monotonic() + (LETTING_GO if self.told.alone else 0)
+        while True:
+            try:
+                with writer_lock(self.journal):
+                    return self._finish_alone()
+            except JournalBusy:  # the proxy goes on, or the next one has begun: its own keeper takes over from here
+                self._look()
+            if time.monotonic() >= deadline:
+                self._insist(lambda: self._sync(0))
+                return True
+            self.told.wait(0.05)
+
+    def _finish_alone(self) -> bool:
         complete = True
         try:
-            with writer_lock(self.journal):
-                try:
-                    recover(self.journal)
-                except OSError as error:
-                    self.snapshot.trouble(f"the ring of the dead proxy cannot be moved to the journal: {error}")
-                    complete = False
-                self._look()
-                if complete:
-                    self._settle(self.assembler.interrupt())
-                self._insist(lambda: self._sync(0))
-                if complete:
-                    self._insist(self.reader.forget_all)
-        except JournalBusy:  # the proxy goes on, or the next one has begun: its own keeper takes over from here
-            self._look()
-            self._insist(lambda: self._sync(0))
+            recover(self.journal)
+        except OSError as error:
+            self.snapshot.trouble(f"the ring of the dead proxy cannot be moved to the journal: {error}")
+            complete = False
+        self._look()
+        if complete:
+            self._settle(self.assembler.interrupt())
+        self._insist(lambda: self._sync(0))
+        if complete:
+            self._insist(self.reader.forget_all)
         return complete
 
     def _say(self, state: str, *, now: bool = False) -> None:
