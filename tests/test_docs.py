@@ -1,5 +1,6 @@
 """The documentation says what the program does: settings, options, variables."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from llm_proxy import settings
 from llm_proxy.cli.options import help_page
 from llm_proxy.service import environment
+from tests.logpage import PAGE, untold
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs/settings.md").read_text()
@@ -69,3 +71,11 @@ def test_links_between_pages_lead_somewhere(page):
     """Every relative link names a file that is there."""
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_examples_of_log_entries_show_documented_fields_only():
+    """The page's own lines; that no other field is ever written is seen wherever tests read the log of real calls."""
+    lines = [json.loads(line) for line in re.findall(r"^```json\n(.*)\n```$", PAGE, re.MULTILINE)]
+    assert [line["type"] for line in lines] == ["session_start", "request", "response"]
+    assert [untold(line) for line in lines] == [[], [], []]
+    assert untold(lines[1] | {"answer": 42}) == ["request.answer"]
