@@ -96,7 +96,6 @@ class Relay:
         "response_buffer",
         "response_framing",
         "response_head",
-        "retried",
         "route",
         "serial",
         "spliced",
@@ -129,7 +128,6 @@ class Relay:
         self.first_byte_at = 0
         self.flags = 0
         self.notes = 0
-        self.retried = False
         self.spliced = False
         self.dechunk = False
         self.keep_client = head.minor == 1 and not head.close
@@ -473,8 +471,7 @@ class Relay:
                 Ending.UPSTREAM_FAILED, 502, "upstream_truncated", self._how(exc, "in the middle of its response")
             )
             return
-        if upstream is not None and upstream.reused and self.held is not None and not self.retried:
-            self.retried = True
+        if upstream is not None and upstream.reused and self.held is not None:
             self.notes = self.notes & ~_REUSED | _RETRIED
             self.core.metrics.retries += 1
             self._dial()
