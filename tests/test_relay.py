@@ -153,11 +153,14 @@ async def test_what_is_pipelined_waits_while_a_request_is_under_way(rig: Rig) ->
     """More than we hold of later requests stays with the client; nothing of it is lost or reordered."""
     upstream = rig.upstream()
     client, server, _ = await rig.meet(upstream)
-    requests = b"".join(rig.request(b"%05d" % number * 2000, to=upstream.port) for number in range(40))
+    requests = b"".join(rig.request(b"%05d" % number * 20_000, to=upstream.port) for number in range(40))
     sending = asyncio.create_task(client.send(requests))
+    (connection,) = rig.core.clients
+    await rig.until(lambda: connection.gate.reasons)
+    assert len(connection.buffer) < 400_000
     await server.send(OK)
     for number in range(40):
-        assert (await server.message()).payload == b"%05d" % number * 2000
+        assert (await server.message()).payload == b"%05d" % number * 20_000
         await server.send(OK)
     await sending
     for _ in range(41):
@@ -194,6 +197,24 @@ async def test_a_connection_that_may_not_be_reused_is_not(rig: Rig, fake: str) -
     await rig.exchange(b"{}", fake=fake)
     assert (await rig.exchange(b"{}", fake="fixed")).status == 200
     assert len(rig.fake.connections) == 2
+
+
+async def test_a_connection_that_takes_no_more_is_not_reused(rig: Rig) -> None:
+    """An answer before the request has left us is an answer; what is left of the request is not sent before the next."""
+    upstream = rig.upstream(receive_buffer=4096)
+    client, server, _ = await rig.meet(upstream)
+    (relay,) = rig.core.relays
+    relay.upstream.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    await server.send(OK)
+    await client.message()
+    await client.send(rig.request(bytes(150_000), to=upstream.port))
+    (relay,) = await rig.until(lambda: rig.core.relays)
+    await rig.until(lambda: relay.request_done and relay.upstream.full)
+    await server.send(OK)
+    assert (await client.message()).payload == b"ok"
+    assert not len(rig.core.pool)
+    await server.to_the_end()
+    assert server.ended == "rst"
 
 
 async def test_connection_close_of_one_side_is_not_the_others(rig: Rig) -> None:
@@ -243,6 +264,21 @@ async def test_bytes_on_an_idle_connection_end_it(rig: Rig) -> None:
     await fresh.message()
     await fresh.send(OK)
     assert (await client.message()).payload == b"ok" and b"EVIL" not in client.received
+
+
+async def test_a_connection_just_ended_is_not_taken(rig: Rig) -> None:
+    """A request in the same turn of the loop gets a connection of its own, at the first try."""
+    upstream = rig.upstream()
+    client, server, _ = await rig.meet(upstream)
+    await server.send(OK)
+    await client.message()
+    server.socket.send(b"HTTP/1.1 200 EVIL\r\nContent-Length: 4\r\n\r\nevil")
+    client.socket.send(rig.request(to=upstream.port))
+    fresh = await upstream.accept()
+    await fresh.message()
+    await fresh.send(OK)
+    assert (await client.message()).payload == b"ok"
+    assert not rig.core.metrics.retries
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -525,6 +561,19 @@ async def test_an_answer_may_come_before_the_upload_is_over(rig: Rig) -> None:
     recorded = await rig.recorded()
     assert recorded.ending is Ending.COMPLETE and recorded.end.notes & Note.EARLY
     assert not len(rig.core.pool)
+
+
+async def test_an_early_answer_is_not_lost_to_a_reset(rig: Rig) -> None:
+    """A client that sends on before it reads gets the answer and a FIN: the rest of its upload is read and forgotten."""
+    client = rig.client()
+    await client.send(rig.request(b"", method="POST", fake="early=413", more="Content-Length: 1000000\r\n"))
+    await rig.until(lambda: not rig.core.relays and rig.fake.requests)
+    for _ in range(10):
+        await client.send(bytes(50_000))
+        await asyncio.sleep(0.002)
+    answer = await client.message()
+    await client.to_the_end()
+    assert answer.status == 413 and client.ended == "fin"
 
 
 async def test_an_early_answer_does_not_stop_the_upload_by_itself(rig: Rig) -> None:
