@@ -19,6 +19,8 @@ from llm_proxy.proxy.client import ClientConnection
 from llm_proxy.proxy.relay import Relay
 from llm_proxy.proxy.upstream import UpstreamConnection
 from llm_proxy.records.exchange import Ending
+from tests.fakeprovider import FakeProvider
+from tests.fakeprovider.certificate import CERTIFICATE, tls_context
 from tests.rig import CONTINUE, OK, Message, Rig, StartRig, Wire
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
@@ -165,6 +167,41 @@ async def test_a_wrong_length_is_believed(rig: Rig, off: int) -> None:
         assert answer.complete and answer.payload == b"01234" and recorded.ending is Ending.COMPLETE
         assert recorded.end.notes & Note.EXTRA_BYTES or not recorded.end.notes
     assert not len(rig.core.pool)
+
+
+OVER_TLS = {
+    "whole": ("fixed=100", True, Ending.COMPLETE),
+    "until close": ("close; bytes=0011", True, Ending.COMPLETE),
+    "reset in the body": ("reset=5; bytes=00112233445566778899", False, Ending.UPSTREAM_FAILED),
+    "cut in the body": ("cut=5; bytes=00112233445566778899", False, Ending.UPSTREAM_FAILED),
+    "reset until close": ("close; reset=5; bytes=00112233445566778899", False, Ending.UPSTREAM_FAILED),
+}
+
+
+@pytest.mark.parametrize(("fake", "whole", "ending"), OVER_TLS.values(), ids=OVER_TLS.keys())
+async def test_breaks_are_breaks_over_tls_too(
+    rigs: StartRig, monkeypatch: pytest.MonkeyPatch, fake: str, whole: bool, ending: Ending
+) -> None:
+    """Encryption changes nothing: ends are ends, breaks are breaks."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    async with FakeProvider(tls=tls_context()) as provider:
+        rig = await rigs(allow=(f"https://127.0.0.1:{provider.port}",))
+        client = rig.client()
+        await client.send(rig.request(b"{}", to=provider.port, fake=fake))
+        answer = await client.message()
+        recorded = await rig.recorded()
+        assert (answer.status, answer.complete, recorded.ending) == (200, whole, ending)
+        assert recorded.opening.route[1] == "https" and (whole or client.ended == "rst")
+
+
+async def test_a_certificate_nobody_vouches_for_ends_it(rigs: StartRig) -> None:
+    """502 with the reason; the request is not sent."""
+    async with FakeProvider(tls=tls_context()) as provider:
+        rig = await rigs(allow=(f"https://127.0.0.1:{provider.port}",))
+        client = rig.client()
+        await client.send(rig.request(b"{}", to=provider.port))
+        check_error(await client.message(), 502, "tls_failed")
+        assert not provider.requests and "certificate" in (await rig.recorded()).end.error
 
 
 # --- the upstream cannot be reached, or is silent --------------------------------------------------------------------
@@ -328,13 +365,13 @@ async def test_what_a_client_pipelined_before_it_left_is_not_carried(rig: Rig) -
 
 
 async def test_stopping_meets_a_client_that_was_just_lost(rig: Rig) -> None:
-    """Its reset has not been read yet: the stop goes on, and the exchange has its ending."""
+    """It has closed, and our answer draws a reset at once: the stop goes on, and the exchange has its ending."""
     upstream = rig.upstream()
     client = rig.client()
     await client.send(rig.request(b"0123456789", to=upstream.port)[:-5])
     server = await upstream.accept()
     await server.until(b"01234")
-    client.reset()
+    client.close()
     assert await rig.proxy.drain(0) == 1
     await server.to_the_end()
     assert (await rig.recorded()).ending is Ending.INTERRUPTED and not rig.core.metrics.faults
