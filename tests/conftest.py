@@ -172,6 +172,7 @@ def start(environ):
         if daemon.process.poll() is None:
             daemon.kill()
     _end_keepers(environ["HOME"])
+    _forget_rings(environ["HOME"])
 
 
 @pytest.fixture
@@ -214,6 +215,12 @@ def _end_keepers(home):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
+
+
+def _forget_rings(home):
+    """A daemon killed before it had a keeper leaves its ring, in memory, to a next start that never comes here."""
+    for pointer in Path(home).glob(".local/state/llm-proxy/journal/*/ring"):
+        Path(pointer.read_text()).unlink(missing_ok=True)
 
 
 def _processes():
