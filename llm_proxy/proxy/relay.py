@@ -8,7 +8,6 @@ refused, timed out. Knows neither sockets (`client`, `upstream`) nor how to dial
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from llm_proxy.journal.frames import Closing, Flag, Kind, Note
 from llm_proxy.proxy import answers
 from llm_proxy.proxy.dialler import DialFailed
 from llm_proxy.proxy.gate import Reason
+from llm_proxy.proxy.long_body import LongBody
 from llm_proxy.proxy.requests import Request
 from llm_proxy.records.exchange import Ending
 from llm_proxy.wire import hop
@@ -30,44 +30,8 @@ if TYPE_CHECKING:
 # What is kept to send once more where a reused connection turns out dead.
 REPLAY_LIMIT = 1 << 20
 
-
 _REUSED, _RETRIED, _WEBSOCKET, _EARLY = Note.REUSED, Note.RETRIED, Note.WEBSOCKET, Note.EARLY
 _LOSSY, _OVER_LIMIT = Flag.LOSSY, Flag.OVER_LIMIT
-
-
-class LongBody:
-    """A body that may be longer than what is recorded of it: what is left to record, and the digest of all of it.
-
-    A digest needs the first byte too, so it runs from the start wherever the body could turn out too long.
-    """
-
-    __slots__ = ("digest", "left", "over", "sink", "taken")
-
-    def __init__(self, limit: int) -> None:
-        self.left = limit
-        self.over = False
-        self.taken = 0  # bytes after a 101, where no framing counts them
-        self.digest = hashlib.sha256()
-        self.sink: list[bytes] = []
-
-    def note(self) -> None:
-        """Digest what the framing has put into the sink."""
-        for piece in self.sink:
-            self.digest.update(piece)
-        self.sink.clear()
-
-    @property
-    def sha256(self) -> bytes:
-        """Of the whole body; empty where all of it is recorded anyway."""
-        return self.digest.digest() if self.over else b""
-
-    def cut(self, piece: bytes) -> bytes:
-        """What of a piece is still recorded."""
-        if len(piece) <= self.left:
-            self.left -= len(piece)
-            return piece
-        piece, self.left, self.over = piece[: self.left], 0, True
-        return piece
 
 
 class Relay:
@@ -372,23 +336,28 @@ class Relay:
             if position < size:
                 self.notes |= Note.EXTRA_BYTES
             closing = self._closing(Ending.COMPLETE, "")
-        tee = self.core.tee
-        if head is not None:
-            kept = tee.head(self.serial, self.at, head.masked(), piece, closing, self.flags)
-        elif piece:
-            kept = tee.body(Kind.RESPONSE, self.serial, self.at, piece, last=done, closing=closing, flags=self.flags)
-        else:
-            kept = True
-            if closing is not None:
-                tee.end(self.serial, self.at, self.flags, closing)
-        if not kept:
-            self.flags |= _LOSSY
+        self._journal_response(head, piece, closing)
         self.client.send(outgoing)
         if done:
             self._book(Ending.COMPLETE)
             self._complete(reusable=position == size)
         elif position < size:
             self._continue_later(data[position:])
+
+    def _journal_response(self, head: ResponseHead | None, piece: bytes, closing: Closing | None) -> None:
+        """What goes out now, in as few frames as it takes; `closing` where it is the last of it."""
+        tee = self.core.tee
+        if head is not None:
+            kept = tee.head(self.serial, self.at, head.masked(), piece, closing, self.flags)
+        elif piece:
+            last = closing is not None
+            kept = tee.body(Kind.RESPONSE, self.serial, self.at, piece, last=last, closing=closing, flags=self.flags)
+        else:
+            kept = True
+            if closing is not None:
+                tee.end(self.serial, self.at, self.flags, closing)
+        if not kept:
+            self.flags |= _LOSSY
 
     def _continue_later(self, rest: bytes) -> None:
         """A flood of tiny chunks: the others first, then on with this."""
