@@ -175,7 +175,10 @@ class Settings:
         "Whether pass-through routes are open when `host` is not a loopback address.",
     )
     max_connections: int = _setting(
-        "listen.max_connections", 4096, _whole(1, 1_000_000), "Client connections held at a time."
+        "listen.max_connections",
+        4096,
+        _whole(1, 1_000_000),
+        "Client connections held at a time; the limit on open files may allow fewer.",
     )
     policy: str = _setting(
         "upstreams.policy",
