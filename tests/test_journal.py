@@ -116,6 +116,15 @@ def serials(folder: Path, start: Position | None = None) -> list[int]:
     return found
 
 
+def block_headers(folder: Path) -> int:
+    """Bytes of all block headers."""
+    count = 0
+    for number in segments.numbers(folder):
+        with segments.path_of(folder, number).open("rb") as file:
+            count += len(list(segments.blocks(file.fileno(), os.fstat(file.fileno()).st_size)))
+    return count * segments.BLOCK_HEADER.size
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     """Two daemons never share a journal."""
     journal = Journal.open(tmp_path / "j", ring_size=1 << 20, cap=1 << 30)
@@ -145,6 +154,7 @@ def test_a_reader_starts_at_any_frame(tmp_path: Path) -> None:
     for index, frame in enumerate(frames):
         assert serials(folder, position_of(frame)) == expected[index:]
     assert serials(folder, reader.position) == []
+    assert reader.lag() == 0 and Reader(folder).lag() == 40 * (HEADER_SIZE + 1) + block_headers(folder)
     assert reader.fetch(frames[3].segment, frames[3].offset, 1) == b"x"
     assert reader.forget(position_of(frames[25])) == 1 and serials(folder) == expected[20:]
 

@@ -149,16 +149,17 @@ class Reader:
         return os.pread(self._open(segment), length, offset)
 
     def lag(self) -> int:
-        """Bytes of segments not read yet."""
+        """Bytes of blocks not read yet."""
         number, offset = self.position
         size = 0
         for other in segments.numbers(self.folder):
             if other >= number:
+                read = max(SEGMENT_HEADER.size, offset if other == number else 0)
                 try:
-                    size += segments.path_of(self.folder, other).stat().st_size
+                    size += max(0, segments.path_of(self.folder, other).stat().st_size - read)
                 except FileNotFoundError:
                     continue
-        return max(0, size - offset)
+        return size
 
     def forget(self, before: Position) -> int:
         """Delete segments wholly before a position, never the newest. Returns how many went."""
