@@ -17,10 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import pytest
 import pytest_asyncio
 
-from llm_proxy.journal import writer
 from llm_proxy.journal.frames import Closing, Frame, Kind, Opening, unpack_end, unpack_open
 from llm_proxy.journal.reader import Reader
 from llm_proxy.proxy.server import Proxy, ProxyConfig
@@ -346,9 +344,8 @@ StartRig = Callable[..., Awaitable[Rig]]
 
 
 @pytest_asyncio.fixture
-async def rigs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartRig]:
+async def rigs(tmp_path: Path) -> AsyncIterator[StartRig]:
     """Start a rig with `ProxyConfig` values of the test's own; all are closed behind the test."""
-    monkeypatch.setattr(writer, "SYNC_EVERY", 0.01)  # closing a journal waits for it
     started: list[Rig] = []
     numbers = itertools.count()
     async with FakeProvider() as fake:

@@ -152,7 +152,7 @@ class Journal:
         self._broken: str = ""
         self._size = segments.total_size(folder)
         self._sized_at = time.monotonic()
-        self._stop = False
+        self._stop = threading.Event()
         self._bell = threading.Lock()
         self._bell.acquire()
         self._dirty = threading.Event()
@@ -200,7 +200,7 @@ class Journal:
 
     def close(self) -> None:
         """Drain everything, sync, let go. A ring that cannot be drained stays for the next start."""
-        self._stop = True
+        self._stop.set()
         self._dirty.set()
         self.wake()
         for thread in self._threads:
@@ -218,7 +218,7 @@ class Journal:
         quiet = 0
         while True:
             moved = self._drain()
-            if self._stop:
+            if self._stop.is_set():
                 return
             if self._broken:
                 self._bell.acquire(timeout=RETRY)
@@ -275,7 +275,7 @@ class Journal:
     def _sync_loop(self) -> None:
         while True:
             self._dirty.wait()
-            if self._stop:
+            if self._stop.is_set():
                 return
             self._dirty.clear()
             try:
@@ -289,4 +289,4 @@ class Journal:
                 self._broken = f"cannot sync the journal in {self.folder}: {error.strerror or error}"
             finally:
                 os.close(fd)
-            time.sleep(SYNC_EVERY)
+            self._stop.wait(SYNC_EVERY)
