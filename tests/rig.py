@@ -21,6 +21,7 @@ import pytest_asyncio
 
 from llm_proxy.journal.frames import Closing, Frame, Kind, Opening, unpack_end, unpack_open
 from llm_proxy.journal.reader import Reader
+from llm_proxy.journal.writer import Journal
 from llm_proxy.proxy.server import Proxy, ProxyConfig
 from llm_proxy.records.exchange import Ending
 from tests.fakeprovider import FakeProvider
@@ -227,7 +228,7 @@ class Rig:
 
     def __init__(self, folder: Path, fake: FakeProvider, ring_size: int, config: dict[str, Any]) -> None:
         self.fake = fake
-        self.journal = writer.Journal.open(folder, ring_size=ring_size, cap=1 << 30)
+        self.journal = Journal.open(folder, ring_size=ring_size, cap=1 << 30)
         self.proxy = Proxy(ProxyConfig(**config), self.journal)
         self.port = 0
         self._reader = Reader(folder)
