@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_proxy.journal.frames import HEADER_SIZE, Flag, Kind, Note, pack, scan
+from llm_proxy.journal.frames import HEADER_SIZE, Flag, Kind, Note, pack, pack_open, route_facts, scan
 from llm_proxy.journal.reader import Batch, Position, Reader
 from llm_proxy.keeper.assemble import HELD, Assembler, Call, Gap
 from llm_proxy.records.exchange import Ending, Exchange
@@ -276,3 +276,17 @@ def test_only_complete_requests_are_announced() -> None:
     assert arrived[0] is not None and arrived[0].request.data == b'{"model":"m"}'
     assert arrived[1] is not None and arrived[2] is None
     assert assembler.requested() == []
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 8", "Transfer-Encoding: chunked"])
+def test_a_masked_query_does_not_hide_the_framing(framing: str) -> None:
+    """What stands for a key holds spaces; the body is cut out of its framing all the same, and announced in time."""
+    head = f"POST /v1?key=[masked sha256:0123abcd len:39] HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n".encode()
+    wire = b'{"a": 1}' if "Length" in framing else b'8\r\n{"a": 1}\r\n0\r\n\r\n'
+    opening = pack_open(b"i" * 16, 1, route_facts("gemini", "https", "h", "bare path"), head)
+    assembler = Assembler((), START)
+    assembler.take(batch(pack(Kind.OPEN, 0, 1, 0, opening), pack(Kind.REQUEST, Flag.LAST, 1, 1, wire)))
+    (call,) = assembler.requested()
+    exchange = call.request_arrived(no_fetch)
+    assert exchange is not None and exchange.request.data == b'{"a": 1}'
+    assert exchange.target == "/v1?key=[masked sha256:0123abcd len:39]"

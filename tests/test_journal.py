@@ -284,3 +284,35 @@ def test_the_cap_stops_bodies_until_the_keeper_has_caught_up(tmp_path: Path) -> 
     until(journal, lambda: not journal.bodies)
     assert journal.state().recording == "degraded" and "200000" in journal.state().reason
     journal.close()
+
+
+def test_a_ring_that_cannot_be_read_just_now_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of descriptors at start-up: the start fails and is tried again, what the dead writer left is not replaced."""
+    folder = tmp_path / "j"
+    folder.mkdir()
+    ring = Ring.create(tmp_path / "ring", 1 << 16, RUN)
+    ring.put(pack(Kind.REQUEST, 0, 7, 0, b"x"))
+    ring.close()
+    (folder / "ring").write_text(str(tmp_path / "ring"))
+
+    def no_descriptors(path: Path) -> Ring:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ring, "attach", no_descriptors)
+        with pytest.raises(OSError, match="Too many"):
+            Journal.open(folder, ring_size=1 << 16, cap=1 << 30)
+    Journal.open(folder, ring_size=1 << 16, cap=1 << 30).close()
+    assert serials(folder) == [7]
+
+
+def test_a_refusing_disk_gathers_no_empty_segments(tmp_path: Path) -> None:
+    """A file that takes its header and no block is left behind without a trace."""
+    folder = tmp_path / "j"
+    journal = Journal.open(folder, ring_size=1 << 20, cap=1 << 30)
+    for _ in range(5):
+        journal._next_segment()
+    assert len(segments.numbers(folder)) == 1
+    put(journal, 1)
+    journal.close()
+    assert serials(folder) == [1]

@@ -27,7 +27,7 @@ from llm_proxy.journal.writer import writer_lock
 from llm_proxy.keeper.assemble import Assembler
 from llm_proxy.keeper.assemble import Call as Entered
 from llm_proxy.keeper.settle import Item, Recorder, Tally
-from llm_proxy.keeper.store import Store
+from llm_proxy.keeper.store import Store, StoreDamaged
 from llm_proxy.records.exchange import Ending
 from llm_proxy.sinks.log_files import Logs
 from tests.journals import WALL, Call, Journal
@@ -639,3 +639,25 @@ def test_one_odd_exchange_does_not_hold_up_the_rest(place: Place) -> None:
     assert odd["type"] == "response" and tally.unwritable == 1
     store.close()
     reader.close()
+
+
+@pytest.mark.parametrize("table", ["sessions", "journals", "in_flight", "settled", "written"])
+def test_damage_in_any_table_is_told_as_damage(tmp_path: Path, table: str) -> None:
+    """Only then is the database moved aside; told as anything else it would be tried for ever."""
+    path = tmp_path / "sessions.db"
+    Store(path, "j").close()
+    link = sqlite3.connect(path)
+    (page,) = link.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    link.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    link.close()
+    size = int.from_bytes(path.read_bytes()[16:18], "big")
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    with pytest.raises(StoreDamaged):
+        store = Store(path, "j")
+        store.checkpoint()
+        store.settled()
+        store.in_flight()
+        store.written()
+        store.by_id("x")

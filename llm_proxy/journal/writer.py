@@ -70,13 +70,14 @@ def _lock(folder: Path) -> int:
 def recover(folder: Path) -> int:
     """Move what a dead writer left in its ring into a segment of its run; returns the bytes moved.
 
-    The caller holds the writer lock. A ring that cannot be used is left alone: there is nothing to be had from it.
+    The caller holds the writer lock. A ring that is gone, damaged or not ours is left alone: there is nothing to be had
+    from it. Raises OSError where it may be had at another attempt.
     """
     try:
         path = Path((folder / "ring").read_text())
         Ring.discard_draft(path)
         ring = Ring.attach(path)
-    except (OSError, ValueError, RingUnusable):
+    except (FileNotFoundError, PermissionError, ValueError, RingUnusable):
         return 0
     try:
         moved = 0
@@ -149,6 +150,7 @@ class Journal:
         self.on_drained: Callable[[], None] | None = None
         self._lock = lock
         self._segment = segment
+        self._retired: list[SegmentWriter] = []  # full ones, to be synced and closed by the sync thread
         self._broken: str = ""
         self._size = segments.total_size(folder)
         self._sized_at = time.monotonic()
@@ -205,13 +207,16 @@ class Journal:
         self.wake()
         for thread in self._threads:
             thread.join(timeout=5)
+        last = [*self._retired, self._segment]
         if not self.ring.backlog:
             try:
-                self._segment.sync()
+                for segment in last:
+                    segment.sync()
             except OSError:
                 pass
             self.ring.discard()
-        self._segment.close()
+        for segment in last:
+            segment.close()
         os.close(self._lock)
 
     def _drain_loop(self) -> None:
@@ -255,8 +260,13 @@ class Journal:
 
     def _next_segment(self) -> None:
         segment = SegmentWriter(self.folder, _next_head(self.folder, self.ring.run))
-        self._segment.close()
-        self._segment = segment
+        old, self._segment = self._segment, segment
+        if old.size <= segments.SEGMENT_HEADER.size:  # it never took a block
+            old.close()
+            segments.path_of(self.folder, old.number).unlink(missing_ok=True)
+        else:
+            self._retired.append(old)
+            self._dirty.set()
         self._broken = ""
 
     def _watch_size(self) -> None:
@@ -275,18 +285,19 @@ class Journal:
     def _sync_loop(self) -> None:
         while True:
             self._dirty.wait()
+            self._dirty.clear()
             if self._stop.is_set():
                 return
-            self._dirty.clear()
+            current = self._segment
+            retired, self._retired = self._retired, []
             try:
-                fd = os.dup(self._segment.fd)
-            except OSError:
-                continue
-            try:
-                os.fdatasync(fd) if hasattr(os, "fdatasync") else os.fsync(fd)
+                for segment in retired:
+                    segment.sync()
+                if current not in retired:
+                    current.sync()
             except OSError as error:
                 # After a failed sync the kernel may call these pages clean: nothing more goes into this segment.
                 self._broken = f"cannot sync the journal in {self.folder}: {error.strerror or error}"
-            finally:
-                os.close(fd)
+            for segment in retired:
+                segment.close()
             self._stop.wait(SYNC_EVERY)

@@ -335,8 +335,11 @@ class _Payload:
 
 
 def _request_framing(head: bytes) -> Framing:
+    """From the fields alone: a masked target may hold spaces, which no request line of the wire does."""
+    start, _, fields = _whole_or_empty(head).partition(b"\r\n")
+    version = b"HTTP/1.0" if start.endswith(b"HTTP/1.0") else b"HTTP/1.1"
     try:
-        return for_request(parse_request(_whole(head)))
+        return for_request(parse_request(b"POST / " + version + b"\r\n" + fields))
     except BadHead:
         return UntilClose()
 
@@ -346,6 +349,10 @@ def _response_framing(head: bytes, method: bytes) -> Framing:
         return for_response(parse_response(_whole(head)), method)
     except BadHead:
         return UntilClose()
+
+
+def _whole_or_empty(head: bytes) -> bytes:
+    return head if head.endswith(b"\r\n\r\n") else b""
 
 
 def _whole(head: bytes) -> bytes:

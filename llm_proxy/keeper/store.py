@@ -98,6 +98,18 @@ MIGRATIONS = (
 _SESSION = "SELECT id, logs, provider, upstream, client, source, file, size, last_seq, last_activity FROM sessions"
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """SQLite says "damaged" in two codes; everything else may be better at the next attempt."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise StoreDamaged(f"the session database is damaged: {error}") from error
+        raise
+
+
 class Store:
     """The open database of one keeper. Raises sqlite3.Error, OSError, StoreDamaged."""
 
@@ -157,10 +169,12 @@ class Store:
 
     # -- sessions
 
+    @_told()
     def by_key(self, key: Key) -> Session | None:
         where = " WHERE logs = ? AND provider = ? AND upstream = ? AND client = ?"
         return _session(self._db.execute(_SESSION + where, key).fetchone())
 
+    @_told()
     def by_id(self, session: str) -> Session | None:
         return _session(self._db.execute(_SESSION + " WHERE id = ?", (session,)).fetchone())
 
@@ -189,6 +203,7 @@ class Store:
 
     # -- entries that stand in files already
 
+    @_told()
     def written(self) -> dict[tuple[UUID, str], Seat]:
         rows = self._db.execute("SELECT exchange, type, session, seq FROM written")
         return {(UUID(bytes=exchange), kind): Seat(session, seq) for exchange, kind, session, seq in rows}
@@ -204,6 +219,7 @@ class Store:
 
     # -- the journal
 
+    @_told()
     def checkpoint(self) -> tuple[str, Position] | None:
         """The run and the position where reading begins."""
         row = self._db.execute(
@@ -218,6 +234,7 @@ class Store:
             self._db.execute(query, (self._journal, *position))
             self._settled_rows = self._count_settled()
 
+    @_told()
     def settled(self) -> set[UUID]:
         """Exchanges beyond the checkpoint that are in the log files."""
         rows = self._db.execute("SELECT exchange FROM settled WHERE journal = ?", (self._journal,))
@@ -229,6 +246,7 @@ class Store:
             self._db.executemany("INSERT OR REPLACE INTO settled VALUES (?, ?, ?, ?)", rows)
             self._settled_rows += len(rows)
 
+    @_told()
     def in_flight(self) -> dict[UUID, Seat]:
         """Exchanges whose request is in the log files and whose response is not."""
         rows = self._db.execute("SELECT exchange, session, seq FROM in_flight WHERE journal = ?", (self._journal,))
@@ -284,18 +302,6 @@ def _session(row: tuple[str, str, str, str, str, str, str, int, int, int] | None
     if row is None:
         return None
     return Session(row[0], Key(*row[1:5]), *row[5:])
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """SQLite says "damaged" in two codes; everything else may be better at the next attempt."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise StoreDamaged(f"the session database is damaged: {error}") from error
-        raise
 
 
 def _move_aside(path: Path, identity: int) -> None:

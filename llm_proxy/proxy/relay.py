@@ -60,6 +60,7 @@ class Relay:
         "response_buffer",
         "response_framing",
         "response_head",
+        "rest",
         "route",
         "serial",
         "spliced",
@@ -83,6 +84,7 @@ class Relay:
         self.long_response: LongBody | None = None
         self.response_head: ResponseHead | None = None
         self.response_buffer = b""
+        self.rest = b""  # of a flood of tiny chunks, waiting for its turn
         self.upstream: UpstreamConnection | None = None
         self.dialling: asyncio.Task[None] | None = None
         self.held: list[bytes] | None = []
@@ -319,8 +321,9 @@ class Relay:
             try:
                 position = framing.feed(data, position, sink)
             except BadFraming as error:
-                if head is not None:
+                if head is not None:  # nothing of it is out yet: the client can still be told
                     self.core.tee.head(self.serial, self.at, head.masked(), b"", None, 0)
+                    self.response_head = None
                 self._fail(Ending.UPSTREAM_FAILED, 502, "bad_framing", f"{self.route.authority}: {error}")
                 return
             piece = data if not start and position == size else data[start:position]
@@ -361,12 +364,15 @@ class Relay:
 
     def _continue_later(self, rest: bytes) -> None:
         """A flood of tiny chunks: the others first, then on with this."""
+        self.rest = rest
         upstream = self.upstream
-        assert upstream is not None
+        if upstream is None:  # it has ended; `upstream_lost` goes on at once
+            return
         upstream.gate.shut(Reason.BUDGET)
 
         def go_on() -> None:
-            if self.ending is None:
+            rest, self.rest = self.rest, b""
+            if rest and self.ending is None:
                 upstream.gate.open(Reason.BUDGET)
                 try:
                     self.response_data(rest)
@@ -423,6 +429,9 @@ class Relay:
     def upstream_lost(self, exc: Exception | None) -> None:
         """The upstream's connection has ended."""
         upstream, self.upstream = self.upstream, None
+        while self.rest and self.ending is None:  # over TLS an end is told although reading is paused
+            rest, self.rest = self.rest, b""
+            self.response_data(rest)
         if self.ending is not None:
             return
         self.at = time.monotonic_ns()
@@ -486,6 +495,8 @@ class Relay:
         self.core.fault(error)
         if self.ending is None:
             self._finish(Ending.UPSTREAM_FAILED, f"internal error: {type(error).__name__}")
+        else:
+            self.core.finished(self)
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.break_off()

@@ -109,8 +109,8 @@ class Tee:
 
     def interim(self, serial: int, at: int, masked: bytes) -> None:
         """A 1xx head."""
-        if serial and not self._put(pack(Kind.INTERIM, 0, serial, at, masked)):
-            self.losses.add(frames=1)
+        if serial:
+            self._closing(pack(Kind.INTERIM, 0, serial, at, masked), serial, at, 0, None)
 
     def head(self, serial: int, at: int, masked: bytes, body: bytes, closing: Closing | None, flags: int) -> bool:
         """The final head, what came with it of the body, and the end where that is all. False: the body was dropped."""
@@ -157,6 +157,11 @@ class Tee:
         flags: int,
         last: bool = False,
     ) -> bool:
+        if self._late:
+            self._catch_up(at)
+            if self._late:  # nothing overtakes what waits: the reader would see an exchange end before its head
+                self.losses.add(frames=1, size=len(body))
+                return False
         header = pack_header(kind, _LAST if last else 0, serial, at, len(body))
         end = b"" if closing is None else pack(Kind.END, flags, serial, at, pack_end(closing))
         if self._put_body(frames + header, body, end):
@@ -168,6 +173,8 @@ class Tee:
         """Frames without bodies, and the end; an end that finds no room is kept for later."""
         if closing is not None:
             frames += pack(Kind.END, flags, serial, at, pack_end(closing))
+        if self._late:
+            self._catch_up(at)
         if self._late or not self._put(frames):
             if len(self._late) < _LATE_ENDINGS:
                 self._late.append(frames)

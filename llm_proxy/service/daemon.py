@@ -164,7 +164,7 @@ class Daemon:
     async def _retry_journal(self, proxy: Proxy) -> None:
         while self.journal is None:
             await asyncio.sleep(JOURNAL_RETRY)
-            self._open_journal()
+            await asyncio.to_thread(self._open_journal)  # a disk in trouble may take its time
             if self.journal is not None:
                 proxy.tee.use(self.journal)
                 self._start_keeper()
