@@ -18,6 +18,8 @@ llm-proxy {__version__}: carries LLM API traffic unchanged and keeps a faithful 
 Usage
   llm-proxy                     run in this terminal, on 127.0.0.1:8080
   llm-proxy --service           run as this user's one daemon, on a port that stays the same
+  llm-proxy --setup             start it at every login, and point new shells at it
+  llm-proxy --uninstall         undo that, and remove the program; session logs stay
   llm-proxy --status [--json]   what runs, whether it records, and where the logs are
   llm-proxy --env               lines that point a shell's LLM clients at the daemon:
                                   eval "$(llm-proxy --env)"          bash, zsh, sh
@@ -33,6 +35,17 @@ Options for --env
   --shell NAME      sh, bash, zsh or fish
   --unset           lines that undo it
 
+Options for --setup and --uninstall
+  --dry-run         only say what would be done
+  --json            say it as JSON
+  --no-shell        --setup: leave the shells' files alone
+  --socket-activation   --setup: let systemd hold the port, so that no connection is ever refused
+  --purge           --uninstall: also delete logs, configuration and the gateway's data
+
+In the units that --setup writes
+  --passthrough     with --service: safe mode, carry calls and record nothing
+  --announce-socket PORT   systemd listens on PORT; 0: no longer
+
   --version         print the version
   --help            print this page
 
@@ -41,13 +54,27 @@ docs/settings.md lists them. NO_LLM_PROXY=1 makes --env print nothing.
 """
 
 
+_COMMANDS = ("help", "version", "status", "setup", "uninstall", "announce_socket", "service")
+# Each switch, and the commands it goes with.
+_SWITCHES = {
+    "json": ("status", "setup", "uninstall"),
+    "dry_run": ("setup", "uninstall"),
+    "no_shell": ("setup",),
+    "socket_activation": ("setup",),
+    "purge": ("uninstall",),
+    "passthrough": ("service",),
+}
+
+
 class Options(NamedTuple):
     """What was typed. `flags` are settings by name, only those given."""
 
-    command: str  # "serve", "service", "status", "version", "help"
+    command: str  # one of _COMMANDS, or "serve"
     config: str | None
     json: bool
     flags: dict[str, str]
+    switches: frozenset[str] = frozenset()  # of _SWITCHES, as written there
+    announced: int | None = None  # the port of --announce-socket
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,16 +89,22 @@ def help_page() -> str:
 def parse(arguments: Sequence[str]) -> Options:
     """Raises UsageError."""
     parser = _Parser(prog="llm-proxy", add_help=False, allow_abbrev=False)
-    for flag in ("--help", "--version", "--status", "--service", "--json"):
+    for flag in ("--help", "--version", "--status", "--setup", "--uninstall", "--service"):
         parser.add_argument(flag, action="store_true")
+    for flag in ("--json", "--dry-run", "--no-shell", "--socket-activation", "--purge", "--passthrough"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("--announce-socket", type=int)
     for flag in ("--port", "--host", "--log-dir", "--config"):
         parser.add_argument(flag)
     given = parser.parse_args([_two_dashes(word) for word in arguments])
-    command = next((name for name in ("help", "version", "status", "service") if getattr(given, name)), "serve")
-    if given.json and command != "status":
-        raise UsageError("--json goes with --status")
+    command = next((name for name in _COMMANDS if getattr(given, name) not in (None, False)), "serve")
+    switches = frozenset(name for name in _SWITCHES if getattr(given, name))
+    for switch in sorted(switches):
+        if command not in _SWITCHES[switch]:
+            goes_with = " or ".join(f"--{name}" for name in _SWITCHES[switch])
+            raise UsageError(f"--{switch.replace('_', '-')} goes with {goes_with}")
     flags = {name: getattr(given, name) for name in ("port", "host", "log_dir") if getattr(given, name) is not None}
-    return Options(command, given.config, given.json, flags)
+    return Options(command, given.config, given.json, flags, switches, given.announce_socket)
 
 
 def _two_dashes(word: str) -> str:

@@ -1,0 +1,165 @@
+"""`--uninstall`: undo what setup and the daemon did, in the order in which nothing is left pointing at nothing.
+
+Shells first, the program last; the journal becomes log files before state is removed. Whatever the user has changed
+is left and named. Every step may find its work done already. Leaves out what other tools installed, such as Homebrew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from llm_proxy import paths, settings
+from llm_proxy.errors import ConfigError, SetupFailed
+from llm_proxy.service import launchd, process, receipt, systemd, units
+from llm_proxy.service.daemon import unsettled
+from llm_proxy.service.setup import unit_folder, why_not
+from llm_proxy.service.steps import Steps
+from llm_proxy.service.supervise import Supervisor
+
+_SETTLE_LIMIT = 60.0  # seconds for the keeper to turn a journal into log files
+
+
+def run(steps: Steps, environ: Mapping[str, str], *, purge: bool, platform: str = sys.platform) -> int:
+    """Do it; the exit status: 0, or 1 where something could not be removed."""
+    if refusal := why_not(environ):
+        steps.say("user", "failed", refusal)
+        return 1
+    undo = _Uninstall(steps, environ, purge)
+    undo.shells()
+    undo.service(platform)
+    undo.daemon()
+    if undo.journal():
+        undo.data()
+        undo.places()
+    return 1 if steps.failed else 0
+
+
+class _Uninstall:
+    def __init__(self, steps: Steps, environ: Mapping[str, str], purge: bool) -> None:
+        self.steps, self.environ, self.purge = steps, environ, purge
+        self.state = Path(paths.state_folder())
+        self.receipt = receipt.load(str(self.state)) or receipt.Receipt(str(self.state))
+        self.versions = Path(paths.data_folder()) / "versions"
+        self.folders = (*self.receipt.folders, *receipt.made(str(self.state)))
+        self.logs = _log_folder(environ)
+
+    def shells(self) -> None:
+        """rc files and clients' configuration."""
+
+    def service(self, platform: str) -> None:
+        if platform == "darwin":
+            self._launchd()
+        else:
+            self._systemd()
+
+    def _systemd(self) -> None:
+        steps, folder = self.steps, unit_folder()
+        names = [name for name in (units.SOCKET, units.SERVICE, units.SAFE) if (folder / name).exists()]
+        manager = systemd.Systemd(self.environ)
+        if names and manager.trouble:
+            steps.say("service", "warning", f"no systemd for this user: {manager.trouble}")
+        if names and not manager.trouble:
+            steps.do("service", f"stop and disable {', '.join(names)}", lambda: _disable(manager, names))
+        for path in map(Path, self.receipt.files):
+            self._remove(path)
+        if names and not manager.trouble:
+            steps.do("manager", "tell systemd that they are gone", lambda: manager.tell("daemon-reload"))
+        if self.receipt.linger and systemd.lingers():
+            steps.do("linger", "no longer run without a login", manager.disable_linger)
+
+    def _launchd(self) -> None:
+        if launchd.available():
+            self.steps.do("service", f"unload {units.LABEL}", lambda: launchd.unload(units.LABEL))
+        for path in map(Path, self.receipt.files):
+            self._remove(path)
+        self._tree(Path(paths.home()) / "Library/Logs/llm-proxy")
+
+    def daemon(self) -> None:
+        pid = process.owner(str(self.state))
+        if pid:
+            self.steps.do("daemon", f"stop the daemon (pid {pid})", lambda: process.stop(str(self.state), pid))
+
+    def journal(self) -> bool:
+        """Whether all that was carried is in the session logs now (or nobody wants them)."""
+        folders = unsettled(self.state / "journal") if self.state.exists() else []
+        if not folders or self.purge:
+            return True
+        keep = f"write what was carried last into {self.logs}"
+        return self.steps.do("journal", keep, lambda: asyncio.run(_settle(folders, self.logs, self.state)))
+
+    def data(self) -> None:
+        """What is the user's own goes only when asked for."""
+        if self.purge:
+            self._remove_logs()
+            self._tree(Path(paths.config_file()).parent)
+            self._tree(Path(paths.data_folder()))
+        elif self.logs.exists():
+            self.steps.say("logs", "unchanged", f"session logs stay in {self.logs}")
+
+    def places(self) -> None:
+        self._tree(self.state)
+        self._tree(self.versions)
+        if _is_our_launcher(launcher := Path(paths.home()) / ".local/bin/llm-proxy"):
+            self.steps.do("program", f"remove {launcher}", launcher.unlink)
+        elif not Path(sys.prefix).is_relative_to(self.versions):
+            text = f"the program itself was installed otherwise and stays: {process.program()}"
+            self.steps.say("program", "unchanged", text)
+        for folder in sorted(self.folders, key=len, reverse=True):  # inner ones first
+            with contextlib.suppress(OSError):  # not empty: somebody else uses it
+                if not self.steps.dry_run:
+                    Path(folder).rmdir()
+
+    def _remove(self, path: Path) -> None:
+        """A file that setup wrote, if it is still that."""
+        if self.receipt.holds(path):
+            self.steps.do("file", f"remove {path}", path.unlink)
+        elif path.exists() or path.is_symlink():
+            self.steps.say("file", "warning", f"{path} is not as setup wrote it, so it stays")
+
+    def _tree(self, folder: Path) -> None:
+        if folder.is_symlink():
+            self.steps.say("folder", "warning", f"{folder} is a link and stays")
+        elif folder.exists():
+            self.steps.do("folder", f"remove {folder}", lambda: shutil.rmtree(folder))
+
+    def _remove_logs(self) -> None:
+        if self.logs == Path(paths.expand("~/.llm-provider-logs")):
+            self._tree(self.logs)
+        elif self.logs.exists():  # a folder somebody chose may hold more than logs
+            self.steps.say("logs", "warning", f"{self.logs} was chosen by you: delete what you like of it")
+
+
+def _disable(manager: systemd.Systemd, names: list[str]) -> None:
+    """Stop them in an order in which none starts another, and take them out of every login."""
+    manager.tell("disable", "--quiet", *names)
+    manager.tell("stop", *names)
+
+
+async def _settle(folders: list[Path], logs: Path, state_folder: Path) -> None:
+    for folder in folders:
+        arguments = ("--journal", str(folder), "--logs", str(logs), "--state", str(state_folder))
+        keeper = Supervisor("llm_proxy.keeper", arguments, errors=f"{folder}/keeper.err")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(keeper.settle(), _SETTLE_LIMIT)
+    if left := unsettled(folders[0].parent):
+        raise SetupFailed(f"{left[0]} still holds calls, {left[0]}/keeper.err may say why; --purge gives them up")
+
+
+def _log_folder(environ: Mapping[str, str]) -> Path:
+    try:
+        return Path(settings.load({}, environ, None).settings.log_dir)
+    except ConfigError:
+        return Path(paths.expand(settings.Settings().log_dir))
+
+
+def _is_our_launcher(path: Path) -> bool:
+    """Whether the command there runs a version that our installer put into its place."""
+    try:
+        return not path.is_symlink() and b"/llm-proxy/versions/" in path.read_bytes()[:65536]
+    except OSError:
+        return False
