@@ -1,5 +1,6 @@
-"""Fixtures for tests with real processes: a home of its own, daemons started in it, the fake provider."""
+"""Fixtures: real processes in a home of their own, the fake provider, a proxy inside the test; and which event loops."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -14,14 +15,24 @@ import time
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from tests.fakeprovider.fixtures import fake
+from tests.rig import rig, rigs
 
-__all__ = ["fake"]
+__all__ = ["fake", "rig", "rigs"]
 
 _LISTENS = re.compile(r"listens on http://127\.0\.0\.1:(\d+)")
 # Of the machine's own environment a test sees only this; keys, proxies and base URLs stay out.
 _KEPT = ("PATH", "LANG", "TMPDIR", "COVERAGE_PROCESS_START")
+
+
+def pytest_asyncio_loop_factories(config, item):
+    """Whatever carries traffic is shown on both loops, everything else on asyncio's."""
+    loops = {"asyncio": asyncio.new_event_loop}
+    if "rigs" in item.fixturenames:
+        loops["uvloop"] = uvloop.new_event_loop
+    return loops
 
 
 class Daemon:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from llm_proxy.records.exchange import Body, Ending, Exchange
 from llm_proxy.sinks import session_jsonl
-from llm_proxy.sinks.session_jsonl import LogFile, Logs, entries, folder_name, line
+from llm_proxy.sinks.log_files import LogFile, Logs
+from llm_proxy.sinks.session_jsonl import entries, folder_name, line
 
 MS = 1_000_000
 OPENED = 1_763_700_000_250_000_000

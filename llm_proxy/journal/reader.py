@@ -43,6 +43,11 @@ def position_of(frame: Frame) -> Position:
 class Reader:
     """Reads a journal folder that somebody else may be writing."""
 
+    @property
+    def run(self) -> str:
+        """Whose frames come next, its id in hex."""
+        return self._run.hex()
+
     def __init__(self, folder: Path, start: Position | None = None) -> None:
         self.folder = folder
         self.damaged = 0
@@ -163,6 +168,12 @@ class Reader:
             if (fd := self._files.pop(number, None)) is not None:
                 os.close(fd)
         return len(gone)
+
+    def forget_all(self) -> None:
+        """Delete every segment: all of them are settled, and the caller holds the writer lock."""
+        self.close()
+        for number in segments.numbers(self.folder):
+            segments.path_of(self.folder, number).unlink(missing_ok=True)
 
     def close(self) -> None:
         while self._files:

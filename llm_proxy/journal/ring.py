@@ -56,8 +56,8 @@ class Ring:
 
         Raises OSError.
         """
-        draft = path.with_name(f"{path.name}.new")
-        draft.unlink(missing_ok=True)
+        cls.discard_draft(path)
+        draft = _draft(path)
         fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             _allocate(fd, PAGE + size)
@@ -67,6 +67,11 @@ class Ring:
         finally:
             os.close(fd)
         return cls(mapping, path)
+
+    @staticmethod
+    def discard_draft(path: Path) -> None:
+        """Delete what a process killed in `create` has left."""
+        _draft(path).unlink(missing_ok=True)
 
     @classmethod
     def attach(cls, path: Path) -> Ring:
@@ -153,6 +158,10 @@ class Ring:
         self._view.release()
         self._words.release()
         self._map.close()
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
 
 
 def _allocate(fd: int, size: int) -> None:

@@ -73,7 +73,9 @@ def recover(folder: Path) -> int:
     The caller holds the writer lock. A ring that cannot be used is left alone: there is nothing to be had from it.
     """
     try:
-        ring = Ring.attach(Path((folder / "ring").read_text()))
+        path = Path((folder / "ring").read_text())
+        Ring.discard_draft(path)
+        ring = Ring.attach(path)
     except (OSError, ValueError, RingUnusable):
         return 0
     try:
@@ -91,6 +93,14 @@ def recover(folder: Path) -> int:
         raise
     ring.discard()
     return moved
+
+
+def has_ring(folder: Path) -> bool:
+    """Whether a writer has not come to its end: its ring is still there."""
+    try:
+        return Path((folder / "ring").read_text()).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _next_head(folder: Path, run: bytes) -> SegmentHead:
@@ -111,16 +121,15 @@ def _ring_places(folder: Path) -> Iterator[Path]:
 def _create_ring(folder: Path, size: int, run: bytes) -> Ring:
     trouble: OSError | None = None
     for path in _ring_places(folder):
-        try:
-            ring = Ring.create(path, size, run)
-        except OSError as error:
-            trouble = error
-            continue
+        # The pointer first: killed in between, nobody would find the ring to delete it.
         pointer = folder / "ring.new"
         pointer.write_text(str(path))
         pointer.chmod(0o600)
         pointer.replace(folder / "ring")
-        return ring
+        try:
+            return Ring.create(path, size, run)
+        except OSError as error:
+            trouble = error
     assert trouble is not None
     raise trouble
 

@@ -29,7 +29,7 @@ from llm_proxy.journal.writer import JournalBusy, recover, writer_lock
 from llm_proxy.keeper.assemble import Assembler, Call, Gap
 from llm_proxy.keeper.settle import Item, Recorder, Tally
 from llm_proxy.keeper.store import Store, StoreDamaged, open_store
-from llm_proxy.sinks.session_jsonl import Logs
+from llm_proxy.sinks.log_files import Logs
 
 TICK = 1.0  # seconds between two looks without being woken; also what a power cut may cost
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds between attempts
@@ -176,7 +176,7 @@ class Keeper:
                 complete = self._finish()
             except GaveUp:
                 complete = False
-            self._say("stopped")
+            self._say("stopped" if complete else "unfinished")
             return 0 if complete else 1
 
     # -- beginning
@@ -203,21 +203,26 @@ class Keeper:
                 head = segments.read_head(file.read(segments.SEGMENT_HEADER.size))
         except FileNotFoundError:
             return None
+        if head is None or head.run.hex() != run:
+            return None
         self._settled = position
-        return position if head is not None and head.run.hex() == run else None
+        return position
 
     # -- living
 
     def _look(self) -> None:
         """Settle everything that is in the journal now."""
-        while self._insist(self._step):
-            self._sync(TICK)
-        self._insist(lambda: self._sync(TICK))
+        more = True
+        while more:
+            more = self._insist(self._step)
+            self._insist(lambda: self._sync(TICK))
         self._say("ok")
 
     def _step(self) -> bool:
         batch = self.reader.read(READ)
         if batch is None:
+            if self.assembler.run and self.reader.run != self.assembler.run:  # the next run has begun, silently
+                self._settle(self.assembler.interrupt())
             return False
         over = self.assembler.take(batch)
         self._settle([*over, *self.assembler.requested()])
@@ -318,13 +323,15 @@ class Keeper:
                 if complete:
                     self._settle(self.assembler.interrupt())
                 self._insist(lambda: self._sync(0))
+                if complete:
+                    self._insist(self.reader.forget_all)
         except JournalBusy:  # the proxy goes on, or the next one has begun: its own keeper takes over from here
             self._look()
             self._insist(lambda: self._sync(0))
         return complete
 
     def _say(self, state: str, *, now: bool = False) -> None:
-        if not (now or state == "stopped" or self.snapshot.due):
+        if not (now or state in ("stopped", "unfinished") or self.snapshot.due):
             return
         tally = self.tally
         self.snapshot.write(

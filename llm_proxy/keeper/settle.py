@@ -19,7 +19,8 @@ from llm_proxy.keeper.sessions import Belonging, belonging, new_session
 from llm_proxy.keeper.store import Key, Seat, Session, Store, Written
 from llm_proxy.records.exchange import Exchange
 from llm_proxy.sinks import session_jsonl
-from llm_proxy.sinks.session_jsonl import Entry, LogFile, Logs
+from llm_proxy.sinks.log_files import LogFile, Logs
+from llm_proxy.sinks.session_jsonl import Entry
 
 GAPS = "recording-gaps.jsonl"
 # Sessions remembered between two groups; more than that are looked up again.

@@ -29,14 +29,22 @@ class Access:
                 f"Host {head.host.decode('latin-1')!r} is neither a loopback name nor listed in [listen] hosts; "
                 "requests of web pages for other names are not served"
             )
+        across: bytes | None = None
+        listed = False
         for _, field in head.special:
-            if field.role == Role.ORIGIN and not self._is_good_origin(field.value, head.host):
-                return (
-                    f"Origin {field.value.decode('latin-1')!r} is another site's page; list it in [listen] origins "
-                    "if it is yours"
-                )
-            if field.role == Role.FETCH_SITE and field.value not in (b"none", b"same-origin"):
-                return f"Sec-Fetch-Site {field.value.decode('latin-1')!r}: requests across sites are not served"
+            if field.role == Role.ORIGIN:
+                origin = field.value.lower()
+                if origin.decode("latin-1") in self._origins:
+                    listed = True  # another site by nature, and so its Sec-Fetch-Site says
+                elif origin != b"http://" + head.host.lower():  # `null`, other ports of this machine: other sites
+                    return (
+                        f"Origin {field.value.decode('latin-1')!r} is another site's page; list it in [listen] origins "
+                        "if it is yours"
+                    )
+            elif field.role == Role.FETCH_SITE and field.value not in (b"none", b"same-origin"):
+                across = field.value
+        if across is not None and not listed:
+            return f"Sec-Fetch-Site {across.decode('latin-1')!r}: requests across sites are not served"
         return None
 
     def is_good_host(self, value: bytes) -> bool:
@@ -50,8 +58,3 @@ class Access:
         if len(self._good_hosts) < _REMEMBERED:
             self._good_hosts.add(value)
         return True
-
-    def _is_good_origin(self, value: bytes, host: bytes) -> bool:
-        """Our own pages, and what is configured. `null` and other ports of this machine are other sites."""
-        origin = value.lower()
-        return origin == b"http://" + host.lower() or origin.decode("latin-1") in self._origins

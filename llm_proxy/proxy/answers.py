@@ -41,6 +41,11 @@ def answer(
     return head.encode("latin-1") + body
 
 
+def without_body(answer: bytes) -> bytes:
+    """The same as an answer to HEAD."""
+    return answer[: answer.index(b"\r\n\r\n") + 4]
+
+
 def error(status: int, code: str, message: str, *, provider: str = "", close: bool = False) -> bytes:
     """An error of ours: `code` is also in `x-llm-proxy-error`, so a provider's error is never taken for ours."""
     message = f"llm-proxy: {message}"

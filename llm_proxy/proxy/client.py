@@ -58,9 +58,12 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.gate = Gate(self.transport)
-        prepare(self.transport)
-        if not self._core.admit(self):
-            self.refuse(503, "too_many_connections", "too many connections are open")
+        try:
+            prepare(self.transport)
+            if not self._core.admit(self):
+                self.refuse(503, "too_many_connections", "too many connections are open")
+        except Exception as error:
+            self._fault(error)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -84,12 +87,13 @@ class ClientConnection(asyncio.Protocol):
             else:
                 end = relay.request_data(data)
                 if end < len(data):
-                    self.buffer += data[end:]
+                    self._left_over(data[end:])
         except Exception as error:
             self._fault(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        self.buffer = b""  # nobody waits for these answers
         self._core.leave(self)
         relay, self.relay = self.relay, None
         if relay is not None:
@@ -99,18 +103,24 @@ class ClientConnection(asyncio.Protocol):
                 relay.fault(error)
 
     def pause_writing(self) -> None:
-        self._full = True
-        relay = self.relay
-        if relay is not None and relay.upstream is not None:
-            relay.upstream.gate.shut(Reason.PEER_FULL)
+        try:
+            self._full = True
+            relay = self.relay
+            if relay is not None and relay.upstream is not None:
+                relay.upstream.gate.shut(Reason.PEER_FULL)
+        except Exception as error:
+            self._fault(error)
 
     def resume_writing(self) -> None:
-        self._full = False
-        relay = self.relay
-        if relay is not None and relay.upstream is not None:
-            relay.upstream.gate.open(Reason.PEER_FULL)
-        if self.gate.reasons & Reason.UNREAD:
-            self.go_on()
+        try:
+            self._full = False
+            relay = self.relay
+            if relay is not None and relay.upstream is not None:
+                relay.upstream.gate.open(Reason.PEER_FULL)
+            if self.gate.reasons & Reason.UNREAD:
+                self.go_on()
+        except Exception as error:
+            self._fault(error)
 
     def send(self, data: bytes) -> None:
         """Write; nothing happens where the client is gone, `connection_lost` tells the relay."""
@@ -160,7 +170,14 @@ class ClientConnection(asyncio.Protocol):
         self.relay = relay = Relay(self._core, self, request)
         taken = relay.start(data, end)
         if taken < len(data):
-            self.buffer = data[taken:] + self.buffer
+            self._left_over(data[taken:])
+
+    def _left_over(self, rest: bytes) -> None:
+        """What a relay has not taken: the next request's, or the rest of a flood of tiny chunks. Others go first."""
+        self.buffer = rest + self.buffer
+        if self.relay is not None and not self.relay.request_done:
+            self.gate.shut(Reason.BUDGET)
+            asyncio.get_running_loop().call_soon(self._look_again)
 
     def _new_request(self, raw: bytes, rest: bytes) -> Request | None:
         """A head that is not like an earlier one; None where it has been answered here."""
@@ -217,6 +234,7 @@ class ClientConnection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._look_again)
 
     def _look_again(self) -> None:
+        self.gate.open(Reason.BUDGET)
         data, self.buffer = self.buffer, b""
         if data:
             self.data_received(data)
@@ -253,12 +271,14 @@ class ClientConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close in good order; what was written still goes out, within a limit."""
+        self.buffer = b""
         if self.transport is not None:
             self._closing_at = time.monotonic() + self._core.close_timeout
             self.transport.close()
 
     def break_off(self) -> None:
         self.relay = None
+        self.buffer = b""
         break_off(self.transport)
 
     def _fault(self, error: Exception) -> None:

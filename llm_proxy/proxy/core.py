@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from llm_proxy.proxy import answers
 from llm_proxy.proxy.dialler import Dialler
 from llm_proxy.proxy.metrics import Metrics
 from llm_proxy.proxy.pool import Pool
@@ -96,7 +97,7 @@ class Core:
         if make is None:
             return None
         answer = make()
-        return answer[: answer.index(b"\r\n\r\n") + 4] if head.method == b"HEAD" else answer
+        return answers.without_body(answer) if head.method == b"HEAD" else answer
 
     def refused(self, why: str) -> None:
         """A request that the gate turned away: counted always, said at most once a second."""

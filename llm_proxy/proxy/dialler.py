@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import ipaddress
+import os
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping
@@ -122,9 +123,7 @@ class Dialler:
         except socket.gaierror as error:
             raise DialFailed("dns_failed", f"{route.authority} could not be resolved: {error.strerror}") from error
         except OSError as error:
-            raise DialFailed(
-                "connect_failed", f"cannot connect to {route.authority}: {error.strerror or error}"
-            ) from error
+            raise DialFailed("connect_failed", f"cannot connect to {route.authority}: {_in_words(error)}") from error
 
     async def _dial(self, route: Route) -> UpstreamConnection:
         key = route.key
@@ -146,6 +145,10 @@ class Dialler:
             await loop.create_connection(
                 lambda: connection, sock=sock, ssl=tls, server_hostname=key.host if tls else None
             )
+        except ConnectionError as error:
+            sock.close()
+            words = f"TLS with {key.host} failed: the handshake was broken off ({_in_words(error)})"
+            raise DialFailed("tls_failed", words) from error
         except BaseException:
             sock.close()
             raise
@@ -287,6 +290,11 @@ def _interleaved(addresses: list[SockAddr]) -> list[SockAddr]:
     second = [address for address in unique if address[0] != unique[0][0]]
     mixed = [address for pair in zip(first, second, strict=False) for address in pair]
     return mixed + first[len(second) :] + second[len(first) :]
+
+
+def _in_words(error: OSError) -> str:
+    """The system's words: the event loops' own are `Connect call failed`, or none at all."""
+    return os.strerror(error.errno) if error.errno else str(error) or "closed by the other side"
 
 
 def _close_result(task: asyncio.Task[socket.socket]) -> None:

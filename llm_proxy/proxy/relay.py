@@ -87,6 +87,7 @@ class Relay:
         "held",
         "held_size",
         "keep_client",
+        "limit",
         "long_request",
         "long_response",
         "notes",
@@ -111,9 +112,10 @@ class Relay:
         self.head = head = prepared.head
         self.route = prepared.route
         self.request_framing = request_framing(head.chunked, request.length)
+        self.limit = 0 if self.route.confidential else core.record_limit
         self.long_request: LongBody | None = None
-        if head.chunked or request.length > core.record_limit:
-            self.long_request = LongBody(core.record_limit)
+        if head.chunked or request.length > self.limit:
+            self.long_request = LongBody(self.limit)
         self.response_framing: Framing | None = None
         self.long_response: LongBody | None = None
         self.response_head: ResponseHead | None = None
@@ -199,14 +201,9 @@ class Relay:
         return self.request_framing.done and not self.spliced
 
     def _feed_request(self, data: bytes, position: int) -> int:
-        """Find where the request's bytes end. Raises BadFraming."""
+        """Find where the request's bytes end, or one call's budget of chunks does. Raises BadFraming."""
         framing, long = self.request_framing, self.long_request
-        sink = None if long is None else long.sink
-        size = len(data)
-        position = framing.feed(data, position, sink)
-        while position < size and not framing.done:  # a flood of tiny chunks, beyond one call's budget
-            position = framing.feed(data, position, sink)
-        return position
+        return framing.feed(data, position, None if long is None else long.sink)
 
     def _hold(self, piece: bytes) -> None:
         """Keep a piece while it may have to be sent again, or for the first time."""
@@ -244,20 +241,20 @@ class Relay:
         self.dialling = asyncio.get_running_loop().create_task(self._connect())
 
     async def _connect(self) -> None:
-        core = self.core
         try:
-            connection = await core.dialler.dial(self.route)
+            try:
+                connection = await self.core.dialler.dial(self.route)
+            finally:
+                self.dialling = None
+            self._dialled(connection)
         except DialFailed as error:
-            self.dialling = None
             self.dial_failed(error)
-            return
         except Exception as error:
-            self.dialling = None
             self.fault(error)
-            return
-        self.dialling = None
-        core.metrics.connects += 1
-        connection.pool = core.pool
+
+    def _dialled(self, connection: UpstreamConnection) -> None:
+        self.core.metrics.connects += 1
+        connection.pool = self.core.pool
         if connection.transport is None or connection.transport.is_closing():
             self.dial_failed(DialFailed("connect_failed", f"{self.route.authority} closed the connection at once"))
         elif self.ending is not None:
@@ -266,11 +263,11 @@ class Relay:
             self._attach(connection)
             held = self.held
             assert held is not None
-            if self.held_size > REPLAY_LIMIT or not self.retried:
-                self.held = None  # a fresh connection is not tried twice
+            self.held = None  # a fresh connection is not tried twice
             self.at = time.monotonic_ns()
+            # A connection that died full did not say that the client may go on.
+            self.client.gate.open(Reason.DIALLING | Reason.PEER_FULL)
             connection.send(b"".join(held))
-            self.client.gate.open(Reason.DIALLING)
 
     def _attach(self, connection: UpstreamConnection) -> None:
         self.upstream = connection
@@ -340,12 +337,12 @@ class Relay:
         if head.minor == 0 or self.dechunk:
             self.keep_client = False
         if framing.length is None:
-            self.long_response = LongBody(self.core.record_limit)
+            self.long_response = LongBody(self.limit)
             if type(framing) is UntilClose:
                 self.notes |= Note.ENDED_BY_CLOSE
                 self.keep_client = False
-        elif framing.length > self.core.record_limit:
-            self.long_response = LongBody(self.core.record_limit)
+        elif framing.length > self.limit:
+            self.long_response = LongBody(self.limit)
         self._response_body(hop.response(head, dechunk=self.dechunk), data, position, head)
         self.core.metrics.time_to_head(self.first_byte_at - self.started)
 
@@ -422,11 +419,14 @@ class Relay:
                 and head.minor
                 and not head.close
                 and not early
+                and not upstream.full
                 and type(self.response_framing) is not UntilClose
             ):
                 upstream.release()
+            elif early or upstream.full:  # it may never take the rest
+                upstream.break_off()
             else:
-                upstream.close() if not early else upstream.break_off()
+                upstream.close()
         self.client.exchange_done(keep=self.keep_client and not early, linger=early)
 
     def _upgraded(self, head: ResponseHead, rest: bytes) -> None:
@@ -437,14 +437,18 @@ class Relay:
         self.spliced = True
         self.notes |= _WEBSOCKET
         self.response_head = head
-        self.long_request = LongBody(self.core.record_limit)
-        self.long_response = LongBody(self.core.record_limit)
+        self.long_request = LongBody(self.limit)
+        self.long_response = LongBody(self.limit)
         self.core.tee.head(self.serial, self.at, head.masked(), b"", None, 0)
         outgoing = hop.response(head, upgrade=True)
         if rest:
             self._splice(Kind.RESPONSE, self.long_response, rest)
         self.client.send(outgoing + rest)
-        self.client.go_on()
+        # What came behind the request goes up now: in a later turn of the loop something newer could overtake it.
+        early, self.client.buffer = self.client.buffer, b""
+        self.client.gate.open(Reason.PIPELINE)
+        if early:
+            self.request_data(early)
 
     # -- endings ------------------------------------------------------------------------------------------------
 
@@ -535,7 +539,8 @@ class Relay:
             return
         self.core.metrics.count_answer(code)
         keep = self.keep_client and self.request_framing.done
-        self.client.send(answers.error(status, code, message, provider=self.route.provider, close=not keep))
+        answer = answers.error(status, code, message, provider=self.route.provider, close=not keep)
+        self.client.send(answers.without_body(answer) if self.head.method == b"HEAD" else answer)
         self.client.exchange_done(keep=keep, linger=not self.request_framing.done)
 
     def _finish(self, ending: Ending, error: str) -> None:

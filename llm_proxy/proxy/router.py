@@ -38,12 +38,15 @@ HOSTS = {
 CHATGPT = "chatgpt.com"
 CODEX = b"/backend-api/codex"
 
+_BEHIND_HOST = re.compile(rb"[/?]")
 # Clients whose base URL ends at the host post to these without /v1; at the providers' own hosts no such path exists.
 _NEEDS_V1 = {
     "api.anthropic.com": re.compile(rb"/messages(?:[/?].*)?"),
     "api.openai.com": re.compile(rb"/(?:chat/completions|completions|responses|embeddings|models)(?:[/?].*)?"),
 }
 # Under /v1 only Google's own verbs are Google's: OpenAI's fine-tuned models have colons in their names too.
+# Logins travel here, in bodies that nobody masks: such calls are recorded without them.
+_CONFIDENTIAL = re.compile(rb"(?i)[^?]*/(?:oauth2?|tokens?)(?:[/?].*)?")
 _GEMINI_CALL = re.compile(
     rb"/v1/[A-Za-z]+/[^/:?]+:(?:(?:stream|batch)?[Gg]enerateContent|countTokens|(?:asyncBatchE|batchE|e)mbedContents?"
     rb"|predict(?:LongRunning)?)(?:\?.*)?"
@@ -70,7 +73,7 @@ class Route:
     """Where one request goes. `target` is the raw target sent upstream, `masked` the same for the record.
 
     `host` is the Host value sent; `listed`: the operator has allowed this host, so its addresses are not judged;
-    `facts` is the route's part of the journal's OPEN frame; `dialect` names the shape of error bodies.
+    `facts` is the route's part of the journal's OPEN frame; `confidential`: its bodies are never recorded.
     """
 
     provider: str
@@ -81,6 +84,7 @@ class Route:
     host: bytes
     key: PoolKey
     listed: bool
+    confidential: bool
     why: str
     facts: bytes
 
@@ -127,11 +131,10 @@ class Router:
         first, _, rest = target[1:].partition(b"/")
         provider = PROVIDERS.get(first.decode("latin-1"))
         if provider is not None and rest:
-            named, slash, path = rest.partition(b"/")
-            if not slash:
-                named, question, query = rest.partition(b"?")
-                path = question + query
-            return self._towards(head, provider, named.decode("latin-1"), b"/" + path, "provider path")
+            named = _BEHIND_HOST.split(rest, maxsplit=1)[0]
+            path = rest[len(named) :]
+            path = path if path.startswith(b"/") else b"/" + path
+            return self._towards(head, provider, named.decode("latin-1").lower(), path, "provider path")
         provider = _bare_provider(head, target)
         if provider is None:
             raise NoRoute(404, "no_route", f"no route for this path: {HOW}")
@@ -167,6 +170,7 @@ class Router:
             host=str(authority).encode(),
             key=PoolKey(scheme, authority.host, port),
             listed=listed is not None,
+            confidential=_CONFIDENTIAL.fullmatch(target) is not None,
             why=why,
             facts=route_facts(provider, scheme, str(authority), why),
         )

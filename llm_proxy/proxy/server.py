@@ -114,12 +114,7 @@ class Proxy:
     async def drain(self, limit: float) -> int:
         """Stop accepting, let exchanges finish for up to `limit` seconds, cut the rest; returns how many were cut."""
         core = self.core
-        core.draining = True
-        if self._listener is not None:
-            self._listener.close()
-        for client in list(core.clients):
-            if client.relay is None:
-                client.close()
+        self._turn_away()
         deadline = time.monotonic() + limit
         while core.relays and time.monotonic() < deadline:
             await core.something_ended(deadline - time.monotonic())
@@ -132,19 +127,27 @@ class Proxy:
         """Let go of everything. Idempotent."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+        self._turn_away()
         for relay in list(self.core.relays):
             relay.interrupt("llm-proxy is stopping")
         self.tee.settle()
         self.core.pool.close()
         self.core.dialler.close()
-        if self._listener is not None:
-            self._listener.close()
         deadline = time.monotonic() + 1
         while self.core.clients and time.monotonic() < deadline:  # answers on their way out
             await self.core.something_ended(deadline - time.monotonic())
         for client in list(self.core.clients):
             client.break_off()
         await asyncio.sleep(0)
+
+    def _turn_away(self) -> None:
+        """Accept nothing more, and close the connections that have no exchange."""
+        self.core.draining = True
+        if self._listener is not None:
+            self._listener.close()
+        for client in list(self.core.clients):
+            if client.relay is None:
+                client.close()
 
     async def _sweep_forever(self) -> None:
         while True:

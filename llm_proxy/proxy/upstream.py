@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class UpstreamConnection(asyncio.Protocol):
     """Belongs to one relay at a time, or to the pool."""
 
-    __slots__ = ("gate", "idle_since", "key", "pool", "relay", "reused", "transport")
+    __slots__ = ("full", "gate", "idle_since", "key", "pool", "relay", "reused", "transport")
 
     def __init__(self, key: PoolKey) -> None:
         self.key = key
@@ -26,6 +26,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.relay: Relay | None = None
         self.pool: Pool | None = None
         self.reused = False
+        self.full = False  # it takes no more for now
         self.idle_since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -37,6 +38,8 @@ class UpstreamConnection(asyncio.Protocol):
         relay = self.relay
         if relay is None:
             # Nobody asked: whatever it is, it must not be taken for the answer to the next request.
+            if self.pool is not None:
+                self.pool.drop(self)
             self.break_off()
             return
         try:
@@ -57,12 +60,22 @@ class UpstreamConnection(asyncio.Protocol):
             self.pool.drop(self)
 
     def pause_writing(self) -> None:
-        if self.relay is not None:
-            self.relay.client.gate.shut(Reason.PEER_FULL)
+        self.full = True
+        relay = self.relay
+        if relay is not None:
+            try:
+                relay.client.gate.shut(Reason.PEER_FULL)
+            except Exception as error:
+                relay.fault(error)
 
     def resume_writing(self) -> None:
-        if self.relay is not None:
-            self.relay.client.gate.open(Reason.PEER_FULL)
+        self.full = False
+        relay = self.relay
+        if relay is not None:
+            try:
+                relay.client.gate.open(Reason.PEER_FULL)
+            except Exception as error:
+                relay.fault(error)
 
     def send(self, data: bytes) -> None:
         """Write; nothing happens where the connection is lost, `connection_lost` tells the relay."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from llm_proxy import __version__, paths
 from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, CrashLoop, StateUnusable
-from llm_proxy.journal.writer import Journal, JournalBusy, writer_lock
+from llm_proxy.journal.writer import Journal, JournalBusy, has_ring, writer_lock
 from llm_proxy.proxy.server import Proxy, ProxyConfig
 from llm_proxy.service import activation, crashes, environment, state
 from llm_proxy.service.listen import Listeners, is_loopback, listen, listen_again
@@ -319,8 +319,9 @@ class Service(Daemon):
 
 
 def unsettled(root: Path) -> list[Path]:
-    """Journal folders that nobody writes and whose keeper has not said that it came to the end."""
-    return [folder for folder in sorted(root.glob("*/")) if not _has_ended(folder) and not _is_written(folder)]
+    """Journal folders that nobody writes and that are not settled: a ring, or a keeper that did not get to its end."""
+    left = (folder for folder in sorted(root.glob("*/")) if has_ring(folder) or not _has_ended(folder))
+    return [folder for folder in left if not _is_written(folder)]
 
 
 def _has_ended(folder: Path) -> bool:

@@ -1,25 +1,18 @@
-"""The session log: one JSON line per entry, one file per conversation. The format is told in `docs/log-format.md`.
+"""The session log's format: what an exchange looks like as JSON lines, and where its file lies. Pure.
 
-Two halves. `entries` and what it is made of say what an exchange looks like as entries: pure. `Logs` keeps the folder
-of files: it appends whole lines or nothing, follows no link, and notices when a file is taken away. Leaves out which
-session an exchange belongs to.
+The format is told in `docs/log-format.md`. Leaves out which session an exchange belongs to (the keeper's business) and
+how lines get into files (`log_files`).
 """
 
 from __future__ import annotations
 
 import base64
-import os
 import re
-import stat
 import time
-from collections import OrderedDict
-from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import sha256
-from itertools import chain, islice
-from pathlib import Path
+from itertools import islice
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import msgspec
 
@@ -414,183 +407,3 @@ def place(upstream: str, session: str, opened: int) -> str:
     """Where a new session's file goes, relative to the log folder. `opened` is nanoseconds since 1970."""
     day = time.strftime("%Y-%m-%d", time.localtime(opened // 1_000_000_000))
     return f"{folder_name(upstream)}/{day}/{session}.jsonl"
-
-
-# --- files ----------------------------------------------------------------------------------------------------------
-
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_FILE = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_READ_AT_ONCE = 1 << 20
-# More files than this to sync one by one, and one call for the whole file system is cheaper.
-_SYNC_EACH = 32
-
-
-class Known(NamedTuple):
-    """An entry found in a file: which half of which exchange, with which number."""
-
-    id: UUID
-    type: str
-    seq: int
-
-
-class _Meta(msgspec.Struct):
-    request_id: str = ""
-
-
-class _Found(msgspec.Struct):
-    type: str
-    meta: _Meta = msgspec.field(name="_meta", default_factory=_Meta)
-    seq: int = 0
-
-
-_read_found = msgspec.json.Decoder(_Found).decode
-
-
-class LogFile:
-    """An open file that only grows, by whole lines. `size` is where the next one goes."""
-
-    __slots__ = ("_identity", "dirty", "fd", "path", "size")
-
-    def __init__(self, path: Path, fd: int) -> None:
-        self.path = path
-        self.fd = fd
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(f"{path} is no regular file")
-        self.size = found.st_size
-        self._identity = (found.st_dev, found.st_ino)
-        self.dirty = False
-
-    def append(self, data: bytes) -> None:
-        """All of it in one write or, after OSError, nothing of it."""
-        self.dirty = True
-        try:
-            written = os.write(self.fd, data)
-            while written < len(data):  # a full disk takes a part of it: the next attempt says why
-                written += os.write(self.fd, memoryview(data)[written:])
-        except OSError:
-            os.ftruncate(self.fd, self.size)
-            raise
-        self.size += len(data)
-
-    def in_place(self) -> bool:
-        """Whether the path still leads to this file, and nobody has cut or grown it."""
-        try:
-            found = os.lstat(self.path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return (found.st_dev, found.st_ino) == self._identity and found.st_size == self.size
-
-    def known_after(self, start: int) -> Iterator[Known]:
-        """The entries that stand beyond `start`; afterwards a torn last line has been cut off."""
-        rest = b""
-        offset = start
-        while data := os.pread(self.fd, _READ_AT_ONCE, offset):
-            offset += len(data)
-            *lines, rest = (rest + data).split(b"\n")
-            yield from chain.from_iterable(map(_known, lines))
-        if rest:
-            self.size = offset - len(rest)
-            os.ftruncate(self.fd, self.size)
-
-    def ends_whole(self) -> bool:
-        """Whether the next line would begin on a line of its own."""
-        return not self.size or os.pread(self.fd, 1, self.size - 1) == b"\n"
-
-
-def _known(data: bytes) -> Iterator[Known]:
-    try:
-        found = _read_found(data)
-        yield Known(UUID(found.meta.request_id), found.type, found.seq)
-    except (msgspec.MsgspecError, ValueError):  # a session_start, or no entry of ours
-        return
-
-
-class Logs:
-    """The folder of all session files, with the last used ones kept open."""
-
-    def __init__(self, root: Path, keep_open: int = 128) -> None:
-        self.root = root
-        self._keep_open = keep_open
-        self._files: OrderedDict[str, LogFile] = OrderedDict()
-        self._folders: set[Path] = set()  # with new names in them that are not on disk yet
-        self._closed_dirty = False
-
-    def file(self, path: str) -> LogFile:
-        """The file at a path relative to the folder, made where it is missing. Raises OSError, also for a link."""
-        file = self._files.get(path)
-        if file is not None and file.in_place():
-            self._files.move_to_end(path)
-            return file
-        self._drop(path)
-        file = self._files[path] = self._open(path)
-        if len(self._files) > self._keep_open:
-            self._drop(next(iter(self._files)))
-        return file
-
-    def sync(self) -> None:
-        """All that was written is on disk when this returns. Raises OSError."""
-        dirty = [file for file in self._files.values() if file.dirty]
-        if self._closed_dirty or len(dirty) > _SYNC_EACH:
-            os.sync()
-        else:
-            for file in dirty:
-                os.fdatasync(file.fd) if hasattr(os, "fdatasync") else os.fsync(file.fd)
-            for folder in self._folders:
-                _sync_folder(folder)
-        for file in dirty:
-            file.dirty = False
-        self._folders.clear()
-        self._closed_dirty = False
-
-    def close(self) -> None:
-        for path in list(self._files):
-            self._drop(path)
-
-    def _drop(self, path: str) -> None:
-        file = self._files.pop(path, None)
-        if file is not None:
-            self._closed_dirty |= file.dirty
-            os.close(file.fd)
-
-    def _open(self, path: str) -> LogFile:
-        *folders, name = path.split("/")
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        where = self.root
-        above = os.open(where, _FOLDER)
-        try:
-            for folder in folders:
-                try:
-                    os.mkdir(folder, 0o700, dir_fd=above)
-                    self._folders.add(where)
-                except FileExistsError:
-                    pass
-                where = where / folder
-                below = os.open(folder, _FOLDER | os.O_NOFOLLOW, dir_fd=above)
-                os.close(above)
-                above = below
-            fd = os.open(name, _FILE, 0o600, dir_fd=above)
-        except OSError as error:
-            error.filename = str(where / name)
-            raise
-        finally:
-            os.close(above)
-        try:
-            file = LogFile(where / name, fd)
-        except OSError:
-            os.close(fd)
-            raise
-        if not file.size:
-            self._folders.add(where)
-        return file
-
-
-def _sync_folder(folder: Path) -> None:
-    try:
-        fd = os.open(folder, _FOLDER)
-    except FileNotFoundError:  # taken away since
-        return
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -69,8 +69,8 @@ def _transfer(to: Contestant, fake: str, size: int) -> None:
         block = b"x" * _BLOCK
         for start in range(0, size, _BLOCK):
             link.sendall(block[: size - start])
-        start, _, body = link.recv(_BLOCK).partition(b"\r\n\r\n")
-        fields = dict(line.lower().split(b": ", 1) for line in start.split(b"\r\n")[1:])
+        answer, _, body = link.recv(_BLOCK).partition(b"\r\n\r\n")
+        fields = dict(line.lower().split(b": ", 1) for line in answer.split(b"\r\n")[1:])
         left = int(fields[b"content-length"]) - len(body)
         while left:
             piece = link.recv(_BLOCK)

@@ -82,8 +82,3 @@ def markdown(rows: Sequence[Row]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
-
-
-def added_cells(figures: dict[str, float]) -> dict[str, str]:
-    """Microseconds by contestant: direct as it is, the others as what they add to it."""
-    return {name: f"{figure:.0f} µs" if name == "direct" else f"{figure:+.0f} µs" for name, figure in figures.items()}
