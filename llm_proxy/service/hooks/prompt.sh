@@ -1,0 +1,57 @@
+# llm-proxy's prompt hook for bash and zsh. At each prompt it looks whether the daemon still serves where the variables
+# point, without starting a process, and drops or renews only values that it gave itself. LLM_PROXY_NO_HOOK=1 stops it.
+_llm_proxy_run=$HOME/.local/state/llm-proxy/run
+_llm_proxy_boot=
+[[ ! -r /proc/sys/kernel/random/boot_id ]] || IFS= \read -r _llm_proxy_boot </proc/sys/kernel/random/boot_id
+
+# Sets `found` to the daemon's port, where one serves.
+_llm_proxy_look() {
+    \local IFS=' ' version port pid ticks boot rest letter begun
+    [[ -z ${NO_LLM_PROXY-} && -f $_llm_proxy_run && ! -h $_llm_proxy_run && -O $_llm_proxy_run ]] || \return 1
+    \read -r version port pid ticks boot rest <"$_llm_proxy_run" || \return 1
+    [[ $version = 1 && -n $port && -n $pid && $port$pid$ticks != *[!0123456789]* && ${#port} -le 5 ]] || \return 1
+    if [[ -z $_llm_proxy_boot ]]; then
+        \kill -0 "$pid" || \return 1
+    else
+        [[ $boot = "$_llm_proxy_boot" && -r /proc/$pid/stat ]] || \return 1
+        \read -r rest rest letter rest rest rest rest rest rest rest rest rest rest rest rest rest rest rest rest rest rest \
+            begun rest <"/proc/$pid/stat" || \return 1
+        [[ $begun = "$ticks" && $letter != [ZXxT] ]] || \return 1
+    fi
+    found=$port
+}
+
+# NAME PATH VALUE: follow the daemon, where the value is ours or there is none.
+_llm_proxy_point() {
+    if [[ $3 = "http://127.0.0.1:$_llm_proxy_port$2" && -z $found ]]; then
+        \unset "$1"
+    elif [[ -n $found && ( -z $3 || $3 = "http://127.0.0.1:$_llm_proxy_port$2" ) ]]; then
+        \export "$1=http://127.0.0.1:$found$2"
+    fi
+}
+
+_llm_proxy_prompt() {
+    \local code=$? found=
+    if [[ -z ${LLM_PROXY_NO_HOOK-} && $_llm_proxy_port != off ]]; then
+        _llm_proxy_look 2>/dev/null || :
+        if [[ $found != "$_llm_proxy_port" ]]; then
+            _llm_proxy_point ANTHROPIC_BASE_URL /anthropic/api.anthropic.com "${ANTHROPIC_BASE_URL-}" 2>/dev/null || :
+            _llm_proxy_point OPENAI_BASE_URL /openai/api.openai.com/v1 "${OPENAI_BASE_URL-}" 2>/dev/null || :
+            _llm_proxy_point OPENAI_API_BASE /openai/api.openai.com/v1 "${OPENAI_API_BASE-}" 2>/dev/null || :
+            _llm_proxy_point GOOGLE_GEMINI_BASE_URL /gemini/generativelanguage.googleapis.com \
+                "${GOOGLE_GEMINI_BASE_URL-}" 2>/dev/null || :
+            _llm_proxy_port=$found
+        fi
+    fi
+    case $- in *e*) \return 0 ;; esac # `set -e` would take it for a failure
+    \return "$code"
+}
+
+# Called with "$_", so that what comes after it at the prompt still finds that, and $?, as the command left them.
+if [[ $- != *i* ]]; then
+    :
+elif [[ -n ${ZSH_VERSION-} ]]; then
+    [[ " ${precmd_functions[*]-} " = *" _llm_proxy_prompt "* ]] || precmd_functions+=(_llm_proxy_prompt)
+elif [[ -n ${BASH_VERSION-} && " ${PROMPT_COMMAND[*]-} " != *_llm_proxy_prompt* ]] && ! \shopt -q restricted_shell; then
+    \builtin printf -v PROMPT_COMMAND '_llm_proxy_prompt "$_"%s' "${PROMPT_COMMAND:+;$PROMPT_COMMAND}" 2>/dev/null || :
+fi
