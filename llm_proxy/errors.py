@@ -37,3 +37,7 @@ class SetupFailed(LlmProxyError):
 
 class StateUnusable(LlmProxyError):
     """The state folder cannot be made, or is not ours alone. Traffic can still be carried without it."""
+
+
+class CannotAttach(LlmProxyError):
+    """A client's configuration cannot be edited, or not safely. It is as it was."""

@@ -24,8 +24,8 @@ _STATUS: dict[type[LlmProxyError], int] = {UsageError: 2, ConfigError: EX_CONFIG
 def main(arguments: Sequence[str]) -> None:
     """Run the command and exit with its status."""
     try:
-        options = parse(arguments)
-        status = COMMANDS[options.command](options)
+        word = WORDS.get(arguments[0]) if arguments else None
+        status = word(arguments[1:]) if word else _flagged(arguments)
         sys.stdout.flush()
     except LlmProxyError as exc:
         print(f"llm-proxy: {exc}", file=sys.stderr)
@@ -34,6 +34,23 @@ def main(arguments: Sequence[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's last flush complains
         status = 0
     sys.exit(status)
+
+
+def _flagged(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    return COMMANDS[options.command](options)
+
+
+def _attach(arguments: Sequence[str]) -> int:
+    from llm_proxy.cli import attach
+
+    return attach.attach(arguments)
+
+
+def _detach(arguments: Sequence[str]) -> int:
+    from llm_proxy.cli import attach
+
+    return attach.detach(arguments)
 
 
 def _serve(options: Options) -> int:
@@ -162,4 +179,10 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
     "announce_socket": _announce_socket,
     "serve": _serve,
     "service": _serve,
+}
+
+# Commands that are a word, and read what follows it themselves.
+WORDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "attach": _attach,
+    "detach": _detach,
 }

@@ -20,6 +20,9 @@ Usage
   llm-proxy --service           run as this user's one daemon, on a port that stays the same
   llm-proxy --setup             start it at every login, and point new shells at it
   llm-proxy --uninstall         undo that, and remove the program; session logs stay
+  llm-proxy attach [NAME...]    point codex, claude, gemini, opencode or aider at it, in their own configuration;
+                                without a name: list them
+  llm-proxy detach NAME...      undo that; --all: for every client
   llm-proxy --status [--json]   what runs, whether it records, and where the logs are
   llm-proxy --env               lines that point a shell's LLM clients at the daemon:
                                   eval "$(llm-proxy --env)"          bash, zsh, sh
@@ -34,6 +37,10 @@ Options for running
 Options for --env
   --shell NAME      sh, bash, zsh or fish
   --unset           lines that undo it
+
+Options for attach and detach
+  --dry-run, --json as below
+  --login KIND      attach codex: api-key or chatgpt, as Codex is logged in; seen from its files by default
 
 Options for --setup and --uninstall
   --dry-run         only say what would be done
