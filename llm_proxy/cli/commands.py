@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llm_proxy import __version__
 from llm_proxy.cli.options import Options, help_page, parse
-from llm_proxy.errors import AlreadyRunning, ConfigError, CrashLoop, LlmProxyError, UsageError
+from llm_proxy.errors import AlreadyRunning, ConfigError, CrashLoop, LlmProxyError, SetupFailed, UsageError
 
 if TYPE_CHECKING:
     from llm_proxy.service.steps import Steps
@@ -45,6 +45,18 @@ def _attach(arguments: Sequence[str]) -> int:
     from llm_proxy.cli import attach
 
     return attach.attach(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Become the command that follows; as shells do, 127 where there is none and 126 where it cannot be run."""
+    command = list(arguments[1:] if arguments[:1] == ["--"] else arguments)
+    if not command or (command == list(arguments) and command[0].startswith("-")):
+        raise UsageError("run takes a command: llm-proxy run -- COMMAND [ARGUMENT...]")
+    from llm_proxy.service import environment
+
+    error = environment.run(command)
+    print(f"llm-proxy: {command[0]}: {error.strerror}", file=sys.stderr)
+    return 127 if isinstance(error, FileNotFoundError) else 126
 
 
 def _detach(arguments: Sequence[str]) -> int:
@@ -114,6 +126,23 @@ def _uninstall(options: Options) -> int:
     return _report(options, lambda steps: uninstall.run(steps, os.environ, purge="purge" in options.switches))
 
 
+def _setup_shell(options: Options) -> int:
+    from llm_proxy.service import setup, shells
+
+    def work(steps: Steps) -> int:
+        if refusal := setup.why_not(os.environ):
+            raise SetupFailed(refusal)
+        return 0 if shells.setup(steps, os.environ) else setup.SHELL_NOT_EDITED
+
+    return _report(options, work)
+
+
+def _unsetup_shell(options: Options) -> int:
+    from llm_proxy.service import setup, shells
+
+    return _report(options, lambda steps: 0 if shells.unsetup(steps, os.environ) else setup.SHELL_NOT_EDITED)
+
+
 def _report(options: Options, work: Callable[[Steps], int]) -> int:
     """Each step as it is done; as JSON, all of them at the end."""
     import json
@@ -176,6 +205,8 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
     "status": _status,
     "setup": _setup,
     "uninstall": _uninstall,
+    "setup_shell": _setup_shell,
+    "unsetup_shell": _unsetup_shell,
     "announce_socket": _announce_socket,
     "serve": _serve,
     "service": _serve,
@@ -185,4 +216,5 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
 WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "attach": _attach,
     "detach": _detach,
+    "run": _run,
 }

@@ -23,6 +23,8 @@ Usage
   llm-proxy attach [NAME...]    point codex, claude, gemini, opencode or aider at it, in their own configuration;
                                 without a name: list them
   llm-proxy detach NAME...      undo that; --all: for every client
+  llm-proxy --setup-shell       only point new shells at it; --unsetup-shell undoes that
+  llm-proxy run -- COMMAND      point one command at it; directly at the providers while it does not run
   llm-proxy --status [--json]   what runs, whether it records, and where the logs are
   llm-proxy --env               lines that point a shell's LLM clients at the daemon:
                                   eval "$(llm-proxy --env)"          bash, zsh, sh
@@ -35,14 +37,15 @@ Options for running
   --config FILE     configuration, .toml, .json or .yaml (~/.config/llm-proxy/config.toml)
 
 Options for --env
-  --shell NAME      sh, bash, zsh or fish
+  --shell NAME      sh, bash, zsh or fish: also unset what points at a daemon that is gone, and in the last three
+                    follow it at each prompt (LLM_PROXY_NO_HOOK=1: do not)
   --unset           lines that undo it
 
 Options for attach and detach
   --dry-run, --json as below
   --login KIND      attach codex: api-key or chatgpt, as Codex is logged in; seen from its files by default
 
-Options for --setup and --uninstall
+Options for --setup, --uninstall, --setup-shell and --unsetup-shell
   --dry-run         only say what would be done
   --json            say it as JSON
   --no-shell        --setup: leave the shells' files alone
@@ -61,11 +64,22 @@ docs/settings.md lists them. NO_LLM_PROXY=1 makes --env print nothing.
 """
 
 
-_COMMANDS = ("help", "version", "status", "setup", "uninstall", "announce_socket", "service")
+_COMMANDS = (
+    "help",
+    "version",
+    "status",
+    "setup",
+    "uninstall",
+    "setup_shell",
+    "unsetup_shell",
+    "announce_socket",
+    "service",
+)
+_CHANGING = ("setup", "uninstall", "setup_shell", "unsetup_shell")
 # Each switch, and the commands it goes with.
 _SWITCHES = {
-    "json": ("status", "setup", "uninstall"),
-    "dry_run": ("setup", "uninstall"),
+    "json": ("status", *_CHANGING),
+    "dry_run": _CHANGING,
     "no_shell": ("setup",),
     "socket_activation": ("setup",),
     "purge": ("uninstall",),
@@ -96,7 +110,9 @@ def help_page() -> str:
 def parse(arguments: Sequence[str]) -> Options:
     """Raises UsageError."""
     parser = _Parser(prog="llm-proxy", add_help=False, allow_abbrev=False)
-    for flag in ("--help", "--version", "--status", "--setup", "--uninstall", "--service"):
+    for flag in ("--help", "--version", "--status", "--service", "--setup", "--uninstall"):
+        parser.add_argument(flag, action="store_true")
+    for flag in ("--setup-shell", "--unsetup-shell"):
         parser.add_argument(flag, action="store_true")
     for flag in ("--json", "--dry-run", "--no-shell", "--socket-activation", "--purge", "--passthrough"):
         parser.add_argument(flag, action="store_true")
@@ -108,7 +124,7 @@ def parse(arguments: Sequence[str]) -> Options:
     switches = frozenset(name for name in _SWITCHES if getattr(given, name))
     for switch in sorted(switches):
         if command not in _SWITCHES[switch]:
-            goes_with = " or ".join(f"--{name}" for name in _SWITCHES[switch])
+            goes_with = " or ".join(f"--{name.replace('_', '-')}" for name in _SWITCHES[switch])
             raise UsageError(f"--{switch.replace('_', '-')} goes with {goes_with}")
     flags = {name: getattr(given, name) for name in ("port", "host", "log_dir") if getattr(given, name) is not None}
     return Options(command, given.config, given.json, flags, switches, given.announce_socket)

@@ -43,8 +43,8 @@ def main(arguments: list[str]) -> None:
         pass
 
 
-def run(command: list[str]) -> None:
-    """Become `command`, pointed at the daemon, or at nothing of ours where none serves. Raises OSError."""
+def run(command: list[str]) -> OSError:
+    """Become `command`, pointed at the daemon, or at nothing of ours where none serves. What is returned is why not."""
     environ = dict(os.environ)
     port = _serving_port(environ)
     for name in VARIABLES:
@@ -57,7 +57,10 @@ def run(command: list[str]) -> None:
 
     for number in (signal.SIGPIPE, getattr(signal, "SIGXFSZ", signal.SIGPIPE)):
         signal.signal(number, signal.SIG_DFL)  # the interpreter ignores them; the command must not inherit that
-    os.execvpe(command[0], command, environ)
+    try:
+        os.execvpe(command[0], command, environ)
+    except OSError as exc:
+        return exc
 
 
 def exports(port: int, environ: dict[str, str], shell: str = "sh") -> str:

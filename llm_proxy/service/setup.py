@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from llm_proxy import paths
 from llm_proxy.errors import CannotListen, SetupFailed, StateUnusable
-from llm_proxy.service import launchd, listen, process, receipt, state, systemd, units
+from llm_proxy.service import launchd, listen, process, receipt, shells, state, systemd, units
 from llm_proxy.service.steps import Steps
 
 RUNNING, FAILED, SHELL_NOT_EDITED, NO_AUTOSTART = 0, 1, 3, 4
@@ -230,7 +230,7 @@ class _Setup:
 
     def shells(self) -> bool:
         """Whether new shells will find the daemon."""
-        return True
+        return shells.setup(self.steps, self.environ)
 
     def answer(self) -> None:
         """Only a daemon that answers runs."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from llm_proxy import paths
 from llm_proxy.errors import LlmProxyError
 from llm_proxy.service import block
+from llm_proxy.service.steps import Steps
 
 _ZSH_LIMIT = 5.0  # seconds for a zsh that reads the user's .zshenv
 _LARGEST_FILE = 16 * 2**20  # bytes; no rc file is
@@ -29,15 +30,6 @@ _PATH = 'case ":${PATH-}:" in *":${HOME-}/.local/bin:"*) ;; *) PATH="${HOME-}/.l
 _POSIX = 'if \\command -v llm-proxy >/dev/null 2>&1; then \\eval "$(llm-proxy --env --shell {} 2>/dev/null)"; fi\n'
 _FISH_PATH = "contains -- $HOME/.local/bin $PATH; or set -gx PATH $HOME/.local/bin $PATH\n"
 _FISH = "status is-interactive; and command -q llm-proxy; and llm-proxy --env --shell fish 2>/dev/null | source\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """What became of one file. `outcome`: "done", "unchanged", "would" (dry run), "failed"; `text` is for a person."""
-
-    path: str
-    outcome: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +45,24 @@ class CannotEdit(LlmProxyError):
     """That file cannot be edited. It is as it was."""
 
 
-def setup(environ: Mapping[str, str], *, dry_run: bool = False, platform: str = sys.platform) -> list[Edit]:
-    """Put our block into every file that needs it. Nothing is raised for a file that cannot be edited."""
-    found = list(targets(environ, platform))
-    edits = [_setup_one(target, dry_run) for target in found if target.create or os.path.lexists(target.path)]
-    return edits or [
-        Edit("", "failed", f"no rc file of bash, zsh or fish was found; add these lines to yours:\n{lines('sh')}")
-    ]
+def setup(steps: Steps, environ: Mapping[str, str], *, platform: str = sys.platform) -> bool:
+    """Put our block into every file that needs it; False where one could not be edited, which is a warning, or where
+    there is none. Nothing is raised."""
+    found = [target for target in targets(environ, platform) if target.create or os.path.lexists(target.path)]
+    if not found:
+        steps.say(
+            "shell",
+            "warning",
+            f"there is no file of bash, zsh or fish; add these lines to your shell's:\n{lines('sh')}",
+        )
+    edited = [_setup_one(steps, target) for target in found]
+    return bool(found) and all(edited)
 
 
-def unsetup(environ: Mapping[str, str], *, dry_run: bool = False) -> list[Edit]:
-    """Take our block out of every file that may have it; only those that had one are told."""
-    return [edit for path in _everywhere(environ) if (edit := _unsetup_one(path, dry_run)) is not None]
+def unsetup(steps: Steps, environ: Mapping[str, str]) -> bool:
+    """Take our block out of every file that has it; False where one could not be edited, which is a warning."""
+    edited = [_unsetup_one(steps, path) for path in _everywhere(environ)]
+    return all(edited)
 
 
 def patched(environ: Mapping[str, str]) -> list[str]:
@@ -154,38 +152,44 @@ def _fish_folder(environ: Mapping[str, str]) -> Path:
     return Path(configured if configured.startswith("/") else f"{paths.home()}/.config") / "fish"
 
 
-def _setup_one(target: Target, dry_run: bool) -> Edit:
-    name = str(target.path)
+def _setup_one(steps: Steps, target: Target) -> bool:
     body = lines(target.shell)
     try:
         raw = _read(target.path)
         if raw is None and not target.create:
-            return Edit(name, "unchanged", f"{name} leads to no file")
+            steps.say("shell", "unchanged", f"{target.path} leads to no file")
+            return True
         wanted = block.patch(raw, body.encode(), len(_missing_folders(target.path)))
-        if wanted == raw:
-            return Edit(name, "unchanged", f"{name} has our lines already")
-        if not dry_run:
+        if wanted != raw and not steps.dry_run:
             _write(target.path, wanted)
     except (OSError, LlmProxyError) as exc:
-        return Edit(name, "failed", f"{name} cannot be edited: {_reason(exc)}. Add these lines to it yourself:\n{body}")
-    return Edit(name, "would" if dry_run else "done", f"{'make' if raw is None else 'change'} {name}")
+        text = f"{target.path} cannot be edited: {_reason(exc)}. Add these lines to it yourself:\n{body}"
+        steps.say("shell", "warning", text.rstrip())
+        return False
+    text = f"{'make' if raw is None else 'change'} {target.path}"
+    if wanted == raw:
+        steps.say("shell", "unchanged", f"{target.path} has our lines already")
+    else:
+        steps.say("shell", "would" if steps.dry_run else "done", text)
+    return True
 
 
-def _unsetup_one(path: Path, dry_run: bool) -> Edit | None:
-    name = str(path)
+def _unsetup_one(steps: Steps, path: Path) -> bool:
     try:
         raw = _read(path)
         if raw is None or not (found := block.blocks(raw)):
-            return None
+            return True
         wanted = block.unpatch(raw)
         ours = not wanted and any(one.made for one in found)
-        if not dry_run and ours:
+        if not steps.dry_run and ours:
             _remove(path, found[0].folders)
-        elif not dry_run:
+        elif not steps.dry_run:
             _write(path, wanted)
     except (OSError, LlmProxyError) as exc:
-        return Edit(name, "failed", f"{name} cannot be edited: {_reason(exc)}. Remove our lines from it yourself")
-    return Edit(name, "would" if dry_run else "done", f"{'remove' if ours else 'restore'} {name}")
+        steps.say("shell", "warning", f"{path} cannot be edited: {_reason(exc)}. Remove our lines from it yourself")
+        return False
+    steps.say("shell", "would" if steps.dry_run else "done", f"{'remove' if ours else 'restore'} {path}")
+    return True
 
 
 def _has_block(path: Path) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llm_proxy import paths, settings
 from llm_proxy.errors import ConfigError, SetupFailed
-from llm_proxy.service import launchd, process, receipt, systemd, units
+from llm_proxy.service import launchd, process, receipt, shells, systemd, units
 from llm_proxy.service.daemon import unsettled
 from llm_proxy.service.setup import unit_folder, why_not
 from llm_proxy.service.steps import Steps
@@ -50,6 +50,7 @@ class _Uninstall:
 
     def shells(self) -> None:
         """rc files and clients' configuration."""
+        shells.unsetup(self.steps, self.environ)
 
     def service(self, platform: str) -> None:
         if platform == "darwin":
