@@ -23,11 +23,11 @@ import msgspec
 from llm_proxy import paths
 from llm_proxy.errors import CannotAttach, StateUnusable
 from llm_proxy.service import state, userfile
+from llm_proxy.service.attached import JOURNAL
 from llm_proxy.service.clients import CLIENTS, FORMATS, Plan, Wish, client_called
 from llm_proxy.service.formats.base import Found, Keys, NotEditable, Value
 
 LOCK_PATIENCE = 10.0  # seconds; an edit takes milliseconds
-_JOURNAL = "attached.json"
 _VERSION = 1
 _BOM = "\ufeff"
 _PORT = re.compile(r"\Ahttp://127\.0\.0\.1:[0-9]{1,5}(?=/)")
@@ -178,7 +178,7 @@ def standings(folder: str) -> list[Standing]:
 
 def load(folder: str) -> tuple[Attachment, ...]:
     """The journal. Raises StateUnusable where there is one that cannot be read: it is needed to undo."""
-    path = Path(folder, _JOURNAL)
+    path = Path(folder, JOURNAL)
     try:
         journal = msgspec.json.decode(path.read_bytes(), type=Journal)
     except FileNotFoundError:
@@ -383,7 +383,7 @@ def _common(one: str, other: str) -> int:
 
 def _save(folder: str, attachments: Sequence[Attachment]) -> None:
     """Raises CannotAttach."""
-    path = f"{folder}/{_JOURNAL}"
+    path = f"{folder}/{JOURNAL}"
     if not attachments:
         userfile.remove(path)
         return

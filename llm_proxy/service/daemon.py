@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_proxy import __version__, paths
-from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, CrashLoop, StateUnusable
+from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, CrashLoop, LlmProxyError, StateUnusable
 from llm_proxy.journal.writer import Journal, JournalBusy, has_ring, writer_lock
 from llm_proxy.proxy.server import Proxy, ProxyConfig
-from llm_proxy.service import activation, crashes, environment, state
+from llm_proxy.service import activation, attached, crashes, environment, state
 from llm_proxy.service.listen import Listeners, is_loopback, listen, listen_again
 from llm_proxy.service.manager import Manager
 from llm_proxy.service.supervise import Supervisor
@@ -101,7 +101,8 @@ class Daemon:
             log.warning("%s", warning)
         self._announce()
         loop = asyncio.get_running_loop()
-        chores = [loop.create_task(self._retry_journal(proxy)), loop.create_task(self._settle_the_dead())]
+        work = (self._retry_journal(proxy), self._settle_the_dead(), self._lead_clients())
+        chores = [loop.create_task(chore) for chore in work]
         self.manager.ready(self.status)
         await self._stop.wait()
         self.manager.stopping()
@@ -166,6 +167,9 @@ class Daemon:
             if folder != own:
                 log.info("settling %s, left over from a daemon that was killed", folder)
                 await self._keeper_of(folder).settle()
+
+    async def _lead_clients(self) -> None:
+        """Nobody's configuration leads to a foreground run."""
 
     async def _retry_journal(self, proxy: Proxy) -> None:
         while self.journal is None:
@@ -301,6 +305,11 @@ class Service(Daemon):
         except StateUnusable as exc:
             log.error("%s; `--env` and `--status` cannot find this daemon", exc)
 
+    async def _lead_clients(self) -> None:
+        """Clients that are attached to a port we no longer have are given the new one."""
+        if self._line and attached.astray(self._folder, self.listeners.port):
+            await asyncio.to_thread(_lead, self._folder, self.listeners.port)
+
     def _withdraw(self) -> None:
         if self._lock is not None:
             crashes.forget(self._folder)
@@ -316,6 +325,21 @@ class Service(Daemon):
     def _journal_folders(self) -> Iterator[Path]:
         yield Path(paths.journal_folder(self.role))
         yield from super()._journal_folders()
+
+
+def _lead(folder: str, port: int) -> None:
+    from llm_proxy.service import attach  # with all formats, so only now
+
+    try:
+        reports = attach.follow(folder, port)
+    except LlmProxyError as exc:
+        log.error("attached clients may look for us at another port: %s", exc)
+        return
+    for report in reports:
+        if report.error:
+            log.error("%s looks for us at port %d still: %s", report.client, report.port, report.error)
+        else:
+            log.info("%s: its configuration leads to port %d now", report.client, report.port)
 
 
 def unsettled(root: Path) -> list[Path]:

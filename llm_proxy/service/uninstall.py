@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from llm_proxy import paths, settings
-from llm_proxy.errors import ConfigError, SetupFailed
-from llm_proxy.service import launchd, process, receipt, shells, systemd, units
+from llm_proxy.errors import CannotAttach, ConfigError, SetupFailed
+from llm_proxy.service import attached, launchd, process, receipt, shells, systemd, units
 from llm_proxy.service.daemon import unsettled
 from llm_proxy.service.setup import unit_folder, why_not
 from llm_proxy.service.steps import Steps
@@ -31,9 +32,10 @@ def run(steps: Steps, environ: Mapping[str, str], *, purge: bool, platform: str 
         return 1
     undo = _Uninstall(steps, environ, purge)
     undo.shells()
+    detached = undo.clients()
     undo.service(platform)
     undo.daemon()
-    if undo.journal():
+    if undo.journal() and detached:
         undo.data()
         undo.places()
     return 1 if steps.failed else 0
@@ -49,8 +51,16 @@ class _Uninstall:
         self.logs = _log_folder(environ)
 
     def shells(self) -> None:
-        """rc files and clients' configuration."""
+        """rc files."""
         shells.unsetup(self.steps, self.environ)
+
+    def clients(self) -> bool:
+        """Whether every attached client has its own configuration back; the state is needed for that."""
+        given_back = True
+        for client in attached.listed(str(self.state)):
+            text = f"give {client.client} its configuration back: {', '.join(client.files)}"
+            given_back &= self.steps.do("client", text, functools.partial(_detach, str(self.state), client.client))
+        return given_back
 
     def service(self, platform: str) -> None:
         if platform == "darwin":
@@ -133,6 +143,14 @@ class _Uninstall:
             self._tree(self.logs)
         elif self.logs.exists():  # a folder somebody chose may hold more than logs
             self.steps.say("logs", "warning", f"{self.logs} was chosen by you: delete what you like of it")
+
+
+def _detach(state: str, client: str) -> None:
+    from llm_proxy.service import attach
+
+    for report in attach.detach(state, [client]):
+        if report.error:
+            raise CannotAttach(report.error)
 
 
 def _disable(manager: systemd.Systemd, names: list[str]) -> None:
