@@ -4,19 +4,28 @@ _llm_proxy_run=$HOME/.local/state/llm-proxy/run
 _llm_proxy_boot=
 [[ ! -r /proc/sys/kernel/random/boot_id ]] || IFS= \read -r _llm_proxy_boot </proc/sys/kernel/random/boot_id
 
+# Sets `line` to what the file begins with: one read, however large it has become.
+if [[ -n ${ZSH_VERSION-} ]]; then
+    _llm_proxy_read() { IFS= \read -r -k 1024 -u 0 line <"$1" || [[ -n $line ]]; }
+else
+    _llm_proxy_read() { IFS= \read -r -n 1024 line <"$1" || [[ -n $line ]]; }
+fi
+
 # Sets `found` to the daemon's port, where one serves.
 _llm_proxy_look() {
-    \local IFS=' ' version port pid ticks boot rest letter begun
+    [[ -z ${ZSH_VERSION-} ]] || \emulate -L sh
+    \local IFS=$' \n' line= port pid ticks
     [[ -z ${NO_LLM_PROXY-} && -f $_llm_proxy_run && ! -h $_llm_proxy_run && -O $_llm_proxy_run ]] || \return 1
-    \read -r version port pid ticks boot rest <"$_llm_proxy_run" || \return 1
-    [[ $version = 1 && -n $port && -n $pid && $port$pid$ticks != *[!0123456789]* && ${#port} -le 5 ]] || \return 1
+    _llm_proxy_read "$_llm_proxy_run" || \return 1
+    \set -- $line
+    [[ $# -eq 6 && $1 = 1 && "$2$3$4" != *[!0123456789]* && -n $2 && ${#2} -le 5 && -n $3 ]] || \return 1
+    port=$2 pid=$3 ticks=$4
     if [[ -z $_llm_proxy_boot ]]; then
         \kill -0 "$pid" || \return 1
     else
-        [[ $boot = "$_llm_proxy_boot" && -r /proc/$pid/stat ]] || \return 1
-        \read -r rest rest letter rest rest rest rest rest rest rest rest rest rest rest rest rest rest rest rest rest rest \
-            begun rest <"/proc/$pid/stat" || \return 1
-        [[ $begun = "$ticks" && $letter != [ZXxT] ]] || \return 1
+        [[ $5 = "$_llm_proxy_boot" ]] && _llm_proxy_read "/proc/$pid/stat" || \return 1
+        \set -- ${line##*\) }
+        [[ ${20-} = "$ticks" && $1 != [ZXxT] ]] || \return 1
     fi
     found=$port
 }
@@ -31,7 +40,7 @@ _llm_proxy_point() {
 }
 
 _llm_proxy_prompt() {
-    \local code=$? found=
+    \local code="$?" found=
     if [[ -z ${LLM_PROXY_NO_HOOK-} && $_llm_proxy_port != off ]]; then
         _llm_proxy_look 2>/dev/null || :
         if [[ $found != "$_llm_proxy_port" ]]; then
