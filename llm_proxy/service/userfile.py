@@ -32,13 +32,16 @@ def read(path: str) -> bytes | None:
         return None
     except OSError as exc:
         raise CannotAttach(f"{path} cannot be read: {exc.strerror}") from exc
-    with os.fdopen(fd, "rb") as file:
+    try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
             raise CannotAttach(f"{path} is not a file")
         if facts.st_size > LARGEST:
             raise CannotAttach(f"{path} has {facts.st_size} bytes, more than {LARGEST}: it is not edited")
-        return file.read(LARGEST + 1)
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(fd)
 
 
 def check(path: str) -> None:
@@ -52,6 +55,8 @@ def check(path: str) -> None:
         return
     except OSError as exc:
         raise CannotAttach(f"{path} cannot be used: {exc.strerror}") from exc
+    if not stat.S_ISREG(facts.st_mode):
+        raise CannotAttach(f"{path} is not a file")
     if facts.st_uid != os.geteuid():
         raise CannotAttach(f"{path} belongs to user {facts.st_uid}, not to you ({os.geteuid()})")
     # the bit, not access(2): root may write it, and whoever made it read-only meant it

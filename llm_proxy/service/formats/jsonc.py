@@ -44,9 +44,12 @@ class Json:
 
     def look(self, text: str, keys: Keys) -> Found:
         trail = self._trail(text, keys)
-        node = trail[-1]
-        complete = len(trail) == len(keys) + 1
-        return Found(text[node.start : node.end] if complete else None, len(trail) - 1)
+        if len(trail) <= len(keys):
+            return Found(None, len(trail) - 1)
+        raw = text[trail[-1].start : trail[-1].end]
+        if raw.startswith(("{", "[")):
+            raise NotEditable(f"{'.'.join(keys)} is not a plain value")
+        return Found(raw, len(keys))
 
     def put(self, text: str, keys: Keys, raw: str) -> str:
         text = text if text.strip() else "{}\n"
@@ -71,10 +74,7 @@ class Json:
         return json.dumps(value)
 
     def value(self, raw: str) -> object:
-        try:
-            return json.loads(raw)
-        except ValueError:  # an object with comments: no value of ours
-            return None
+        return json.loads(raw)
 
     def blank(self, text: str) -> bool:
         return text.split() in ([], ["{}"], ["{", "}"])
