@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llm_proxy import paths
 from llm_proxy.errors import SetupFailed
@@ -21,7 +22,7 @@ from llm_proxy.service import activation, state
 
 STOP_LIMIT = 35.0  # seconds: the drain's 25 s, the keeper's 4 s, and some
 _START_LIMIT = 20.0
-_HEALTH_LIMIT = 2.0
+HEALTH_LIMIT = 2.0
 
 
 def program() -> str:
@@ -80,9 +81,9 @@ def wait_until_it_answers(folder: str) -> state.Run:
         time.sleep(0.05)  # its start is seen in a file
 
 
-def health(run: state.Run, path: str = "/health") -> dict[str, object]:
+def health(run: state.Run, path: str = "/health") -> dict[str, Any]:
     """What that daemon answers; empty where it does not, or where somebody else does."""
-    link = http.client.HTTPConnection("127.0.0.1", run.port, timeout=_HEALTH_LIMIT)
+    link = http.client.HTTPConnection("127.0.0.1", run.port, timeout=HEALTH_LIMIT)
     try:
         link.request("GET", path)
         answer = json.loads(link.getresponse().read(65536))
@@ -93,8 +94,9 @@ def health(run: state.Run, path: str = "/health") -> dict[str, object]:
     if not isinstance(answer, dict):
         return {}
     # while the manager listens for us, whoever answers was started by this very call
-    expected = answer.get("instance") if run.instance == activation.NOBODY else run.instance
-    return answer if answer.get("instance") == expected else {}
+    if run.instance != activation.NOBODY and answer.get("instance", run.instance) != run.instance:
+        return {}
+    return answer
 
 
 def is_of_this_installation(pid: int) -> bool:

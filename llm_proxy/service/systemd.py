@@ -45,10 +45,10 @@ class Systemd:
 
     def enable_linger(self) -> None:
         """Run without a login. Raises SetupFailed; without polkit that is root's to allow."""
-        _run(["loginctl", "enable-linger"], self._environ, _QUERY_LIMIT)
+        _run(["loginctl", "enable-linger", user_name()], self._environ, _QUERY_LIMIT)
 
     def disable_linger(self) -> None:
-        _run(["loginctl", "disable-linger"], self._environ, _QUERY_LIMIT)
+        _run(["loginctl", "disable-linger", user_name()], self._environ, _QUERY_LIMIT)
 
     def _trouble(self) -> str:
         if not _BOOTED.is_dir():
