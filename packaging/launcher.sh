@@ -13,7 +13,7 @@ read_run() {
     case ${1-} in -r[w-][x-]------*) ;; *) return 1 ;; esac
     [ "$5" -le 256 ] || return 1
     line= more=
-    { IFS= read -r line || [ -n "$line" ]; } <"$state/run" || return 1
+    { IFS= read -r line && ! IFS= read -r more && [ -z "$more" ]; } <"$state/run" || return 1
     # shellcheck disable=SC2086  # words
     set -f -- $line
     set +f

@@ -1,5 +1,6 @@
 # llm-proxy's prompt hook for bash and zsh. At each prompt it looks whether the daemon still serves where the variables
-# point, without starting a process, and drops or renews only values that it gave itself. LLM_PROXY_NO_HOOK=1 stops it.
+# point, without starting a process. What it gave is dropped here; only to follow a daemon that has come or moved is the
+# command asked. LLM_PROXY_NO_HOOK=1 stops it.
 _llm_proxy_run=$HOME/.local/state/llm-proxy/run
 _llm_proxy_boot=
 [[ ! -r /proc/sys/kernel/random/boot_id ]] || IFS= \read -r _llm_proxy_boot </proc/sys/kernel/random/boot_id
@@ -8,7 +9,7 @@ _llm_proxy_boot=
 if [[ -n ${ZSH_VERSION-} ]]; then
     _llm_proxy_read() { IFS= \read -r -k 1024 -u 0 line <"$1" || [[ -n $line ]]; }
 else
-    _llm_proxy_read() { IFS= \read -r -n 1024 line <"$1" || [[ -n $line ]]; }
+    _llm_proxy_read() { IFS= \read -r -d '' -n 1024 line <"$1" || [[ -n $line ]]; }
 fi
 
 # Sets `found` to the daemon's port, where one serves.
@@ -30,27 +31,25 @@ _llm_proxy_look() {
     found=$port
 }
 
-# NAME PATH VALUE: follow the daemon, where the value is ours or there is none.
-_llm_proxy_point() {
-    if [[ $3 = "http://127.0.0.1:$_llm_proxy_port$2" && -z $found ]]; then
-        \unset "$1"
-    elif [[ -n $found && ( -z $3 || $3 = "http://127.0.0.1:$_llm_proxy_port$2" ) ]]; then
-        \export "$1=http://127.0.0.1:$found$2"
-    fi
+# NAME VALUE PATH
+_llm_proxy_drop() {
+    [[ $2 != "http://127.0.0.1:$_llm_proxy_port$3" ]] || \unset "$1"
+}
+
+_llm_proxy_follow() {
+    _llm_proxy_drop ANTHROPIC_BASE_URL "${ANTHROPIC_BASE_URL-}" /anthropic/api.anthropic.com
+    _llm_proxy_drop OPENAI_BASE_URL "${OPENAI_BASE_URL-}" /openai/api.openai.com/v1
+    _llm_proxy_drop OPENAI_API_BASE "${OPENAI_API_BASE-}" /openai/api.openai.com/v1
+    _llm_proxy_drop GOOGLE_GEMINI_BASE_URL "${GOOGLE_GEMINI_BASE_URL-}" /gemini/generativelanguage.googleapis.com
+    _llm_proxy_port=$found
+    [[ -z $found ]] || \eval "$(LLM_PROXY_NO_HOOK=1 \command llm-proxy --env --shell bash)"
 }
 
 _llm_proxy_prompt() {
     \local code="$?" found=
     if [[ -z ${LLM_PROXY_NO_HOOK-} && $_llm_proxy_port != off ]]; then
         _llm_proxy_look 2>/dev/null || :
-        if [[ $found != "$_llm_proxy_port" ]]; then
-            _llm_proxy_point ANTHROPIC_BASE_URL /anthropic/api.anthropic.com "${ANTHROPIC_BASE_URL-}" 2>/dev/null || :
-            _llm_proxy_point OPENAI_BASE_URL /openai/api.openai.com/v1 "${OPENAI_BASE_URL-}" 2>/dev/null || :
-            _llm_proxy_point OPENAI_API_BASE /openai/api.openai.com/v1 "${OPENAI_API_BASE-}" 2>/dev/null || :
-            _llm_proxy_point GOOGLE_GEMINI_BASE_URL /gemini/generativelanguage.googleapis.com \
-                "${GOOGLE_GEMINI_BASE_URL-}" 2>/dev/null || :
-            _llm_proxy_port=$found
-        fi
+        [[ $found = "$_llm_proxy_port" ]] || _llm_proxy_follow 2>/dev/null || :
     fi
     case $- in *e*) \return 0 ;; esac # `set -e` would take it for a failure
     \return "$code"
