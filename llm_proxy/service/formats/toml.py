@@ -12,6 +12,7 @@ from typing import Any
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import InlineTable
 
 from llm_proxy.service.formats.base import Found, Keys, NotEditable, Value
 
@@ -30,17 +31,14 @@ class Toml:
 
     def put(self, text: str, keys: Keys, raw: str) -> str:
         wanted = _parsed(text)
-        _set(wanted, keys, tomllib.loads(f"x = {raw}")["x"], dict)
-        document = _document(text)
-        _set(document, keys, tomlkit.value(raw), tomlkit.table)
-        return _checked(document, wanted)
+        _set(wanted, keys, self.value(raw), lambda _: {})
+        return _edited(text, wanted, lambda document: _set(document, keys, tomlkit.value(raw), _table_in))
 
     def drop(self, text: str, keys: Keys, depth: int) -> str:
-        wanted, document = _parsed(text), _document(text)
+        wanted = _parsed(text)
         if not _delete(wanted, keys, depth):
             return text
-        _delete(document, keys, depth)
-        return _checked(document, wanted)
+        return _edited(text, wanted, lambda document: _delete(document, keys, depth))
 
     def raw(self, value: Value) -> str:
         return json.dumps(value)  # for ASCII text and truth values TOML writes the same
@@ -66,11 +64,15 @@ def _document(text: str) -> tomlkit.TOMLDocument:
         raise NotEditable(str(exc)) from exc
 
 
-def _set(node: Any, keys: Keys, value: object, table: Callable[[], Any]) -> None:
+def _table_in(node: Any) -> Any:
+    return tomlkit.inline_table() if isinstance(node, InlineTable) else tomlkit.table()
+
+
+def _set(node: Any, keys: Keys, value: object, table: Callable[[Any], Any]) -> None:
     *outer, last = keys
     for position, key in enumerate(outer):
         if key not in node:
-            node[key] = table()
+            node[key] = table(node)
         node = node[key]
         if not isinstance(node, MutableMapping):
             raise NotEditable(f"{'.'.join(keys[: position + 1])} is not a table")
@@ -91,14 +93,19 @@ def _delete(node: Any, keys: Keys, depth: int) -> bool:
     return found
 
 
-def _checked(document: tomlkit.TOMLDocument, wanted: dict[str, Any]) -> str:
+def _edited(text: str, wanted: dict[str, Any], edit: Callable[[tomlkit.TOMLDocument], object]) -> str:
+    """The text after the edit, if it then reads as wanted."""
+    document = _document(text)
     try:
-        text = tomlkit.dumps(document)
-        if _canonical(tomllib.loads(text)) == _canonical(wanted):
-            return text
-    except (TOMLKitError, ValueError):
-        pass
-    raise NotEditable("tomlkit cannot write it without changing something else")
+        edit(document)
+        after = tomlkit.dumps(document)
+        if _canonical(tomllib.loads(after)) == _canonical(wanted):
+            return after
+    except NotEditable:
+        raise
+    except Exception as exc:  # tomlkit is foreign ground, and rare documents make it stumble in many ways
+        raise NotEditable(f"tomlkit cannot edit it: {exc}") from exc
+    raise NotEditable("tomlkit cannot edit it without changing something else")
 
 
 def _canonical(tree: dict[str, Any]) -> str:
