@@ -65,6 +65,12 @@ def _detach(arguments: Sequence[str]) -> int:
     return attach.detach(arguments)
 
 
+def _doctor(arguments: Sequence[str]) -> int:
+    from llm_proxy.cli import doctor
+
+    return doctor.doctor(arguments)
+
+
 def _serve(options: Options) -> int:
     from llm_proxy import settings
 
@@ -216,5 +222,6 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
 WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "attach": _attach,
     "detach": _detach,
+    "doctor": _doctor,
     "run": _run,
 }

@@ -26,6 +26,8 @@ Usage
   llm-proxy --setup-shell       only point new shells at it; --unsetup-shell undoes that
   llm-proxy run -- COMMAND      point one command at it; directly at the providers while it does not run
   llm-proxy --status [--json]   what runs, whether it records, and where the logs are
+  llm-proxy doctor              what is wrong on this machine, and the command that mends it; --json; --online asks
+                                the providers too
   llm-proxy --env               lines that point a shell's LLM clients at the daemon:
                                   eval "$(llm-proxy --env)"          bash, zsh, sh
                                   llm-proxy --env --shell fish | source

@@ -86,7 +86,7 @@ class _Setup:
         manager = systemd.Systemd(self.environ)
         if manager.trouble:
             self.steps.say("service", "warning", f"no systemd for this user: {manager.trouble}")
-            if _is_wsl():
+            if is_wsl():
                 self.steps.say("service", "warning", "WSL starts systemd with `[boot] systemd=true` in /etc/wsl.conf")
             return False
         changed = self._write_units()
@@ -268,7 +268,7 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _is_wsl() -> bool:
+def is_wsl() -> bool:
     try:
         return "microsoft" in Path("/proc/sys/kernel/osrelease").read_text().lower()
     except OSError:
