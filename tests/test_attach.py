@@ -794,6 +794,7 @@ def test_toml_put_and_drop_touch_one_value(text: str, values: tuple[str, ...]) -
 
 _TOML_CORNERS = [
     'model_providers.x.name = "y"\n',
+    'model_providers.x.name = "y"\nmodel_provider = "llm-proxy"\n',
     "model_providers = {}\n",
     'model_providers = {x = {name = "1"}}\nq = 2\n[z]',
     "[model_providers.a]\n[z]\n[model_providers.b]\nq = 1\n",
