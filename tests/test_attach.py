@@ -27,7 +27,7 @@ from llm_proxy.errors import CannotAttach, StateUnusable, UsageError
 from llm_proxy.service import attach, attached, userfile
 from llm_proxy.service.clients import CLIENTS, FORMATS, Wish
 from tests.fakeprovider import FakeProvider
-from tests.test_clients import TEXT, client, run
+from tests.test_clients import TEXT, claude_environment, client, run
 
 __all__ = ["client"]
 
@@ -905,6 +905,25 @@ def test_uninstall_detaches(start: Any, command: Any, environ: Any) -> None:
     assert not Path(home.state).exists()
 
 
+def test_uninstall_keeps_what_it_cannot_detach_without(command: Any, environ: Any) -> None:
+    """A journal that cannot be read, or a file that cannot be given back: told, exit 1, and the state stays."""
+    home = Home(Path(environ["HOME"]))
+    with at_home(home.path):
+        home.attach("codex")
+    config, journal = home.path / ".codex/config.toml", Path(home.state, attached.JOURNAL)
+    config.chmod(0o400)
+    done = command("--uninstall")
+    assert done.returncode == 1 and "is read-only" in done.stdout + done.stderr and journal.exists()
+    config.chmod(0o600)
+    good = journal.read_bytes()
+    journal.write_bytes(b"{")
+    done = command("--uninstall")
+    assert done.returncode == 1 and "is needed to detach" in done.stdout + done.stderr and journal.exists()
+    journal.write_bytes(good)
+    assert command("--uninstall").returncode == 0
+    assert home.snapshot() == {} and not Path(home.state).exists()
+
+
 def _chatgpt_login() -> str:
     """What Codex keeps after a login, with nothing in it that is anybody's."""
     claims = {"exp": 4102444800, "email": "a@b.example", "https://api.openai.com/auth": {"chatgpt_account_id": "acc", "chatgpt_plan_type": "pro"}}  # fmt: skip
@@ -947,3 +966,19 @@ async def test_the_real_codex_reads_it(
     config.write_text(attached_text)
     assert command("detach", "codex").returncode == 0
     assert config.read_text() == "# mine\n[tui]\n"
+
+
+async def test_the_real_claude_code_reads_it(
+    client: Any, start: Any, command: Any, environ: Any, fake: FakeProvider
+) -> None:
+    """Attached, `claude -p` gets its answer through the daemon with no base URL in its environment."""
+    program = client("claude")
+    assert start("--service").port
+    assert command("attach", "claude").returncode == 0
+    home = Path(environ["HOME"])
+    config = home / ".claude/settings.json"
+    config.write_text(config.read_text().replace("api.anthropic.com", f"127.0.0.1:{fake.port}"))
+    env = claude_environment(home, "")
+    del env["ANTHROPIC_BASE_URL"]
+    assert (await run(program, "-p", "hi", env=env, cwd=home)).strip() == TEXT
+    assert len(fake.requests) == 1

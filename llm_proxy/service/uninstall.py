@@ -56,8 +56,12 @@ class _Uninstall:
 
     def clients(self) -> bool:
         """Whether every attached client has its own configuration back; the state is needed for that."""
+        clients = attached.listed(str(self.state))
+        if not clients and (journal := self.state / attached.JOURNAL).exists():
+            self.steps.say("client", "failed", f"{journal} cannot be read, and is needed to detach clients")
+            return False
         given_back = True
-        for client in attached.listed(str(self.state)):
+        for client in clients:
             text = f"give {client.client} its configuration back: {', '.join(client.files)}"
             given_back &= self.steps.do("client", text, functools.partial(_detach, str(self.state), client.client))
         return given_back
