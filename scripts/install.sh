@@ -35,7 +35,7 @@ usage() {
 }
 
 read_options() {
-    wanted=${LLM_PROXY_VERSION-} dry_run=no options=
+    wanted=${LLM_PROXY_VERSION-} dry_run=no setup_options=
     while [ $# -gt 0 ]; do
         case $1 in
             --version)
@@ -44,7 +44,7 @@ read_options() {
                 shift
                 ;;
             --version=*) wanted=${1#*=} ;;
-            --no-shell) options=--no-shell ;;
+            --no-shell) setup_options=--no-shell ;;
             --dry-run) dry_run=yes ;;
             --help | -h)
                 usage
@@ -295,7 +295,7 @@ switch() {
 setup() {
     code=0
     # shellcheck disable=SC2086  # an option, or nothing
-    "$launcher" --setup $options || code=$?
+    "$launcher" --setup $setup_options || code=$?
     case $code in
         0 | 3 | 4) ;;
         *)
@@ -316,7 +316,7 @@ undo() {
     if [ -n "$before" ]; then
         mv -f "$before" "$launcher"
         # shellcheck disable=SC2086
-        "$launcher" --setup $options >/dev/null 2>&1 || true
+        "$launcher" --setup $setup_options >/dev/null 2>&1 || true
     fi
     rm -f "$draft"
     [ -z "$target" ] || rm -rf "$target"
@@ -336,7 +336,7 @@ plan() {
     if has uv; then say "  with uv"; else say "  with $python"; fi
     say "  into $versions/$label.XXXXXX"
     say "  as $launcher"
-    say "and then run: llm-proxy --setup${options:+ $options}"
+    say "and then run: llm-proxy --setup${setup_options:+ $setup_options}"
     say "Nothing was written."
 }
 
@@ -353,7 +353,7 @@ report() {
         *) say "It is not on your PATH yet:      export PATH=$(quoted "$bin"):\"\$PATH\"" ;;
     esac
     say "Use it in this shell:            eval \"\$($(quoted "$launcher") --env)\""
-    if [ -z "$options" ] && [ "$code" -eq 0 ]; then
+    if [ -z "$setup_options" ] && [ "$code" -eq 0 ]; then
         say "New shells use it by themselves."
     else
         say "In every new shell, add:         if command -v llm-proxy >/dev/null 2>&1; then eval \"\$(llm-proxy --env)\"; fi"
