@@ -130,11 +130,21 @@ class User:
         return self.machine.run(*into, "sh", "-c", f'cd "$HOME" || exit 1\n{script}', check=check, timeout=timeout)
 
     def log_in(self):
-        """Start the user's manager, as a login does."""
-        self.machine.run("systemctl", "start", f"user@{self.uid}.service")
+        """Open a session, which starts the user's manager."""
+        self.machine.run(
+            *("systemd-run", "--quiet", "--collect", f"--unit=login-{self.name}", f"--uid={self.name}"),
+            *("--property=PAMName=login", "sleep", "infinity"),
+        )
+        for _ in range(200):
+            if self.machine.run("systemctl", "is-active", "-q", f"user@{self.uid}", check=False).returncode == 0:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"{self.name} has no manager")
 
     def log_out(self):
-        self.machine.run("systemctl", "stop", f"user@{self.uid}.service")
+        """End the session, and with it the manager, unless the user lingers."""
+        self.machine.run("systemctl", "stop", f"login-{self.name}", check=False)
+        self.machine.run("systemctl", "stop", f"user@{self.uid}.service", check=False)
 
 
 def _dying_with_us(*words):

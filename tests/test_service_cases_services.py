@@ -8,8 +8,10 @@ import json
 import os
 import re
 import shlex
+import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -261,11 +263,7 @@ def _(someone):
     setup(user)
     before, pid = port(user), shown(user, "MainPID")
     provider = fake(user)
-    call = f"curl -sN -m 60 -H 'X-Fake: words=60,delay=0.05' -d '{BODY}' http://127.0.0.1:{before}/anthropic/127.0.0.1:{provider}/v1/messages"
-    user.run(
-        f"{call} > stream 2>&1 & i=0; until grep -q message_start stream; do sleep 0.05; done; systemctl --user restart llm-proxy; wait"
-    )
-    text = user.run("cat stream").stdout
+    text = streamed(user, before, provider, "systemctl --user restart llm-proxy")
     assert text.rstrip().endswith("}") and "message_stop" in text
     assert port(user) == before and shown(user, "MainPID") != pid and called(user, before, provider) == "200"
     return user
@@ -440,7 +438,9 @@ def _(someone):
 def _(someone):
     """Lingering refused is a warning with the one command that allows it, and the receipt does not claim it."""
     user = someone()
+    user.machine.run("systemctl", "mask", "--runtime", "--now", "polkit.service", check=False)
     steps = setup(user)
+    user.machine.run("systemctl", "unmask", "--runtime", "polkit.service", check=False)
     (text,) = [text for name, outcome, text in steps if name == "linger" and outcome == "warning"]
     assert f"sudo loginctl enable-linger {user.name}" in text
     assert json.loads(state(user, "setup.json"))["linger"] is False
@@ -484,11 +484,7 @@ def _(someone):
     user = someone()
     setup(user, "--socket-activation")
     at, provider = port(user), fake(user)
-    call = f"curl -sN -m 60 -H 'X-Fake: words=40,delay=0.05' -d '{BODY}' http://127.0.0.1:{at}/anthropic/127.0.0.1:{provider}/v1/messages"
-    user.run(
-        f"{call} > stream 2>&1 & until grep -q message_start stream; do sleep 0.05; done; llm-proxy --uninstall; wait"
-    )
-    assert "message_stop" in user.run("cat stream").stdout
+    assert "message_stop" in streamed(user, at, provider, "llm-proxy --uninstall")
     assert user.run("cat .llm-provider-logs/*/*/*.jsonl | wc -l").stdout.strip() != "0"
     uninstall(user)
     setup(user)
@@ -545,10 +541,9 @@ while True:
 
 def fake(user):
     """Start the fake provider on the machine; its port."""
-    script = f"cd {ROOT} && {{ {PYTHON} -m tests.fakeprovider > $HOME/provider 2>&1 </dev/null & }}; until grep -q PORT $HOME/provider; do sleep 0.05; done"
+    script = f"cd {ROOT} && {{ {PYTHON} -m tests.fakeprovider > $HOME/provider 2>&1 </dev/null & }}; for i in $(seq 200); do grep -q PORT $HOME/provider && break; sleep 0.05; done"
     user.run(script)
-    found = int(user.run("cut -d ' ' -f 2 provider; rm provider").stdout)
-    return found
+    return int(user.run("cut -d ' ' -f 2 provider; rm provider").stdout)
 
 
 def called(user, port, provider=None):
@@ -556,6 +551,16 @@ def called(user, port, provider=None):
     provider = provider or fake(user)
     url = f"http://127.0.0.1:{port}/anthropic/127.0.0.1:{provider}/v1/messages"
     return user.run(f"curl -s -m 20 -o /dev/null -w '%{{http_code}}' -d '{BODY}' {url}").stdout
+
+
+def streamed(user, port, provider, meanwhile):
+    """What a client gets of a streaming answer (about 2 s) while something happens."""
+    url = f"http://127.0.0.1:{port}/anthropic/127.0.0.1:{provider}/v1/messages"
+    user.run(
+        f"curl -sN -m 60 -H 'X-Fake: words=60; slow=30' -d '{BODY}' {url} > stream 2>&1 & "
+        f"for i in $(seq 200); do grep -q message_start stream && break; sleep 0.05; done; {meanwhile}; wait"
+    )
+    return user.run("cat stream; rm stream").stdout
 
 
 def private_copy(user):
@@ -568,12 +573,12 @@ def private_copy(user):
         f"{user.home}/.local/bin",
         f"{user.home}/.local/state",
     ]
-    site = f"lib/python{'.'.join(map(str, __import__('sys').version_info[:2]))}/site-packages"
+    site = f"lib/python{'.'.join(map(str, sys.version_info[:2]))}/site-packages"
     launcher = (ROOT / "packaging/launcher.sh").read_text().replace("@PYTHON@", shlex.quote(f"{version}/bin/python"))
     write(user, f"{user.home}/launcher", launcher)
     user.run(
         f"v={shlex.quote(version)}; mkdir -p .local/bin .local/state; mkdir -m 700 .local/state/llm-proxy\n"
-        f"{PYTHON} -c 'import sys; print(sys._base_executable)' | xargs -I@ @ -m venv --without-pip \"$v\"\n"
+        f'{Path(PYTHON).resolve()} -m venv --without-pip "$v"\n'
         f"printf '%s\\n%s\\n' {ROOT} {ROOT}/.venv/{site} > \"$v/{site}/checkout.pth\"\n"
         "mv launcher .local/bin/llm-proxy; chmod 755 .local/bin/llm-proxy"
     )

@@ -122,7 +122,7 @@ def parse(arguments: Sequence[str]) -> Options:
     for flag in ("--port", "--host", "--log-dir", "--config"):
         parser.add_argument(flag)
     given = parser.parse_args([_two_dashes(word) for word in arguments])
-    command = next((name for name in _COMMANDS if getattr(given, name) not in (None, False)), "serve")
+    command = next((name for name in _COMMANDS if _is_given(getattr(given, name))), "serve")
     switches = frozenset(name for name in _SWITCHES if getattr(given, name))
     for switch in sorted(switches):
         if command not in _SWITCHES[switch]:
@@ -130,6 +130,10 @@ def parse(arguments: Sequence[str]) -> Options:
             raise UsageError(f"--{switch.replace('_', '-')} goes with {goes_with}")
     flags = {name: getattr(given, name) for name in ("port", "host", "log_dir") if getattr(given, name) is not None}
     return Options(command, given.config, given.json, flags, switches, given.announce_socket)
+
+
+def _is_given(value: object) -> bool:
+    return value is not None and value is not False  # port 0 is given
 
 
 def _two_dashes(word: str) -> str:

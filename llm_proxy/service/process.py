@@ -112,7 +112,9 @@ def is_of_this_installation(pid: int) -> bool:
 
 def _leads_to(launcher: Path, own: Path) -> bool:
     try:
-        return launcher.resolve() == own.resolve() or sys.prefix.encode() in launcher.read_bytes()[:65536]
+        # the launcher is a script that names our interpreter, in the shell's quotes
+        text = launcher.read_bytes()[:65536].replace(b"'\\''", b"'").replace(b"'\"'\"'", b"'")
+        return launcher.resolve() == own.resolve() or os.fsencode(sys.prefix) in text
     except OSError:
         return False
 

@@ -22,6 +22,8 @@ from llm_proxy.service.setup import unit_folder, why_not
 from llm_proxy.service.steps import Steps
 from llm_proxy.service.supervise import Supervisor
 
+_UNITS = (units.SOCKET, units.SERVICE, units.SAFE)  # stopped in this order, none starts another again
+_LINKS = {units.SOCKET: "sockets.target.wants", units.SERVICE: "default.target.wants"}
 _SETTLE_LIMIT = 60.0  # seconds for the keeper to turn a journal into log files
 
 
@@ -74,18 +76,25 @@ class _Uninstall:
 
     def _systemd(self) -> None:
         steps, folder = self.steps, unit_folder()
-        names = [name for name in (units.SOCKET, units.SERVICE, units.SAFE) if (folder / name).exists()]
-        manager = systemd.Systemd(self.environ)
-        if names and manager.trouble:
-            steps.say("service", "warning", f"no systemd for this user: {manager.trouble}")
-        if names and not manager.trouble:
+        links = [folder / place / name for name, place in _LINKS.items()]
+        linked = {link.name for link in links if link.is_symlink()}
+        names = [name for name in _UNITS if name in linked or (folder / name).exists()]
+        manager = systemd.Systemd(self.environ) if names else None
+        if manager is not None and not manager.trouble:
             steps.do("service", f"stop and disable {', '.join(names)}", lambda: _disable(manager, names))
+        elif manager is not None:
+            steps.say("service", "warning", f"no systemd for this user: {manager.trouble}")
+        for link in links:
+            if link.is_symlink() and not steps.dry_run:  # systemctl leaves it where the unit's file is gone
+                steps.do("file", f"remove {link}", link.unlink)
+                with contextlib.suppress(OSError):
+                    link.parent.rmdir()
         for path in map(Path, self.receipt.files):
             self._remove(path)
-        if names and not manager.trouble:
+        if manager is not None and not manager.trouble:
             steps.do("manager", "tell systemd that they are gone", lambda: manager.tell("daemon-reload"))
         if self.receipt.linger and systemd.lingers():
-            steps.do("linger", "no longer run without a login", manager.disable_linger)
+            steps.do("linger", "no longer run without a login", systemd.Systemd(self.environ).disable_linger)
 
     def _launchd(self) -> None:
         if launchd.available():
@@ -158,9 +167,13 @@ def _detach(state: str, client: str) -> None:
 
 
 def _disable(manager: systemd.Systemd, names: list[str]) -> None:
-    """Stop them in an order in which none starts another, and take them out of every login."""
-    manager.tell("disable", "--quiet", *names)
-    manager.tell("stop", *names)
+    """Stop them, and take them out of every login."""
+    with contextlib.suppress(SetupFailed):  # one whose file is gone; its link is removed after this
+        manager.tell("disable", "--quiet", *names)
+    if running := [name for name in names if manager.show(name, "ActiveState") not in ("", "inactive", "failed")]:
+        manager.tell("stop", *running)
+    with contextlib.suppress(SetupFailed):  # there is nothing to reset
+        manager.tell("reset-failed", *names)
 
 
 async def _settle(folders: list[Path], logs: Path, state_folder: Path) -> None:
