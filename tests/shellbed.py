@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -22,7 +21,7 @@ LAUNCHER = (ROOT / "packaging/launcher.sh").read_text()
 INSTANCE = "0123456789abcdef0123456789abcdef"
 VARIABLES = tuple(environment.VARIABLES)
 PROMPT = "PROMPT> "
-PATIENCE = 20  # seconds for a shell on a loaded machine
+PATIENCE = 10  # seconds for a shell on a loaded machine
 
 # How each shell is started with the user's rc files and nobody else's.
 SHELLS = {
@@ -72,7 +71,14 @@ class Home:
         self.path = path
         self.state = path / ".local/state/llm-proxy"
         self.launcher = path / ".local/bin/llm-proxy"
-        self.environ = {"HOME": str(path), "PATH": f"{path}/.local/bin:{os.environ['PATH']}", "TERM": "dumb", "LANG": "C.UTF-8"}
+        self.environ = {
+            "HOME": str(path),
+            "PATH": f"{path}/.local/bin:{os.environ['PATH']}",
+            "TERM": "dumb",
+            "LANG": "C.UTF-8",
+            "HISTFILE": "",
+            "fish_history": "",
+        }
         self._stack = contextlib.ExitStack()
         state.prepare(str(self.state))
         self._install()
@@ -128,10 +134,9 @@ class Home:
         return process
 
     def end(self, process):
-        if process.poll() is None:
-            process.kill()
-            process.send_signal(signal.SIGCONT)
-        process.communicate()
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
     def run_line(self):
         return (self.state / "run").read_text()
@@ -205,6 +210,7 @@ class Shell:
     def says(self, line):
         """What a line prints, into a file: no shell's own editing gets in between."""
         out = self.home.path / "said"
+        out.unlink(missing_ok=True)  # the shell may refuse to overwrite it
         self.do(f"{line} > ~/said 2>&1")
         return out.read_text()
 

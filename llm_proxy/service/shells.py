@@ -29,7 +29,11 @@ _LARGEST_FILE = 16 * 2**20  # bytes; no rc file is
 _PATH = 'case ":${PATH-}:" in *":${HOME-}/.local/bin:"*) ;; *) PATH="${HOME-}/.local/bin${PATH:+:$PATH}" ;; esac\n'
 _POSIX = 'if \\command -v llm-proxy >/dev/null 2>&1; then \\eval "$(llm-proxy --env --shell {} 2>/dev/null)"; fi\n'
 _FISH_PATH = "contains -- $HOME/.local/bin $PATH; or set -gx PATH $HOME/.local/bin $PATH\n"
-_FISH = "status is-interactive; and command -q llm-proxy; and llm-proxy --env --shell fish 2>/dev/null | source\n"
+# fish itself complains, wherever its stderr goes, of a program that cannot be executed; sh does so on its own stderr
+_FISH = (
+    "status is-interactive; and command -q llm-proxy"
+    "; and sh -c 'exec llm-proxy --env --shell fish' 2>/dev/null | source\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +163,7 @@ def _setup_one(steps: Steps, target: Target) -> bool:
         if raw is None and not target.create:
             steps.say("shell", "unchanged", f"{target.path} leads to no file")
             return True
-        wanted = block.patch(raw, body.encode(), len(_missing_folders(target.path)))
+        wanted = block.patch(raw, body.encode(), len(_missing_folders(Path(os.path.realpath(target.path)))))
         if wanted != raw and not steps.dry_run:
             _write(target.path, wanted)
     except (OSError, LlmProxyError) as exc:
@@ -175,9 +179,11 @@ def _setup_one(steps: Steps, target: Target) -> bool:
 
 
 def _unsetup_one(steps: Steps, path: Path) -> bool:
+    if not path.is_file():
+        return True
     try:
-        raw = _read(path)
-        if raw is None or not (found := block.blocks(raw)):
+        raw = path.read_bytes()
+        if not (found := block.blocks(raw)):
             return True
         wanted = block.unpatch(raw)
         ours = not wanted and any(one.made for one in found)
