@@ -7,8 +7,8 @@ number() { case $1 in '' | 0* | *[!0123456789]* | ????????????????????*) return 
 
 # Reads `run` into port, pid, ticks, boot, instance. False unless it is small, ours alone and exactly in its form.
 read_run() {
-    [ -f "$state/run" ] && [ ! -h "$state/run" ] && [ -O "$state/run" ] || return 1
-    # shellcheck disable=SC2046  # fields: mode links uid gid size
+    [ -f "$state/run" ] && [ -O "$state/run" ] || return 1
+    # shellcheck disable=SC2046  # fields: mode links uid gid size; the mode tells a link too
     set -- $(cd "$state" && LC_ALL=C PATH=/usr/bin:/bin:$PATH ls -ln run)
     case ${1-} in -r[w-][x-]------*) ;; *) return 1 ;; esac
     [ "$5" -le 256 ] || return 1
@@ -17,7 +17,7 @@ read_run() {
     # shellcheck disable=SC2086  # words
     set -f -- $line
     set +f
-    [ $# -eq 6 ] && [ "$line" = "1 $2 $3 $4 $5 $6" ] || return 1
+    [ "$line" = "1 ${2-} ${3-} ${4-} ${5-} ${6-}" ] || return 1
     port=$2 pid=$3 ticks=$4 boot=$5 instance=$6
     number "$port" && number "$pid" && [ ${#port} -le 5 ] && [ "$port" -le 65535 ] || return 1
     case $instance in *[!0123456789abcdef]*) return 1 ;; ????????????????*) ;; *) return 1 ;; esac

@@ -224,8 +224,10 @@ def test_a_new_shell(home, arrange, shell):
 
 @pytest.mark.parametrize("arrange", STATE_ROWS)
 def test_the_launcher_says_what_python_says(home, arrange):
-    """In each state, under every sh, byte for byte: plain, with each shell's form, and undone; quickly, exit 0."""
+    """In each state, under every sh, byte for byte, without starting it: plain, with each shell's form, and undone."""
     port = arrange(home)
+    started = home.path.parent / "python-started"
+    (home.path.parent / "installed/bin/python").write_text(f"#!/bin/sh\ntouch {started}\n")
     python = [sys.executable, "-I", "-m", "llm_proxy"]
     environ = {
         "OPENAI_BASE_URL": MINE,
@@ -245,7 +247,7 @@ def test_the_launcher_says_what_python_says(home, arrange):
             begun = time.monotonic()
             assert _output(home, [*shell, str(home.launcher), *words], environ) == expected, shell
             assert time.monotonic() - begun < WIDE
-    assert not list(home.path.rglob("pwned"))
+    assert not list(home.path.rglob("pwned")) and not started.exists()
 
 
 def _output(home, command, environ):
