@@ -63,7 +63,7 @@ class Machine:
     def run(self, *command, check=True, timeout=60):
         """A command as root; the completed process, output as text."""
         done = subprocess.run(
-            ["nsenter", "-t", str(self._init), *"-m -p -u -i -n -C -r -w --".split(), *map(str, command)],
+            ["nsenter", f"--target={self._init}", *_SPACES, "--root", "--wd", "--", *map(str, command)],
             capture_output=True,
             text=True,
             timeout=timeout,

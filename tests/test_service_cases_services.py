@@ -491,7 +491,7 @@ def _(someone):
     user.run(f"rm {UNIT} .local/state/llm-proxy/setup.json")
     uninstall(user)
     assert user.run("systemctl --user list-units --all 'llm-proxy*' --no-legend").stdout == ""
-    assert user.run("pgrep -u $(id -u) -f llm_proxy", check=False).stdout == ""
+    assert user.run("pgrep -u $(id -u) -f 'llm.prox[y] --service|llm_proxy.keepe[r]'", check=False).stdout == ""
     return user
 
 

@@ -101,7 +101,7 @@ class Daemon:
             log.warning("%s", warning)
         self._announce()
         loop = asyncio.get_running_loop()
-        work = (self._retry_journal(proxy), self._settle_the_dead(), self._lead_clients())
+        work = (self._retry_journal(proxy), self._settle_the_dead(), self._lead_clients(), self._first_run())
         chores = [loop.create_task(chore) for chore in work]
         self.manager.ready(self.status)
         await self._stop.wait()
@@ -170,6 +170,9 @@ class Daemon:
 
     async def _lead_clients(self) -> None:
         """Nobody's configuration leads to a foreground run."""
+
+    async def _first_run(self) -> None:
+        """For a service, what its package manager could not do at installation."""
 
     async def _retry_journal(self, proxy: Proxy) -> None:
         while self.journal is None:
@@ -310,6 +313,10 @@ class Service(Daemon):
         if self._line and attached.astray(self._folder, self.listeners.port):
             await asyncio.to_thread(_lead, self._folder, self.listeners.port)
 
+    async def _first_run(self) -> None:
+        if self._line and os.environ.get("LLM_PROXY_FIRST_RUN") == "shell":
+            await asyncio.to_thread(_set_up_shells_once, self._folder)
+
     def _withdraw(self) -> None:
         if self._lock is not None:
             crashes.forget(self._folder)
@@ -325,6 +332,25 @@ class Service(Daemon):
     def _journal_folders(self) -> Iterator[Path]:
         yield Path(paths.journal_folder(self.role))
         yield from super()._journal_folders()
+
+
+def _set_up_shells_once(folder: str) -> None:
+    """Started by Homebrew, which sets up no shell itself; the receipt says that it is done."""
+    import subprocess
+
+    from llm_proxy.service import receipt
+
+    if receipt.load(folder) is not None:
+        return
+    command = [sys.executable, "-I", "-m", "llm_proxy", "--setup-shell"]
+    try:
+        receipt.Receipt(folder, autostart="brew").save()
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+    except (LlmProxyError, OSError, subprocess.TimeoutExpired) as exc:
+        log.error("new shells were not set up: %s; `llm-proxy --setup-shell` does it", exc)
+        return
+    for line in done.stdout.splitlines():
+        log.info("first run: %s", line)
 
 
 def _lead(folder: str, port: int) -> None:
