@@ -300,6 +300,7 @@ setup() {
         0 | 3 | 4) ;;
         *)
             [ -n "$before" ] || target=
+            tail -n 5 "$state/daemon.log" >&2 2>/dev/null || true
             die "setup failed, see above${before:+; the version before it is put back}"
             ;;
     esac
@@ -315,8 +316,9 @@ undo() {
     trap '' INT TERM HUP
     if [ -n "$before" ]; then
         mv -f "$before" "$launcher"
+        # its daemon must not inherit signals that are ignored
         # shellcheck disable=SC2086
-        "$launcher" --setup $setup_options >/dev/null 2>&1 || true
+        (trap - INT TERM HUP; exec "$launcher" --setup $setup_options) >/dev/null 2>&1 || true
     fi
     rm -f "$draft"
     [ -z "$target" ] || rm -rf "$target"

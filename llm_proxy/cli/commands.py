@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str]) -> None:
     except LlmProxyError as exc:
         print(f"llm-proxy: {exc}", file=sys.stderr)
         status = _STATUS.get(type(exc), 1)
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's last flush complains
         status = 0

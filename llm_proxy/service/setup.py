@@ -225,8 +225,17 @@ class _Setup:
             return
         if pid:
             steps.do("daemon", f"stop the running daemon (pid {pid})", lambda: process.stop(self.state, pid))
-        command = (self.program, "--service")
-        steps.do("daemon", "start it", lambda: process.start_detached(command, self.state))
+        steps.do("daemon", "start it", self._start_detached)
+
+    def _start_detached(self) -> None:
+        """Again where a daemon of another version was quicker, as after an upgrade that was broken off."""
+        for _ in range(2):
+            process.start_detached((self.program, "--service"), self.state)
+            pid = process.wait_until_it_answers(self.state).pid
+            if process.is_of_this_installation(pid):
+                return
+            process.stop(self.state, pid)
+        raise SetupFailed(f"a daemon of another installation comes first (pid {pid})")
 
     def shells(self) -> bool:
         """Whether new shells will find the daemon."""
