@@ -161,7 +161,8 @@ env_here() {
 env_or_python() {
     exec 2>/dev/null # no state of the machine may put a message into the start of a shell
     env_here "$@"
-    exec @PYTHON@ -I -c 'from llm_proxy.cli.main import main; main()' "$@"
+    @PYTHON@ -I -c 'from llm_proxy.cli.main import main; main()' "$@"
+    exit 0
 }
 
 # Nothing is assigned out here: `run` hands its environment on.

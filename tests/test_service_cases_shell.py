@@ -250,6 +250,13 @@ def test_the_launcher_says_what_python_says(home, arrange):
     assert not list(home.path.rglob("pwned")) and not started.exists()
 
 
+@pytest.mark.parametrize("shell", SH, ids=lambda words: words[-1].rpartition("/")[2])
+def test_D29_no_python_is_no_error(home, shell):
+    """Where Python is needed and gone (HOME is unset), `--env` says nothing and exits 0."""
+    shutil.rmtree(home.path.parent / "installed")
+    assert _output(home, [*shell, str(home.launcher), "--env"], {"HOME": ""}) == b""
+
+
 def _output(home, command, environ):
     """What a command prints. It must exit 0 and keep stderr empty."""
     done = subprocess.run(command, env=home.environ | environ, cwd=home.path, capture_output=True, timeout=30)
@@ -563,6 +570,27 @@ def test_D01_D14_an_open_shell_follows_the_daemon(home, shell):
 
 
 @pytest.mark.parametrize("shell", HOOKED)
+def test_D04_D09_an_open_shell_sees_a_daemon_that_hangs(home, shell):
+    """Stopped, it is left at the next prompt; continued, it is used again; a zombie is dead."""
+    home.patch(shell)
+    daemon = home.daemon()
+    opened = home.shell(shell)
+    for number, expected in ((signal.SIGSTOP, {}), (signal.SIGCONT, home.urls(daemon.port)), (signal.SIGKILL, {})):
+        daemon.send_signal(number)
+        _await_state(daemon.pid, {signal.SIGSTOP: "T", signal.SIGCONT: "S", signal.SIGKILL: "Z"}[number])
+        opened.prompt()
+        assert opened.variables() == expected
+
+
+def _await_state(pid, letter):
+    """A signal to another process takes effect when the kernel gets to it."""
+    deadline = time.monotonic() + 10
+    while state._process(pid, "/proc")[0].decode() != letter:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("shell", HOOKED)
 def test_D14_an_open_shell_outlives_the_program(home, shell):
     """Uninstalled: the prompt drops the variables without the command, and says nothing."""
     home.patch(shell)
@@ -673,6 +701,12 @@ def test_what_the_rc_file_has_set_does_not_matter(home, shell, text):
     shown = opened.do("")
     assert "llm_proxy" not in shown and "ALIASED" not in shown
     assert opened.variables() == {}
+    if shell != "fish":
+        opened.do("false && true")  # no failure to `set -e`, and $? is 1
+    daemon = home.daemon()
+    shown = opened.do("")
+    assert "llm_proxy" not in shown and "ALIASED" not in shown
+    assert opened.variables() == home.urls(daemon.port)
     assert opened.exit(0) == 0
 
 
@@ -697,7 +731,7 @@ def test_D27_a_readonly_prompt_command(home):
 @pytest.mark.parametrize("shell", HOOKED)
 def test_D27_status_and_last_argument_are_kept(home, shell):
     """What the user's prompt and next line see of the last command is what it left."""
-    home.patch(shell, after="PROMPT_COMMAND='SEEN=$?'\n" if shell == "bash" else "")
+    home.patch(shell, before="PROMPT_COMMAND='SEEN=$? LAST=$_'\n" if shell == "bash" else "")
     home.daemon()
     opened = home.shell(shell)
     status, last = ("$status", "") if shell == "fish" else ("$?", " $_")
@@ -709,6 +743,8 @@ def test_D27_status_and_last_argument_are_kept(home, shell):
     if shell == "bash":
         opened._pty.sendline("(exit 9)")
         assert "seen=9." in opened.do("echo seen=$SEEN.")
+        opened._pty.sendline("echo one two")
+        assert "last=two." in opened.do("echo last=$LAST.")
 
 
 @pytest.mark.parametrize("shell", HOOKED)
@@ -782,7 +818,17 @@ def test_D28_a_login_shell_whose_path_comes_later(home):
 @pytest.mark.parametrize("left", ["nothing", "launcher", "broken"])
 def test_D29_the_program_is_gone_and_the_block_is_left(home, shell, left):
     """No message, no delay: the command is gone, or what it needs is, or it is no program any more."""
-    home.patch(shell)
+    handler = {
+        "bash": "command_not_found_handle",
+        "zsh": "command_not_found_handler",
+        "fish": "fish_command_not_found",
+    }[shell]
+    home.patch(
+        shell,
+        before=f"function {handler}; touch ~/asked; end\n"
+        if shell == "fish"
+        else f"{handler}() {{ touch ~/asked; }}\n",
+    )
     alive(home)
     if left == "nothing":
         home.launcher.unlink()
@@ -793,6 +839,7 @@ def test_D29_the_program_is_gone_and_the_block_is_left(home, shell, left):
     opened = home.shell(shell)
     assert opened.greeting == "" and opened.took < WIDE
     assert left == "launcher" or opened.variables() == {}
+    assert not (home.path / "asked").exists()  # distributions search for a package there, which takes its time
 
 
 def test_D30_fish_without_a_file(home):

@@ -2,6 +2,7 @@
 # without starting a process. What it gave is dropped here; only to follow a daemon that has come or moved is the command
 # asked. LLM_PROXY_NO_HOOK=1 stops it.
 set -g _llm_proxy_run $HOME/.local/state/llm-proxy/run
+set -g _llm_proxy_command (command -s llm-proxy) # config.fish is still to come, and may set another PATH
 set -g _llm_proxy_boot ''
 test -r /proc/sys/kernel/random/boot_id; and read -g _llm_proxy_boot </proc/sys/kernel/random/boot_id
 
@@ -34,5 +35,5 @@ function _llm_proxy_prompt --on-event fish_prompt
     _llm_proxy_drop OPENAI_API_BASE /openai/api.openai.com/v1
     _llm_proxy_drop GOOGLE_GEMINI_BASE_URL /gemini/generativelanguage.googleapis.com
     set -g _llm_proxy_port $_llm_proxy_found
-    test -z "$_llm_proxy_found"; or env LLM_PROXY_NO_HOOK=1 llm-proxy --env --shell fish 2>/dev/null | source
+    test -z "$_llm_proxy_found"; or env LLM_PROXY_NO_HOOK=1 $_llm_proxy_command --env --shell fish 2>/dev/null | source
 end
