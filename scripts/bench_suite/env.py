@@ -1,4 +1,4 @@
-"""What `llm-proxy --env` costs a new shell, and its hook a prompt: as scripts/install.sh leaves them, in an own home."""
+"""What `llm-proxy --env` costs a new shell, and its hook a prompt: as scripts/install.sh leaves them, in a new home."""
 
 from __future__ import annotations
 
