@@ -75,13 +75,19 @@ def shell_files(scene: Scene) -> Iterator[Finding]:
                 yield note(text, edit(path, number))
             elif environment.is_ours(name, value) or _is_dead(value):
                 yield problem(f"{path}:{number} sets {name} to {shown(value)}, where none listens", edit(path, number))
+    yield from _blocks(scene)
+
+
+def _blocks(scene: Scene) -> Iterator[Finding]:
     found = [target.path for target in shells.targets(scene.environ, scene.platform) if target.path.exists()]
+    whole = True
     for path in found:
         try:
             block.blocks(path.read_bytes())
         except (LlmProxyError, OSError) as exc:
+            whole = False
             yield problem(f"{path}: {exc}", edit(path))
-    if receipt.load(scene.state) and found and not shells.patched(scene.environ):
+    if whole and found and receipt.load(scene.state) and not shells.patched(scene.environ):
         yield note("no file of your shells has our lines, so new shells do not use it", "llm-proxy --setup-shell")
 
 
