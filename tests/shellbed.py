@@ -80,6 +80,7 @@ class Home:
             "fish_history": "",
         }
         self._stack = contextlib.ExitStack()
+        self.later = self._stack.callback  # what is to be done when the test has ended
         state.prepare(str(self.state))
         self._install()
 
@@ -129,7 +130,7 @@ class Home:
             stdout=subprocess.PIPE,
             cwd=ROOT,
         )
-        self._stack.callback(self.end, process)
+        self.later(self.end, process)
         process.port = int(process.stdout.readline())
         return process
 
@@ -150,7 +151,7 @@ class Home:
     def shell(self, shell, arguments=None, **environ):
         """A new interactive shell at its first prompt."""
         opened = Shell(self, arguments or SHELLS[shell], self.environ | environ)
-        self._stack.callback(opened.close)
+        self.later(opened.close)
         return opened
 
     def urls(self, port):

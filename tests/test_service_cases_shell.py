@@ -89,7 +89,7 @@ def other_server(home):
     daemon.kill()
     daemon.wait()
     link = socket.create_server(("127.0.0.1", daemon.port))
-    home._stack.callback(link.close)
+    home.later(link.close)
 
     def answer():
         while True:
@@ -285,8 +285,8 @@ def test_without_proc(home, shell, tmp_path):
 def health(home, instance):
     """A thread that answers /health as the daemon `instance`, and a state file that names it and this process."""
     link = socket.create_server(("127.0.0.1", 0))
-    home._stack.callback(link.close)
-    facts = SimpleNamespace(port=link.getsockname()[1], instance=instance, silent=False, held=[])
+    home.later(link.close)
+    facts = SimpleNamespace(port=link.getsockname()[1], instance=instance, silent=False)
     home.set_run(f"1 {facts.port} {os.getpid()} 0 - {instance}\n")
 
     def answer():
@@ -296,7 +296,7 @@ def health(home, instance):
             except OSError:
                 return
             if facts.silent:
-                facts.held.append(peer)
+                home.later(peer.close)
                 continue
             with peer:
                 peer.recv(4096)
