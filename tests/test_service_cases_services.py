@@ -150,7 +150,7 @@ def _(someone):
     assert steps[-1] == ("running", "done", f"llm-proxy runs on http://127.0.0.1:{port(user)}")
     assert health(user)["pid"] == int(shown(user, "MainPID"))
     pid = shown(user, "MainPID")
-    assert shown(user, "UnitFileState") == "enabled"
+    assert shown(user, "UnitFileState") == "enabled" and shown(user, "WatchdogUSec") == "30s"
     again = setup(user)
     assert {outcome for name, outcome, _ in again if name in ("file", "daemon")} == {"unchanged"}
     assert shown(user, "MainPID") == pid
@@ -191,6 +191,8 @@ def _(someone):
     write(user, DROP_IN, "[Service]\nWatchdogSec=2\n")
     setup(user)
     before, pid = port(user), shown(user, "MainPID")
+    time.sleep(3)  # longer than the watchdog's patience: the daemon feeds it
+    assert shown(user, "NRestarts") == "0" and shown(user, "MainPID") == pid
     user.run(f"kill -STOP {pid}")
     assert user.run("llm-proxy --env").stdout == ""
     new_pid(user, pid)
@@ -492,6 +494,21 @@ def _(someone):
     uninstall(user)
     assert user.run("systemctl --user list-units --all 'llm-proxy*' --no-legend").stdout == ""
     assert user.run("pgrep -u $(id -u) -f 'llm.prox[y] --service|llm_proxy.keepe[r]'", check=False).stdout == ""
+    return user
+
+
+@case("D47-uninstall-without-manager")
+def _(someone):
+    """Nothing is left although there is no manager to tell."""
+    user = someone()
+    before = user.run(SNAPSHOT).stdout
+    user.machine.run("loginctl", "disable-linger", user.name)
+    setup(user)
+    user.machine.run("loginctl", "disable-linger", user.name)
+    user.log_out()
+    steps = uninstall(user)
+    assert "warning" in outcomes(steps, "service")
+    assert user.run(SNAPSHOT).stdout == before
     return user
 
 
