@@ -94,9 +94,11 @@ class Machine:
         self._holder.stdin.close()
         self._holder.wait()
         self._holder.stdout.close()
-        for folder, _, _ in os.walk(self._cgroup, topdown=False):
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
+        deadline = time.monotonic() + 10
+        while self._cgroup.exists() and time.monotonic() < deadline:  # its last processes may still be on their way out
+            for folder, _, _ in os.walk(self._cgroup, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
 
     def _is_up(self):
         with contextlib.suppress(OSError, ValueError, AssertionError):
