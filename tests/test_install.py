@@ -76,6 +76,7 @@ def test_install_upgrade_and_a_build_that_does_not_run(checkout, home):
     assert done.returncode == 0, done.stderr
     for words in ("RUNNING", "is installed", "not on your PATH yet", "--env"):
         assert words in done.stdout
+    assert not (home / ".cache").exists(), "no cache of pip's is left where there was none"
     first = _status(home)
     assert first["running"] and stat.S_IMODE((home / ".local/state/llm-proxy/daemon.log").stat().st_mode) == 0o600
     exports = _command(home, "--env")

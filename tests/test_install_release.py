@@ -76,9 +76,10 @@ def test_a_life_of_releases(person, releases, serve, page):
     files = person.rc_files()
     works = person.status()
 
-    # A new build that does not run, then one whose daemon ends at once.
+    # New builds: one does not run, one is another version than it says, the daemon of one ends at once.
     for module, text, words in (
         ("llm_proxy/cli/main.py", "\nraise SystemExit('broken')\n", "the new build does not run; nothing was changed"),
+        ("llm_proxy/__init__.py", "\n__version__ = '0'\n", "the new build does not run; nothing was changed"),
         (
             "llm_proxy/service/daemon.py",
             "\ndef run(*_, **__): raise SystemExit(9)\n",

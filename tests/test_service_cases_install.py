@@ -123,12 +123,12 @@ def _(world, name):
     gone(world.fresh)
 
 
-@case("D38-read-only-tmp")
+@case("D38-full-tmp")
 def _(world, name):
     """It needs no room there."""
     tmp = world.folder / "tmp"
     tmp.mkdir()
-    installed(world.fresh, world.script(), prefix=mounted(tmp, "ro"), TMPDIR=tmp)
+    installed(world.fresh, world.script(), prefix=mounted(tmp, "size=4k"), TMPDIR=tmp)
     gone(world.fresh)
 
 
