@@ -249,7 +249,8 @@ def test_uv_first_and_pip_after_it(person, releases, serve, tmp_path, uv):
     """A uv that fails is said, and pip does it."""
     if uv == "broken":
         stub(tmp_path / "bin", "uv", "exit 3")
-    changes = {"UV_NO_INDEX": "1", "UV_FIND_LINKS": releases.wheels}
+    (tmp_path / "uv.toml").write_text(f"no-index = true\nfind-links = ['{releases.wheels}']\n")
+    changes = {"UV_CONFIG_FILE": tmp_path / "uv.toml"}
     path = f"{tmp_path}/bin:{os.environ['PATH']}"
     done = person.install(serve(releases.page).script, "--no-shell", PATH=path, **changes)
     assert done.returncode == 4, done.stdout + done.stderr
