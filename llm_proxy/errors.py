@@ -27,5 +27,17 @@ class AlreadyRunning(LlmProxyError):
     """Another daemon of this user serves already; it keeps serving."""
 
 
+class CrashLoop(LlmProxyError):
+    """The daemon crashed several times in a row. Safe mode can carry calls on the same port."""
+
+
+class SetupFailed(LlmProxyError):
+    """A step of setup or uninstall could not be done. The steps before it hold, and both can be run again."""
+
+
 class StateUnusable(LlmProxyError):
     """The state folder cannot be made, or is not ours alone. Traffic can still be carried without it."""
+
+
+class CannotAttach(LlmProxyError):
+    """A client's configuration cannot be edited, or not safely. It is as it was."""

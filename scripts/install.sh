@@ -1,71 +1,239 @@
 #!/bin/sh
-# Install this checkout for the current user: an environment of its own, a launcher on the PATH, the daemon started.
-# Run it again to upgrade. Nothing is switched before the new build has run. The last line calls main, so that half a
-# file does nothing.
+# Install llm-proxy for the current user: an environment of its own, a launcher on the PATH, then `llm-proxy --setup`.
+# From a checkout it installs that checkout; piped from the web, or with a version, a release:
+#   curl -fsSL URL/install.sh | sh -s -- [--version V] [--no-shell] [--dry-run]
+# Run it again to upgrade or downgrade. Nothing is switched before the new build has run, and what fails or is broken
+# off after that switches back. The last line calls main, so that half a file does nothing.
+#
+# Exit status: 0 it runs; 1 not installed; 3 installed, but the shells' files could not be edited; 4 installed, but
+# nothing starts it by itself.
 
+[ -z "${ZSH_VERSION-}" ] || emulate sh
 set -eu
+umask 077
+
+# Where releases lie: PUBLISHED/latest/download/FILE and PUBLISHED/download/vVERSION/FILE. A release fills it in.
+published=
 
 say() { printf '%s\n' "$*"; }
-die() { printf 'install.sh: %s\n' "$*" >&2; exit 1; }
-pause() { sleep 0.2 2>/dev/null || sleep 1; }
+warn() { printf 'install.sh: %s\n' "$*" >&2; }
+die() {
+    warn "$*"
+    exit 1
+}
+has() { command -v "$1" >/dev/null 2>&1; }
 
 # A word in single quotes, for a shell to read back as it is.
 quoted() { printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"; }
+
+usage() {
+    say "usage: install.sh [--version V] [--no-shell] [--dry-run]"
+    say "  --version V   that release (or LLM_PROXY_VERSION=V); the newest by default, from a checkout the checkout"
+    say "  --no-shell    leave the shells' files alone"
+    say "  --dry-run     only say what would be done"
+    say "LLM_PROXY_BASE_URL says where releases lie, PYTHON which Python to use."
+}
+
+read_options() {
+    wanted=${LLM_PROXY_VERSION-} dry_run=no setup_options=
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --version)
+                [ $# -gt 1 ] || die "--version takes a version"
+                wanted=$2
+                shift
+                ;;
+            --version=*) wanted=${1#*=} ;;
+            --no-shell) setup_options=--no-shell ;;
+            --dry-run) dry_run=yes ;;
+            --help | -h)
+                usage
+                exit 0
+                ;;
+            *)
+                usage >&2
+                die "there is no option $1"
+                ;;
+        esac
+        shift
+    done
+    wanted=${wanted#v}
+    case $wanted in '' | [0-9]*) ;; *) die "'$wanted' is not a version" ;; esac
+    case $wanted in *[!0-9A-Za-z.+]*) die "'$wanted' is not a version" ;; esac
+}
+
+check_system() {
+    case $(uname -s) in
+        Linux | Darwin) ;;
+        *) die "llm-proxy runs on Linux, macOS and WSL; this is $(uname -s). Nothing was written" ;;
+    esac
+}
 
 check_user() {
     if [ "$(id -u)" -eq 0 ] && [ -n "${SUDO_USER:-}" ]; then
         die "run it as yourself, without sudo: it installs into your own home and would leave root's files there"
     fi
-    case "${HOME:-}" in
+    case ${HOME:-} in
         /*) ;;
         *) die "HOME must be an absolute path, it is '${HOME:-}'" ;;
     esac
+    [ "$(printf '%s' "$HOME" | wc -l)" -eq 0 ] || die "your home has a line break in its name"
     [ -d "$HOME" ] || die "your home $HOME does not exist"
-}
-
-places() {
-    checkout=$(cd "$(dirname "$0")/.." && pwd)
-    [ -f "$checkout/llm_proxy/__init__.py" ] || die "$checkout is not a checkout of llm-proxy"
-    version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$checkout/llm_proxy/__init__.py")
-    versions=${XDG_DATA_HOME:-$HOME/.local/share}/llm-proxy/versions
+    [ -O "$HOME" ] || die "your home $HOME belongs to somebody else; use your own account, without sudo or su"
+    case ${XDG_DATA_HOME:-} in /*) data=$XDG_DATA_HOME ;; *) data=$HOME/.local/share ;; esac
+    versions=$data/llm-proxy/versions
     state=$HOME/.local/state/llm-proxy
     bin=$HOME/.local/bin
     launcher=$bin/llm-proxy
+    if [ -h "$launcher" ] || { [ -e "$launcher" ] && ! grep -q /llm-proxy/versions/ "$launcher"; }; then
+        die "$launcher is there and was not put there by this script; remove it (uv tool uninstall? pipx uninstall?) first"
+    fi
 }
 
-# The interpreter behind the first command that is Python 3.11 or newer; a shim may be there and not work.
+# -- what to install -----------------------------------------------------------------------------------------------
+
+find_source() {
+    checkout=
+    case $0 in *install.sh) checkout=$(cd "$(dirname "$0")/.." && pwd) ;; esac
+    if [ -z "$wanted" ] && [ -n "$checkout" ] && [ -f "$checkout/llm_proxy/__init__.py" ]; then
+        version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$checkout/llm_proxy/__init__.py")
+        label=$version-checkout source=$checkout template=$checkout/packaging/launcher.sh url=
+    else
+        find_release
+        label=$version
+    fi
+}
+
+# The version, the address and the sum of the release's archive, from its list of sums.
+find_release() {
+    base=${LLM_PROXY_BASE_URL:-$published}
+    base=${base%/}
+    [ -n "$base" ] || die "this is no release's install.sh; say where releases lie: LLM_PROXY_BASE_URL=https://..."
+    # A secure address may not lead to an insecure one.
+    case $base in https:*) only_https="--proto =https" ;; *) only_https= ;; esac
+    for sha in sha256sum shasum openssl ''; do ! has "$sha" || break; done
+    [ -n "$sha" ] || die "sha256sum, shasum or openssl is needed to check what is downloaded"
+    has tar || die "tar is needed to unpack what is downloaded"
+    list=$base/latest/download/SHA256SUMS
+    [ -z "$wanted" ] || list=$base/download/v$wanted/SHA256SUMS
+    sums=$(download "$list" -) || die "$list could not be downloaded. Nothing was written"
+    version='' sum='' lines=0
+    while read -r digest name _; do
+        name=${name#\*}
+        case $name in llm-proxy-[0-9]*.tar.gz) name=${name#llm-proxy-} ;; *) continue ;; esac
+        case ${name%.tar.gz} in *[!0-9A-Za-z.+]*) continue ;; esac
+        [ -z "$wanted" ] || [ "${name%.tar.gz}" = "$wanted" ] || continue
+        version=${name%.tar.gz} sum=$digest lines=$((lines + 1))
+    done <<SUMS
+$sums
+SUMS
+    case $lines in
+        1) ;;
+        0) die "$list names no llm-proxy-${wanted:-VERSION}.tar.gz (does a network's login page answer for it?). Nothing was written" ;;
+        *) die "$list has $lines lines for llm-proxy-${wanted:-VERSION}.tar.gz where it must have one. Nothing was written" ;;
+    esac
+    case $sum in *[!0-9a-f]*) sum= ;; esac
+    [ ${#sum} -eq 64 ] || die "$list has no SHA-256 sum for llm-proxy-$version.tar.gz. Nothing was written"
+    url=$base/download/v$version/llm-proxy-$version.tar.gz
+}
+
+# URL FILE, or - for the output.
+download() {
+    if has curl; then
+        # shellcheck disable=SC2086  # an option with its value, or nothing
+        curl -fsSL $only_https --connect-timeout 20 --speed-limit 1 --speed-time 60 -o "$2" "$1"
+    elif has wget; then
+        wget -q -T 60 -O "$2" "$1"
+    else
+        die "curl or wget is needed to download a release"
+    fi
+}
+
+sha256() {
+    case $sha in
+        sha256sum) sha256sum ;;
+        shasum) shasum -a 256 ;;
+        openssl) openssl dgst -sha256 -r ;;
+    esac | cut -c 1-64
+}
+
+fetch() {
+    [ -n "$url" ] || return 0
+    archive=$work/llm-proxy-$version.tar.gz
+    say "Downloading $url ..."
+    download "$url" "$archive" || die "$url could not be downloaded. Nothing was changed"
+    [ "$(sha256 <"$archive")" = "$sum" ] || die "$url is not what its SHA-256 sum says. Nothing was changed"
+    (cd "$work" && tar -xzf "$archive") || die "$url could not be unpacked. Nothing was changed"
+    template=$work/llm-proxy-$version/launcher.sh source=
+    for wheel in "$work/llm-proxy-$version/llm_proxy-"*.whl; do source=$wheel; done
+    { [ -f "$template" ] && [ -f "$source" ]; } || die "$url does not hold what a release holds. Nothing was changed"
+}
+
+# -- what to install it with ---------------------------------------------------------------------------------------
+
+# The interpreter behind the first command that is Python 3.11 or newer and has the modules; a shim may not work.
 find_python() {
     for name in ${PYTHON:-python3.13 python3.12 python3.11 python3 python3.14}; do
-        python=$("$name" -c 'import sys; print(sys.executable if sys.version_info >= (3, 11) else "")' 2>/dev/null) || continue
-        [ -n "$python" ] && return 0
+        python=$("$name" -c "import sys$1; print(sys.executable if sys.version_info >= (3, 11) else '')" 2>/dev/null) || continue
+        [ -z "$python" ] || return 0
     done
+    python=
     return 1
 }
 
-build() {
-    mkdir -p "$versions" "$bin"
-    target=$(mktemp -d "$versions/$version-checkout.XXXXXX")
-    trap 'rm -rf "$target"' EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM HUP
-    say "Installing llm-proxy $version into $target ..."
-    if command -v uv >/dev/null 2>&1; then
-        if find_python; then wanted=$python; else wanted='>=3.11'; fi
-        uv venv --quiet --allow-existing --python "$wanted" "$target" || die "uv could not make an environment"
-        uv pip install --quiet --compile-bytecode --python "$target/bin/python" "$checkout" ||
-            die "uv could not install the checkout and what it needs"
-    else
-        find_python || die "Python 3.11 or newer is needed; set PYTHON=/path/to/python3 if it is not on the PATH"
-        "$python" -m venv "$target" || die "$python cannot make an environment (on Debian: apt install python3-venv)"
-        "$target/bin/python" -m pip --quiet --disable-pip-version-check install --compile "$checkout" ||
-            die "pip could not install the checkout and what it needs"
+find_tools() {
+    unset PYTHONHOME PYTHONPATH
+    find_python ", venv, ensurepip" || has uv || no_tools
+}
+
+no_tools() {
+    if find_python ""; then
+        die "$python cannot make environments (Debian, Ubuntu: sudo apt install python3-venv). Nothing was written"
     fi
+    if [ -n "${PYTHON-}" ]; then
+        found=" (PYTHON is $PYTHON)"
+    else
+        found=$(python3 -c 'import sys; print(" (python3 is %d.%d)" % sys.version_info[:2])' 2>/dev/null) || found=
+    fi
+    die "Python 3.11 or newer is needed$found, or uv, which brings its own; PYTHON=/path/to/python3 names one that is not on the PATH. Nothing was written"
+}
+
+build() {
+    say "Installing llm-proxy $version into $target ..."
+    # /tmp may be full, or not be made for programs.
+    TMPDIR=$work
+    export TMPDIR
+    no_new_caches
+    with_uv || with_pip || die "llm-proxy $version could not be installed, see above. Nothing was changed"
     # Start-up is never to be measured with cold bytecode, whatever the environment says about writing it.
     (unset PYTHONDONTWRITEBYTECODE; "$target/bin/python" -m compileall -q "$target/lib" >/dev/null 2>&1) || true
 }
 
+# Where pip or uv has no cache yet, none is left behind.
+no_new_caches() {
+    caches=${XDG_CACHE_HOME:-$HOME/.cache}
+    [ -d "$caches/uv" ] || export "UV_CACHE_DIR=${UV_CACHE_DIR:-$work/uv}"
+    [ -d "$caches/pip" ] || [ -d "$HOME/Library/Caches/pip" ] || export "PIP_CACHE_DIR=${PIP_CACHE_DIR:-$work/pip}"
+}
+
+with_uv() {
+    has uv || return 1
+    find_python "" || true
+    uv venv --quiet --allow-existing --python "${python:->=3.11}" "$target" &&
+        uv pip install --quiet --compile-bytecode --python "$target/bin/python" "$source" && return 0
+    warn "uv could not do it"
+    return 1
+}
+
+with_pip() {
+    find_python ", venv, ensurepip" || return 1
+    "$python" -m venv --clear "$target" &&
+        "$target/bin/python" -m pip --quiet --disable-pip-version-check install --compile --prefer-binary "$source"
+}
+
 try() {
-    "$target/bin/python" -I -m llm_proxy --version >/dev/null || die "the new build does not run; nothing was changed"
+    said=$("$target/bin/python" -I -m llm_proxy --version) && [ "$said" = "llm-proxy $version" ] ||
+        die "the new build does not run; nothing was changed"
     "$target/bin/python" -I -c 'import llm_proxy.service.daemon, llm_proxy.keeper.__main__' ||
         die "the new build does not load; nothing was changed"
     code=0
@@ -73,50 +241,92 @@ try() {
     [ "$code" -le 1 ] || die "the configuration is not good, see above; nothing was changed"
 }
 
-switch() {
-    draft=$bin/.llm-proxy.$$
-    word=$(quoted "$target/bin/python" | sed 's/[\\&|]/\\&/g')
-    sed "s|@PYTHON@|$word|g" "$checkout/packaging/launcher.sh" >"$draft"
-    chmod 755 "$draft"
-    mv -f "$draft" "$launcher"
-    trap - EXIT
+# -- changes, and undoing them -------------------------------------------------------------------------------------
+
+begin() {
+    made='' target='' work='' locked='' previous='' draft=$bin/.llm-proxy.$$ before=''
+    trap undo EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    make "$versions"
+    make "$bin"
+    make "$state"
+    chmod 700 "$state"
+    lock
+    work=$(mktemp -d "$versions/.work.XXXXXX")
+    target=$(mktemp -d "$versions/$label.XXXXXX")
 }
 
-running_pid() { "$launcher" --status --json 2>/dev/null | sed -n 's/^  "pid": \([1-9][0-9]*\),$/\1/p'; }
+# A folder with all that is missing above it, remembered with the innermost first.
+make() {
+    [ ! -d "$1" ] || return 0
+    make "$(dirname "$1")"
+    mkdir "$1"
+    made="$1
+$made"
+}
 
-by_systemd() { command -v systemctl >/dev/null 2>&1 && systemctl --user --quiet is-active llm-proxy 2>/dev/null; }
-
-start() {
-    old=$(running_pid)
-    if by_systemd; then
-        systemctl --user restart llm-proxy || die "systemctl --user restart llm-proxy failed"
-    else
-        if [ -n "$old" ]; then
-            say "Stopping the running daemon (pid $old); its open calls have 25 s to end ..."
-            kill -TERM "$old" 2>/dev/null || true
-        fi
-        mkdir -p "$state"
-        chmod 700 "$state"
-        # The new daemon itself waits for the old one to end, and takes over its port.
-        (
-            umask 077
-            cd /
-            rm -f "$state/daemon.log"
-            if command -v setsid >/dev/null 2>&1; then
-                exec setsid "$launcher" --service </dev/null >"$state/daemon.log" 2>&1
-            else
-                exec nohup "$launcher" --service </dev/null >"$state/daemon.log" 2>&1
-            fi
-        ) &
+# One installation at a time, or each would clear the other's half away.
+lock() {
+    if ! ln -s $$ "$versions/.lock" 2>/dev/null; then
+        holder=$(readlink "$versions/.lock") || die "$versions cannot be written"
+        ! kill -0 "$holder" 2>/dev/null || die "another installation is at work (pid $holder; if not, remove $versions/.lock)"
+        rm -f "$versions/.lock"
+        ln -s $$ "$versions/.lock"
     fi
-    tries=0
-    while new=$(running_pid); [ -z "$new" ] || [ "$new" = "$old" ]; do
-        tries=$((tries + 1))
-        if [ "$tries" -gt 150 ]; then
+    locked=yes
+}
+
+switch() {
+    # What --uninstall is to remove as well, once it is empty.
+    printf '%s' "$made" >>"$state/made"
+    word=$(quoted "$target/bin/python" | sed 's/[\\&|]/\\&/g')
+    sed "s|@PYTHON@|$word|g" "$template" >"$draft"
+    chmod 755 "$draft"
+    if [ -f "$launcher" ]; then
+        previous=$(sed -n "s|.*/llm-proxy/versions/\([^/']*\)/bin/python.*|\1|p" "$launcher" | head -n 1)
+        cp -p "$launcher" "$work/before"
+        before=$work/before
+    fi
+    made=
+    mv -f "$draft" "$launcher"
+}
+
+setup() {
+    code=0
+    # shellcheck disable=SC2086  # an option, or nothing
+    "$launcher" --setup $setup_options || code=$?
+    case $code in
+        0 | 3 | 4) ;;
+        *)
+            [ -n "$before" ] || target=
             tail -n 5 "$state/daemon.log" >&2 2>/dev/null || true
-            die "the daemon did not start; its messages are in $state/daemon.log"
-        fi
-        pause
+            die "setup failed, see above${before:+; the version before it is put back}"
+            ;;
+    esac
+    before=''
+    for folder in "$versions"/* "$versions"/.work.*; do
+        case ${folder##*/} in "${target##*/}" | "$previous" | "${work##*/}") ;; *) rm -rf "$folder" ;; esac
+    done
+    target=''
+}
+
+# At every exit: whatever is half done goes, and the version before it comes back.
+undo() {
+    trap '' INT TERM HUP
+    if [ -n "$before" ]; then
+        mv -f "$before" "$launcher"
+        # its daemon must not inherit signals that are ignored
+        # shellcheck disable=SC2086
+        (trap - INT TERM HUP; exec "$launcher" --setup $setup_options) >/dev/null 2>&1 || true
+    fi
+    rm -f "$draft"
+    [ -z "$target" ] || rm -rf "$target"
+    [ -z "$work" ] || rm -rf "$work"
+    [ -z "$locked" ] || rm -f "$versions/.lock"
+    printf '%s' "$made" | while IFS= read -r folder; do
+        [ "$folder" != "$state" ] || rm -f "$state/made"
+        rmdir "$folder" 2>/dev/null || true
     done
     # The recorder follows a moment later; what is reported below should not be that moment.
     tries=0
@@ -126,39 +336,58 @@ start() {
     done
 }
 
-# This build and the one before it stay: a run of the older one may still be open in some terminal.
-forget_old_builds() {
-    kept=0
-    for folder in $(cd "$versions" && ls -dt -- *-checkout.* 2>/dev/null); do
-        kept=$((kept + 1))
-        [ "$kept" -le 2 ] || rm -rf "${versions:?}/$folder"
-    done
+# -- telling -------------------------------------------------------------------------------------------------------
+
+plan() {
+    say "Would install llm-proxy $version from ${url:-$source}"
+    [ -z "$url" ] || say "  SHA-256 $sum"
+    if has uv; then say "  with uv"; else say "  with $python"; fi
+    say "  into $versions/$label.XXXXXX"
+    say "  as $launcher"
+    say "and then run: llm-proxy --setup${setup_options:+ $setup_options}"
+    say "Nothing was written."
 }
 
 report() {
     say ""
-    "$launcher" --status
+    "$launcher" --status || true
     say ""
     say "llm-proxy $version is installed: $launcher"
     case ":$PATH:" in
-        *":$bin:"*) ;;
-        *) say "It is not on your PATH yet:      export PATH=\"$bin:\$PATH\"" ;;
+        *":$bin:"*)
+            first=$(command -v llm-proxy) || first=
+            [ "$first" = "$launcher" ] || warn "your PATH has another llm-proxy before it: $first (llm-proxy doctor tells more)"
+            ;;
+        *) say "It is not on your PATH yet:      export PATH=$(quoted "$bin"):\"\$PATH\"" ;;
     esac
     say "Use it in this shell:            eval \"\$($(quoted "$launcher") --env)\""
-    say "In every new shell, add:         if command -v llm-proxy >/dev/null 2>&1; then eval \"\$(llm-proxy --env)\"; fi"
-    say "In fish:                         llm-proxy --env --shell fish | source"
-    say "After a reboot, start it with:   llm-proxy --service &   (or use systemd/llm-proxy.service)"
+    if [ -z "$setup_options" ] && [ "$code" -eq 0 ]; then
+        say "New shells use it by themselves."
+    else
+        say "In every new shell, add:         if command -v llm-proxy >/dev/null 2>&1; then eval \"\$(llm-proxy --env)\"; fi"
+        say "In fish:                         llm-proxy --env --shell fish | source"
+    fi
+    say "To undo all of this:             llm-proxy --uninstall"
 }
 
 main() {
+    read_options "$@"
+    check_system
     check_user
-    places
+    find_tools
+    find_source
+    if [ $dry_run = yes ]; then
+        plan
+        return 0
+    fi
+    begin
+    fetch
     build
     try
     switch
-    start
-    forget_old_builds
+    setup
     report
+    exit "$code"
 }
 
-main
+{ main "$@" </dev/null; exit; }

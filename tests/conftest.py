@@ -18,9 +18,10 @@ import pytest
 import uvloop
 
 from tests.fakeprovider.fixtures import fake
+from tests.release import releases, serve
 from tests.rig import rig, rigs
 
-__all__ = ["fake", "rig", "rigs"]
+__all__ = ["fake", "releases", "rig", "rigs", "serve"]
 
 _LISTENS = re.compile(r"listens on http://127\.0\.0\.1:(\d+)")
 # Of the machine's own environment a test sees only this; keys, proxies and base URLs stay out.

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from llm_proxy import __version__
 from llm_proxy.cli.options import Options, help_page, parse
-from llm_proxy.errors import AlreadyRunning, ConfigError, LlmProxyError, UsageError
+from llm_proxy.errors import AlreadyRunning, ConfigError, CrashLoop, LlmProxyError, SetupFailed, UsageError
+
+if TYPE_CHECKING:
+    from llm_proxy.service.steps import Steps
 
 EX_CONFIG = 78  # sysexits.h
+
+_LABELS = ("io.github.llm-proxy", "homebrew.mxcl.llm-proxy")  # launchd's names for us
 
 _STATUS: dict[type[LlmProxyError], int] = {UsageError: 2, ConfigError: EX_CONFIG}
 
@@ -18,22 +25,64 @@ _STATUS: dict[type[LlmProxyError], int] = {UsageError: 2, ConfigError: EX_CONFIG
 def main(arguments: Sequence[str]) -> None:
     """Run the command and exit with its status."""
     try:
-        options = parse(arguments)
-        status = COMMANDS[options.command](options)
+        word = WORDS.get(arguments[0]) if arguments else None
+        status = word(arguments[1:]) if word else _flagged(arguments)
         sys.stdout.flush()
     except LlmProxyError as exc:
         print(f"llm-proxy: {exc}", file=sys.stderr)
         status = _STATUS.get(type(exc), 1)
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's last flush complains
         status = 0
     sys.exit(status)
 
 
+def _flagged(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    return COMMANDS[options.command](options)
+
+
+def _attach(arguments: Sequence[str]) -> int:
+    from llm_proxy.cli import attach
+
+    return attach.attach(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Become the command that follows; as shells do, 127 where there is none and 126 where it cannot be run."""
+    command = list(arguments[1:] if arguments[:1] == ["--"] else arguments)
+    if not command or (command == list(arguments) and command[0].startswith("-")):
+        raise UsageError("run takes a command: llm-proxy run -- COMMAND [ARGUMENT...]")
+    from llm_proxy.service import environment
+
+    error = environment.run(command)
+    print(f"llm-proxy: {command[0]}: {error.strerror}", file=sys.stderr)
+    return 127 if isinstance(error, FileNotFoundError) else 126
+
+
+def _detach(arguments: Sequence[str]) -> int:
+    from llm_proxy.cli import attach
+
+    return attach.detach(arguments)
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    from llm_proxy.cli import doctor
+
+    return doctor.doctor(arguments)
+
+
 def _serve(options: Options) -> int:
     from llm_proxy import settings
 
-    loaded = settings.load(options.flags, os.environ, options.config)
+    if "passthrough" in options.switches:
+        return _passthrough()
+    try:
+        loaded = settings.load(options.flags, os.environ, options.config)
+    except ConfigError as exc:
+        return _without_configuration(options, exc)
     _forget_the_command_line()
     from llm_proxy.service import daemon
 
@@ -42,8 +91,96 @@ def _serve(options: Options) -> int:
     except AlreadyRunning as exc:
         print(f"llm-proxy: {exc}")
         return 0
+    except CrashLoop as exc:
+        from llm_proxy.service import passthrough
+
+        print(f"llm-proxy: {exc}; safe mode", file=sys.stderr, flush=True)
+        passthrough.enter()
     # A thread that hangs in the system's resolver would hold up the interpreter's own way out. All is on disk.
     os._exit(status)
+
+
+def _passthrough() -> int:
+    _forget_the_command_line()
+    from llm_proxy.service import passthrough
+
+    try:
+        os._exit(passthrough.run())
+    except AlreadyRunning as exc:
+        print(f"llm-proxy: {exc}")
+        return 0
+
+
+def _without_configuration(options: Options, error: ConfigError) -> int:
+    """systemd takes our exit status for what it is, and starts safe mode. launchd would try again for ever."""
+    if options.command != "service" or not os.environ.get("XPC_SERVICE_NAME", "").startswith(_LABELS):
+        raise error
+    from llm_proxy.service import passthrough
+
+    print(f"llm-proxy: {error}; safe mode", file=sys.stderr, flush=True)
+    passthrough.enter()
+
+
+def _setup(options: Options) -> int:
+    from llm_proxy.service import setup
+
+    switches = options.switches
+    wishes = setup.Wishes(shell="no_shell" not in switches, socket_activation="socket_activation" in switches)
+    return _report(options, lambda steps: setup.run(steps, wishes, os.environ))
+
+
+def _uninstall(options: Options) -> int:
+    from llm_proxy.service import uninstall
+
+    return _report(options, lambda steps: uninstall.run(steps, os.environ, purge="purge" in options.switches))
+
+
+def _setup_shell(options: Options) -> int:
+    from llm_proxy.service import setup, shells
+
+    def work(steps: Steps) -> int:
+        if refusal := setup.why_not(os.environ):
+            raise SetupFailed(refusal)
+        return 0 if shells.setup(steps, os.environ) else setup.SHELL_NOT_EDITED
+
+    return _report(options, work)
+
+
+def _unsetup_shell(options: Options) -> int:
+    from llm_proxy.service import setup, shells
+
+    return _report(options, lambda steps: 0 if shells.unsetup(steps, os.environ) else setup.SHELL_NOT_EDITED)
+
+
+def _report(options: Options, work: Callable[[Steps], int]) -> int:
+    """Each step as it is done; as JSON, all of them at the end."""
+    import json
+
+    from llm_proxy.service.steps import Step, Steps
+
+    marks = {"done": "ok", "unchanged": "--", "would": "..", "warning": "!!", "failed": "XX"}
+
+    def tell(step: Step) -> None:
+        if not options.json:
+            print(f"{marks[step.outcome]}  {step.text}", flush=True)
+
+    steps = Steps(tell, dry_run="dry_run" in options.switches)
+    status = work(steps)
+    if options.json:
+        shown = [{"name": step.name, "outcome": step.outcome, "text": step.text} for step in steps.all]
+        print(json.dumps({"exit": status, "steps": shown}, indent=2))
+    return status
+
+
+def _announce_socket(options: Options) -> int:
+    from llm_proxy import paths
+    from llm_proxy.service import activation
+
+    if options.announced:
+        activation.announce(options.announced, paths.state_folder())
+    else:
+        activation.withdraw(paths.state_folder())
+    return 0
 
 
 def _status(options: Options) -> int:
@@ -75,6 +212,19 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
     "help": _help,
     "version": _version,
     "status": _status,
+    "setup": _setup,
+    "uninstall": _uninstall,
+    "setup_shell": _setup_shell,
+    "unsetup_shell": _unsetup_shell,
+    "announce_socket": _announce_socket,
     "serve": _serve,
     "service": _serve,
+}
+
+# Commands that are a word, and read what follows it themselves.
+WORDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "attach": _attach,
+    "detach": _detach,
+    "doctor": _doctor,
+    "run": _run,
 }

@@ -10,7 +10,7 @@ import sys
 def main() -> None:
     """Answer `sys.argv` and exit."""
     arguments = sys.argv[1:]
-    if "--env" in arguments or "-env" in arguments:
+    if arguments[:1] != ["run"] and ("--env" in arguments or "-env" in arguments):
         from llm_proxy.service import environment
 
         environment.main(arguments)

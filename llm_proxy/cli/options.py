@@ -18,7 +18,16 @@ llm-proxy {__version__}: carries LLM API traffic unchanged and keeps a faithful 
 Usage
   llm-proxy                     run in this terminal, on 127.0.0.1:8080
   llm-proxy --service           run as this user's one daemon, on a port that stays the same
+  llm-proxy --setup             start it at every login, and point new shells at it
+  llm-proxy --uninstall         undo that, and remove the program; session logs stay
+  llm-proxy attach [NAME...]    point codex, claude, gemini, opencode or aider at it, in their own configuration;
+                                without a name: list them
+  llm-proxy detach NAME...      undo that; --all: for every client
+  llm-proxy --setup-shell       only point new shells at it; --unsetup-shell undoes that
+  llm-proxy run -- COMMAND      point one command at it; directly at the providers while it does not run
   llm-proxy --status [--json]   what runs, whether it records, and where the logs are
+  llm-proxy doctor              what is wrong on this machine, and the command that mends it; --json; --online asks
+                                the providers too
   llm-proxy --env               lines that point a shell's LLM clients at the daemon:
                                   eval "$(llm-proxy --env)"          bash, zsh, sh
                                   llm-proxy --env --shell fish | source
@@ -30,8 +39,24 @@ Options for running
   --config FILE     configuration, .toml, .json or .yaml (~/.config/llm-proxy/config.toml)
 
 Options for --env
-  --shell NAME      sh, bash, zsh or fish
+  --shell NAME      sh, bash, zsh or fish: also unset what points at a daemon that is gone, and in the last three
+                    follow it at each prompt (LLM_PROXY_NO_HOOK=1: do not)
   --unset           lines that undo it
+
+Options for attach and detach
+  --dry-run, --json as below
+  --login KIND      attach codex: api-key or chatgpt, as Codex is logged in; seen from its files by default
+
+Options for --setup, --uninstall, --setup-shell and --unsetup-shell
+  --dry-run         only say what would be done
+  --json            say it as JSON
+  --no-shell        --setup: leave the shells' files alone
+  --socket-activation   --setup: let systemd hold the port, so that no connection is ever refused
+  --purge           --uninstall: also delete logs, configuration and the gateway's data
+
+In the units that --setup writes
+  --passthrough     with --service: safe mode, carry calls and record nothing
+  --announce-socket PORT   systemd listens on PORT; 0: no longer
 
   --version         print the version
   --help            print this page
@@ -41,13 +66,38 @@ docs/settings.md lists them. NO_LLM_PROXY=1 makes --env print nothing.
 """
 
 
+_COMMANDS = (
+    "help",
+    "version",
+    "status",
+    "setup",
+    "uninstall",
+    "setup_shell",
+    "unsetup_shell",
+    "announce_socket",
+    "service",
+)
+_CHANGING = ("setup", "uninstall", "setup_shell", "unsetup_shell")
+# Each switch, and the commands it goes with.
+_SWITCHES = {
+    "json": ("status", *_CHANGING),
+    "dry_run": _CHANGING,
+    "no_shell": ("setup",),
+    "socket_activation": ("setup",),
+    "purge": ("uninstall",),
+    "passthrough": ("service",),
+}
+
+
 class Options(NamedTuple):
     """What was typed. `flags` are settings by name, only those given."""
 
-    command: str  # "serve", "service", "status", "version", "help"
+    command: str  # one of _COMMANDS, or "serve"
     config: str | None
     json: bool
     flags: dict[str, str]
+    switches: frozenset[str] = frozenset()  # of _SWITCHES, as written there
+    announced: int | None = None  # the port of --announce-socket
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,16 +112,28 @@ def help_page() -> str:
 def parse(arguments: Sequence[str]) -> Options:
     """Raises UsageError."""
     parser = _Parser(prog="llm-proxy", add_help=False, allow_abbrev=False)
-    for flag in ("--help", "--version", "--status", "--service", "--json"):
+    for flag in ("--help", "--version", "--status", "--service", "--setup", "--uninstall"):
         parser.add_argument(flag, action="store_true")
+    for flag in ("--setup-shell", "--unsetup-shell"):
+        parser.add_argument(flag, action="store_true")
+    for flag in ("--json", "--dry-run", "--no-shell", "--socket-activation", "--purge", "--passthrough"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("--announce-socket", type=int)
     for flag in ("--port", "--host", "--log-dir", "--config"):
         parser.add_argument(flag)
     given = parser.parse_args([_two_dashes(word) for word in arguments])
-    command = next((name for name in ("help", "version", "status", "service") if getattr(given, name)), "serve")
-    if given.json and command != "status":
-        raise UsageError("--json goes with --status")
+    command = next((name for name in _COMMANDS if _is_given(getattr(given, name))), "serve")
+    switches = frozenset(name for name in _SWITCHES if getattr(given, name))
+    for switch in sorted(switches):
+        if command not in _SWITCHES[switch]:
+            goes_with = " or ".join(f"--{name.replace('_', '-')}" for name in _SWITCHES[switch])
+            raise UsageError(f"--{switch.replace('_', '-')} goes with {goes_with}")
     flags = {name: getattr(given, name) for name in ("port", "host", "log_dir") if getattr(given, name) is not None}
-    return Options(command, given.config, given.json, flags)
+    return Options(command, given.config, given.json, flags, switches, given.announce_socket)
+
+
+def _is_given(value: object) -> bool:
+    return value is not None and value is not False  # port 0 is given
 
 
 def _two_dashes(word: str) -> str:

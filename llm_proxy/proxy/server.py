@@ -62,6 +62,7 @@ class ProxyConfig:
     record_limit: int = 32 << 20
     keeper_snapshot: Path | None = None
     log_dir: str = ""
+    unrecorded: str = "there is no journal"  # what is said where that is so
 
 
 class Proxy:
@@ -177,7 +178,7 @@ class Proxy:
         """How the record stands: ok, degraded or stopped, and why."""
         journal = self.tee.journal
         if journal is None:
-            return "stopped", "there is no journal"
+            return "stopped", self.config.unrecorded
         state: JournalState = journal.state()
         if state.recording != "ok":
             return state.recording, state.reason

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_proxy import __version__, paths
-from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, StateUnusable
+from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, CrashLoop, LlmProxyError, StateUnusable
 from llm_proxy.journal.writer import Journal, JournalBusy, has_ring, writer_lock
 from llm_proxy.proxy.server import Proxy, ProxyConfig
-from llm_proxy.service import environment, state
+from llm_proxy.service import activation, attached, crashes, environment, state
 from llm_proxy.service.listen import Listeners, is_loopback, listen, listen_again
 from llm_proxy.service.manager import Manager
 from llm_proxy.service.supervise import Supervisor
@@ -45,16 +45,20 @@ _SWITCH_INTERVAL = 0.0005
 
 
 def run(loaded: Loaded, *, service: bool) -> int:
-    """Carry until told to stop; the exit status. Raises CannotListen, AlreadyRunning, ConfigError."""
+    """Carry until told to stop; the exit status. Raises CannotListen, AlreadyRunning, ConfigError, CrashLoop."""
+    with spoken() as voice:
+        return carry(Service(loaded, voice) if service else Daemon(loaded.settings, voice))
+
+
+def carry(daemon: Daemon) -> int:
+    """The whole life of `daemon` in this process; the exit status. Raises as `run` does."""
     os.umask(0o077)
     _raise_file_limit()
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    with _spoken() as voice:
-        daemon = Service(loaded, voice) if service else Daemon(loaded.settings, voice)
-        with contextlib.closing(daemon):
-            daemon.take_place()
-            # The loop is not closed: that waits for its helper threads, and a resolver may hang in one of them.
-            _new_loop(loaded.settings.loop).run_until_complete(daemon.live())
+    with contextlib.closing(daemon):
+        daemon.take_place()
+        # The loop is not closed: that waits for its helper threads, and a resolver may hang in one of them.
+        _new_loop(daemon.settings.loop).run_until_complete(daemon.live())
     return 0
 
 
@@ -62,10 +66,13 @@ class Daemon:
     """One foreground run. Mutable state: the sockets, the journal, the keeper, and how often it was asked to stop."""
 
     role = "foreground"
+    unrecorded = "there is no journal"
+    status = ""  # one line for the service manager, beside "running"
 
     def __init__(self, settings: Settings, voice: Voice) -> None:
         self.settings = settings
         self.voice = voice
+        self.manager = Manager()
         self.instance = os.urandom(16).hex()
         self.listeners = Listeners((), 0, ())
         self.journal: Journal | None = None
@@ -94,18 +101,18 @@ class Daemon:
             log.warning("%s", warning)
         self._announce()
         loop = asyncio.get_running_loop()
-        chores = [loop.create_task(self._retry_journal(proxy)), loop.create_task(self._settle_the_dead())]
-        manager = Manager()
-        manager.ready()
+        work = (self._retry_journal(proxy), self._settle_the_dead(), self._lead_clients(), self._first_run())
+        chores = [loop.create_task(chore) for chore in work]
+        self.manager.ready(self.status)
         await self._stop.wait()
-        manager.stopping()
+        self.manager.stopping()
         self._withdraw()
         for chore in chores:
             chore.cancel()
         await self._drain(proxy)
         await proxy.close()
         await self._settle()
-        manager.close()
+        self.manager.close()
 
     def _listen(self) -> Listeners:
         return listen(self.settings.host, self.settings.port)
@@ -161,6 +168,12 @@ class Daemon:
                 log.info("settling %s, left over from a daemon that was killed", folder)
                 await self._keeper_of(folder).settle()
 
+    async def _lead_clients(self) -> None:
+        """Nobody's configuration leads to a foreground run."""
+
+    async def _first_run(self) -> None:
+        """For a service, what its package manager could not do at installation."""
+
     async def _retry_journal(self, proxy: Proxy) -> None:
         while self.journal is None:
             await asyncio.sleep(JOURNAL_RETRY)
@@ -189,6 +202,7 @@ class Daemon:
             record_limit=settings.body_limit,
             keeper_snapshot=(self.journal.folder if self.journal is not None else first) / "keeper.json",
             log_dir=settings.log_dir,
+            unrecorded=self.unrecorded,
         )
 
     def _listen_to_signals(self) -> None:
@@ -237,15 +251,22 @@ class Service(Daemon):
         self._explicit_port = "port" in loaded.sources
         self._folder = paths.state_folder()
         self._lock: int | None = None
+        self._manager_listens = False
         self._line = ""
 
     def take_place(self) -> None:
         try:
             state.prepare(self._folder)
             self._lock = take_lock(self._folder)
+            self._count_start()
         except StateUnusable as exc:
             log.error("%s; this daemon runs, but `--env` and `--status` cannot find it", exc)
         self.listeners = self._listen()
+
+    def _count_start(self) -> None:
+        # systemd counts itself, and starts the safe unit
+        if not self.manager.counts_crashes and crashes.looping(self._folder):
+            raise CrashLoop(f"{crashes.LIMIT} starts within {crashes.WINDOW:g} s have crashed")
 
     def close(self) -> None:
         super().close()
@@ -253,6 +274,9 @@ class Service(Daemon):
             os.close(self._lock)
 
     def _listen(self) -> Listeners:
+        if sockets := activation.inherited():
+            self._manager_listens = True
+            return Listeners(sockets, sockets[0].getsockname()[1], ())
         host = self.settings.host
         if self._explicit_port:
             return listen(host, self.settings.port)
@@ -284,14 +308,64 @@ class Service(Daemon):
         except StateUnusable as exc:
             log.error("%s; `--env` and `--status` cannot find this daemon", exc)
 
+    async def _lead_clients(self) -> None:
+        """Clients that are attached to a port we no longer have are given the new one."""
+        if self._line and attached.astray(self._folder, self.listeners.port):
+            await asyncio.to_thread(_lead, self._folder, self.listeners.port)
+
+    async def _first_run(self) -> None:
+        if self._line and os.environ.get("LLM_PROXY_FIRST_RUN") == "shell":
+            await asyncio.to_thread(_set_up_shells_once, self._folder)
+
     def _withdraw(self) -> None:
-        if self._line and state.read(self._folder, "run") == self._line.encode():
+        if self._lock is not None:
+            crashes.forget(self._folder)
+        if not self._line or state.read(self._folder, "run") != self._line.encode():
+            return
+        if self._manager_listens:
+            with contextlib.suppress(StateUnusable):
+                activation.announce(self.listeners.port, self._folder)
+        else:
             state.remove(self._folder, "run")
             state.remove(self._folder, "port")
 
     def _journal_folders(self) -> Iterator[Path]:
         yield Path(paths.journal_folder(self.role))
         yield from super()._journal_folders()
+
+
+def _set_up_shells_once(folder: str) -> None:
+    """Started by Homebrew, which sets up no shell itself; the receipt says that it is done."""
+    import subprocess
+
+    from llm_proxy.service import receipt
+
+    if receipt.load(folder) is not None:
+        return
+    command = [sys.executable, "-I", "-m", "llm_proxy", "--setup-shell"]
+    try:
+        receipt.Receipt(folder, autostart="brew").save()
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+    except (LlmProxyError, OSError, subprocess.TimeoutExpired) as exc:
+        log.error("new shells were not set up: %s; `llm-proxy --setup-shell` does it", exc)
+        return
+    for line in done.stdout.splitlines():
+        log.info("first run: %s", line)
+
+
+def _lead(folder: str, port: int) -> None:
+    from llm_proxy.service import attach  # with all formats, so only now
+
+    try:
+        reports = attach.follow(folder, port)
+    except LlmProxyError as exc:
+        log.error("attached clients may look for us at another port: %s", exc)
+        return
+    for report in reports:
+        if report.error:
+            log.error("%s looks for us at port %d still: %s", report.client, report.port, report.error)
+        else:
+            log.info("%s: its configuration leads to port %d now", report.client, report.port)
 
 
 def unsettled(root: Path) -> list[Path]:
@@ -331,7 +405,7 @@ def take_lock(folder: str) -> int:
 
 
 @contextlib.contextmanager
-def _spoken() -> Iterator[Voice]:
+def spoken() -> Iterator[Voice]:
     """Messages go out without ever blocking; the standard library's own logging is led there too."""
     voice = Voice()
     root = logging.getLogger()

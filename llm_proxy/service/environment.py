@@ -1,12 +1,17 @@
-"""What `--env` prints: the base URLs a shell should export, or nothing.
+"""What `--env` prints: the base URLs a shell should export, and its prompt hook; and `run`, the same for one command.
 
 Nothing at all unless the daemon is alive and ours; never an error, never a wait. A variable that points elsewhere is
-the user's own and stays. Leaves out prompt hooks and rc files.
+the user's own and stays. packaging/launcher.sh gives the same answers without Python, wherever it can see the state.
+Leaves out rc files.
 """
+
+# pathlib alone would double the time of `--env`.
+# ruff: noqa: PTH120, PTH123
 
 from __future__ import annotations
 
 import os
+import sys
 
 from llm_proxy import paths
 from llm_proxy.service import state
@@ -20,8 +25,12 @@ VARIABLES = {
 }
 _OURS = ("http://127.0.0.1:", "http://localhost:")  # the second is how the reference program wrote it
 
-EXPORT = {"sh": "export {}='{}'\n", "bash": "export {}='{}'\n", "zsh": "export {}='{}'\n", "fish": "set -gx {} '{}'\n"}
-UNSET = {"sh": "unset {}\n", "bash": "unset {}\n", "zsh": "unset {}\n", "fish": "set -e {}\n"}
+_POSIX = ("export {}='{}'\n", "unset {}\n", "{}='{}'\n")
+_FISH = ("set -gx {} '{}'\n", "set -e {}\n", "set -g {} '{}'\n")
+# How each shell exports, unsets, and sets a variable of its own.
+_LINES = {"sh": _POSIX, "bash": _POSIX, "zsh": _POSIX, "fish": _FISH}
+_HOOKS = {"bash": "prompt.sh", "zsh": "prompt.sh", "fish": "prompt.fish"}
+_PORT = "_llm_proxy_port"  # in a shell with the hook: what its variables name; empty: nothing; off: it was told to stop
 
 
 def main(arguments: list[str]) -> None:
@@ -34,9 +43,29 @@ def main(arguments: list[str]) -> None:
         pass
 
 
+def run(command: list[str]) -> OSError:
+    """Become `command`, pointed at the daemon, or at nothing of ours where none serves. What is returned is why not."""
+    environ = dict(os.environ)
+    port = _serving_port(environ)
+    for name in VARIABLES:
+        value = environ.get(name, "")
+        if port and (not value or is_ours(name, value)):
+            environ[name] = base_url(name, port)
+        elif is_ours(name, value):
+            del environ[name]
+    import signal
+
+    for number in (signal.SIGPIPE, getattr(signal, "SIGXFSZ", signal.SIGPIPE)):
+        signal.signal(number, signal.SIG_DFL)  # the interpreter ignores them; the command must not inherit that
+    try:
+        os.execvpe(command[0], command, environ)
+    except OSError as exc:
+        return exc
+
+
 def exports(port: int, environ: dict[str, str], shell: str = "sh") -> str:
     """Lines that set every variable which is unset or already ours."""
-    line = EXPORT[shell]
+    line = _LINES[shell][0]
     return "".join(
         line.format(name, base_url(name, port))
         for name in VARIABLES
@@ -46,7 +75,7 @@ def exports(port: int, environ: dict[str, str], shell: str = "sh") -> str:
 
 def unsets(environ: dict[str, str], shell: str = "sh") -> str:
     """Lines that unset every variable whose value is ours."""
-    return "".join(UNSET[shell].format(name) for name in VARIABLES if is_ours(name, environ.get(name, "")))
+    return "".join(_LINES[shell][1].format(name) for name in VARIABLES if is_ours(name, environ.get(name, "")))
 
 
 def base_url(name: str, port: int) -> str:
@@ -59,24 +88,69 @@ def is_ours(name: str, value: str) -> bool:
         if value.startswith(start):
             port, slash, path = value.removeprefix(start).partition("/")
             base = VARIABLES[name]
-            return port.isdecimal() and slash + path in (base, base.removesuffix("/v1"))
+            return port.isdecimal() and port.isascii() and slash + path in (base, base.removesuffix("/v1"))
     return False
 
 
 def _answer(arguments: list[str], environ: dict[str, str]) -> str:
     shell = _shell(arguments)
+    hooked = shell in _HOOKS
     if "--unset" in arguments:
-        return unsets(environ, shell)
+        return unsets(environ, shell or "sh") + (_LINES[shell][2].format(_PORT, "off") if hooked else "")
     if environ.get("NO_LLM_PROXY"):
-        return ""
-    run = state.read_run(paths.state_folder())
-    return exports(run.port, environ, shell) if run is not None and state.alive(run) else ""
+        return unsets(environ, shell) if shell else ""
+    port = _serving_port(environ)
+    if port:
+        text = exports(port, environ, shell or "sh")
+    elif shell:
+        text = unsets(environ, shell)
+        try:
+            _autostart()
+        except OSError:  # another shell is at it, or it cannot be done
+            pass
+    else:
+        text = ""
+    return text + _hook(shell, port) if hooked and not environ.get("LLM_PROXY_NO_HOOK") else text
+
+
+def _serving_port(environ: dict[str, str]) -> int:
+    """0 where no daemon of ours serves, or this shell wants none."""
+    found = None if environ.get("NO_LLM_PROXY") else state.read_run(paths.state_folder())
+    return found.port if found is not None and state.serving(found) else 0
+
+
+def _hook(shell: str, port: int) -> str:
+    with open(f"{os.path.dirname(__file__)}/hooks/{_HOOKS[shell]}", encoding="ascii") as file:
+        return _LINES[shell][2].format(_PORT, port or "") + file.read()
+
+
+def _autostart() -> None:
+    """Where setup found no service manager, a new shell starts the daemon and does not wait for it. Raises OSError."""
+    folder = paths.state_folder()
+    with open(f"{folder}/setup.json", encoding="utf-8") as file:
+        if '"autostart": "shell"' not in file.read(65536):
+            return
+    import fcntl
+
+    create = os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    lock = os.open(f"{folder}/autostart.lock", os.O_RDWR | create, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # whoever holds it is such a daemon, or starts it
+    output = os.open(f"{folder}/autostart.log", os.O_WRONLY | os.O_TRUNC | create, 0o600)
+    nothing = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-I", "-m", "llm_proxy", "--service"],
+        os.environ,
+        file_actions=[(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in ((nothing, 0), (output, 1), (output, 2), (lock, 9))],
+        setsid=True,
+    )
 
 
 def _shell(arguments: list[str]) -> str:
+    """The shell named, empty where none is."""
     for position, word in enumerate(arguments):
         if word == "--shell" and position + 1 < len(arguments):
             return arguments[position + 1]
         if word.startswith("--shell="):
             return word.removeprefix("--shell=")
-    return "sh"
+    return ""

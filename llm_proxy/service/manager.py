@@ -23,11 +23,13 @@ class Manager:
             self._notifier = sdnotify.SystemdNotifier()
             if self._notifier.socket is not None:
                 self._notifier.socket.setblocking(False)
+        # the unit with Type=notify is ours, and has the limit and the successor
+        self.counts_crashes = self._notifier is not None
         # ours alone (NotifyAccess=main): a child that inherits it would be ignored with a warning
         os.environ.pop("NOTIFY_SOCKET", None)
 
-    def ready(self) -> None:
-        self._tell("READY=1")
+    def ready(self, status: str = "") -> None:
+        self._tell("READY=1" + (f"\nSTATUS={status}" if status else ""))
         if interval := _watchdog_interval():
             self._feed(interval)
 

@@ -39,9 +39,9 @@ class Run:
         return f"Run({self.line().strip()})"
 
 
-def this_run(port: int, instance: str, proc: str = "/proc") -> Run:
-    """The statement of this process, to be written once it listens on `port`."""
-    pid = os.getpid()
+def this_run(port: int, instance: str, proc: str = "/proc", pid: int = 0) -> Run:
+    """The statement of this process (or of `pid`), to be written once it listens on `port`."""
+    pid = pid or os.getpid()
     process = _process(pid, proc)
     boot = _boot_id(proc) or _NO_BOOT_ID
     return Run(port, pid, process[1] if process else 0, boot.decode(), instance)
@@ -157,6 +157,12 @@ def lock(folder: str) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def serving(run: Run, proc: str = "/proc") -> bool:
+    """Whether it is alive and not stopped (SIGSTOP): a stopped daemon listens and never answers."""
+    process = _process(run.pid, proc)
+    return (process is None or process[0] != b"T") and alive(run, proc)
 
 
 def alive(run: Run, proc: str = "/proc") -> bool:

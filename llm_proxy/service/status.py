@@ -6,22 +6,24 @@ Leaves out deciding anything: it only reads.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from llm_proxy import __version__, paths
-from llm_proxy.service import environment, state
+from llm_proxy.errors import SetupFailed
+from llm_proxy.service import activation, attached, environment, launchd, process, receipt, state, systemd, units
+from llm_proxy.service.attached import Attached
+from llm_proxy.service.passthrough import is_safe
 
 if TYPE_CHECKING:
     from llm_proxy.settings import Settings
 
 LARGE_LOGS = 10 * 10**9  # bytes; beyond it a person should know
-_HEALTH_LIMIT = 2.0  # seconds
 _WALK_LIMIT = 1.0  # seconds
 
 
@@ -56,6 +58,15 @@ class Variable:
 
 
 @dataclass(frozen=True, slots=True)
+class Autostart:
+    """What starts the daemon: "systemd", "launchd", "brew", "shell" or "" (nothing that setup knows of)."""
+
+    means: str = ""
+    state: str = ""  # of the unit or job, in its manager's words
+    without_login: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """Everything `--status` knows."""
 
@@ -68,9 +79,12 @@ class Status:
     uptime: float = 0.0  # seconds
     recording: str = ""
     recording_reason: str = ""
+    safe_mode: bool = False
+    autostart: Autostart = field(default_factory=Autostart)
     keeper: Keeper = field(default_factory=Keeper)
     logs: Logs = field(default_factory=lambda: Logs("", 0, 0, True))
     variables: tuple[Variable, ...] = ()
+    attached: tuple[Attached, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -78,6 +92,10 @@ def look(settings: Settings, environ: dict[str, str]) -> Status:
     """Find out. Takes a few seconds at most, whatever hangs."""
     folder = paths.state_folder()
     run = state.read_run(folder)
+    if run is not None and run.instance == activation.NOBODY and process.health(run):
+        run = state.read_run(folder)  # systemd listened; our question has started the daemon
+    started = autostart(folder, environ)
+    clients = attached.listed(folder)
     if run is None or not state.alive(run):
         stale = state.read(folder, "run") is not None
         reason = (
@@ -88,16 +106,18 @@ def look(settings: Settings, environ: dict[str, str]) -> Status:
             running=False,
             reason=reason,
             version=__version__,
+            autostart=started,
             logs=logs,
             variables=tuple(variables(0, environ)),
-            warnings=_warnings(logs, Keeper()),
+            attached=clients,
+            warnings=(*_warnings(logs, Keeper()), *_astray(clients, 0)),
         )
-    health = _asked(run, "/health")
+    health = process.health(run)
     logs = walk(_text(health, "log_dir") or settings.log_dir)
-    keeper = _keeper(_asked(run, "/health/sinks").get("keeper")) if health else Keeper()
+    keeper = _keeper(process.health(run, "/health/sinks").get("keeper")) if health else Keeper()
     return Status(
         running=True,
-        reason="" if health else f"it does not answer /health within {_HEALTH_LIMIT:g} s",
+        reason="" if health else f"it does not answer /health within {process.HEALTH_LIMIT:g} s",
         version=_text(health, "version") or __version__,
         pid=run.pid,
         port=run.port,
@@ -105,10 +125,13 @@ def look(settings: Settings, environ: dict[str, str]) -> Status:
         uptime=_uptime(run.pid),
         recording=_text(health, "recording") or "unknown",
         recording_reason=_text(health, "reason"),
+        safe_mode=is_safe(run, folder),
+        autostart=started,
         keeper=keeper,
         logs=logs,
         variables=tuple(variables(run.port, environ)),
-        warnings=_warnings(logs, keeper),
+        attached=clients,
+        warnings=(*_warnings(logs, keeper), *_astray(clients, run.port)),
     )
 
 
@@ -118,7 +141,8 @@ def as_json(status: Status) -> str:
 
 def as_text(status: Status) -> str:
     """A page for a person: label, value, and warnings at the end."""
-    rows = [("Status", "RUNNING" if status.running else f"NOT RUNNING ({status.reason})")]
+    running = "RUNNING in safe mode" if status.safe_mode else "RUNNING"
+    rows = [("Status", running if status.running else f"NOT RUNNING ({status.reason})")]
     if status.running:
         rows += [
             ("Port", str(status.port)),
@@ -129,7 +153,9 @@ def as_text(status: Status) -> str:
             ("Last call", status.keeper.last_exchange or "none yet"),
         ]
     more = "" if status.logs.counted else "more than "
+    rows.append(("Started by", _autostart_sentence(status.autostart)))
     rows.append(("Logs", f"{status.logs.folder} ({more}{_size(status.logs.size)} in {status.logs.files} files)"))
+    rows += [("Attached" if not n else "", f"{c.client} ({', '.join(c.files)})") for n, c in enumerate(status.attached)]
     rows += [("This shell" if not n else "", _sentence(v)) for n, v in enumerate(status.variables)]
     lines = [f"{label + ':' if label else '':<12}{value}" for label, value in rows]
     if status.running and status.reason:
@@ -170,19 +196,6 @@ def walk(folder: str, limit: float = _WALK_LIMIT) -> Logs:
     return Logs(folder, size, files, counted=True)
 
 
-def _asked(run: state.Run, path: str) -> dict[str, Any]:
-    """What the daemon answers; empty where it does not, or where somebody else does."""
-    link = http.client.HTTPConnection("127.0.0.1", run.port, timeout=_HEALTH_LIMIT)
-    try:
-        link.request("GET", path)
-        answer = json.loads(link.getresponse().read(65536))
-    except (OSError, ValueError, http.client.HTTPException):
-        return {}
-    finally:
-        link.close()
-    return answer if isinstance(answer, dict) and answer.get("instance", run.instance) == run.instance else {}
-
-
 def _keeper(facts: object) -> Keeper:
     """From its snapshot as the daemon passes it on; empty where no keeper runs."""
     if not isinstance(facts, dict) or not facts:
@@ -203,6 +216,49 @@ def _warnings(logs: Logs, keeper: Keeper) -> tuple[str, ...]:
     if keeper.state != "ok" and keeper.last_error:
         found.append(f"the keeper reports: {keeper.last_error}")
     return tuple(found)
+
+
+def _astray(clients: Sequence[Attached], port: int) -> Iterator[str]:
+    """Clients whose configuration leads to where nothing of ours listens (`port` 0: nowhere)."""
+    for client in clients:
+        if client.port != port:
+            mend = f"`llm-proxy attach {client.client}`" if port else "`llm-proxy --setup` starts the daemon"
+            yield (
+                f"{client.client} is attached to port {client.port}, where no daemon of ours listens; {mend}, "
+                f"`llm-proxy detach {client.client}` undoes it"
+            )
+
+
+def autostart(folder: str, environ: dict[str, str]) -> Autostart:
+    """By the receipt, and the manager it names. Takes a few seconds at most."""
+    known = receipt.load(folder)
+    if known is None:
+        return Autostart()
+    if known.autostart == "systemd":
+        manager = systemd.Systemd(environ)
+        unit = manager.trouble or manager.show(units.SERVICE, "ActiveState")
+        return Autostart("systemd", unit, systemd.lingers())
+    if known.autostart == "launchd":
+        return Autostart("launchd", _launchd_state())
+    return Autostart(known.autostart)
+
+
+def _launchd_state() -> str:
+    try:
+        return "loaded" if launchd.is_loaded(units.LABEL) else "not loaded"
+    except SetupFailed as exc:
+        return str(exc)
+
+
+def _autostart_sentence(autostart: Autostart) -> str:
+    says = {
+        "systemd": f"systemd ({autostart.state}), "
+        + ("also without a login" if autostart.without_login else "at login"),
+        "launchd": f"launchd ({autostart.state})",
+        "brew": "Homebrew's service",
+        "shell": "new shells, when none runs",
+    }
+    return says.get(autostart.means, "nothing known; `llm-proxy --setup` changes that")
 
 
 def _uptime(pid: int) -> float:

@@ -1,9 +1,10 @@
-"""What `llm-proxy --env` costs a new shell: the launcher as scripts/install.sh leaves it, in a throw-away home."""
+"""What `llm-proxy --env` costs a new shell, and its hook a prompt: as scripts/install.sh leaves them, in a new home."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import psutil
 from bench_suite.contestants import PATIENCE, ROOT
 from bench_suite.table import Row
 
+# How each shell prints the time in seconds.
+_CLOCKS = {"bash": "echo $EPOCHREALTIME", "zsh": "zmodload zsh/datetime; echo $EPOCHREALTIME", "fish": "date +%s.%N"}
 _INSTALLERS = ("PIP_", "UV_", "SSL_", "REQUESTS_")  # how this machine reaches packages
 
 
@@ -37,22 +40,43 @@ def rows(*, quick: bool) -> list[Row]:
         daemon = psutil.Process(int(json.loads(status.stdout)["pid"]))
         try:
             alive = _p50(launcher, environ, runs, says=True)
+            hooked = _p50(launcher, environ, runs, "--shell", "bash", says=True)
+            prompts = {shell: _prompt(shell, environ, runs * 10) for shell in _CLOCKS if shutil.which(shell)}
         finally:
             daemon.send_signal(signal.SIGTERM)
             daemon.wait(PATIENCE)
         dead = _p50(launcher, environ, runs, says=False)
     return [
         Row("--env, daemon alive, p50", {"ours": f"{alive:.1f} ms"}, alive),
-        Row("--env, daemon dead, p50", {"ours": f"{dead:.1f} ms"}),
+        Row("--env, daemon dead, p50", {"ours": f"{dead:.1f} ms"}, dead),
+        Row("--env --shell bash, daemon alive, p50", {"ours": f"{hooked:.1f} ms"}),
+        *(Row(f"prompt hook, {shell}, mean", {"ours": f"{mean:.2f} ms"}, mean) for shell, mean in prompts.items()),
     ]
 
 
-def _p50(launcher: Path, environ: dict[str, str], runs: int, *, says: bool) -> float:
+def _prompt(shell: str, environ: dict[str, str], runs: int) -> float:
+    """Milliseconds of the hook at a prompt where nothing has changed."""
+    load = "llm-proxy --env --shell fish | source" if shell == "fish" else f'eval "$(llm-proxy --env --shell {shell})"'
+    loop = (
+        f"for i in (seq {runs}); _llm_proxy_prompt; end"
+        if shell == "fish"
+        else f'for i in $(seq {runs}); do _llm_proxy_prompt "$_"; done'
+    )
+    script = f"{load}\n{_CLOCKS[shell]}\n{loop}\n{_CLOCKS[shell]}\necho $ANTHROPIC_BASE_URL"
+    path = f"{environ['HOME']}/.local/bin:{environ['PATH']}"
+    command = [shell, "-c", script]
+    done = subprocess.run(command, env=environ | {"PATH": path}, capture_output=True, check=True, text=True)
+    begun, ended, url = done.stdout.split()
+    assert "127.0.0.1" in url
+    return (float(ended) - float(begun)) * 1000 / runs
+
+
+def _p50(launcher: Path, environ: dict[str, str], runs: int, *words: str, says: bool) -> float:
     """Milliseconds from start to end of one command. Raises AssertionError where it does not say what it must."""
     times = []
     for _ in range(runs):
         begun = time.perf_counter()
-        done = subprocess.run([launcher, "--env"], env=environ, stdout=subprocess.PIPE, check=True)
+        done = subprocess.run([launcher, "--env", *words], env=environ, stdout=subprocess.PIPE, check=True)
         times.append((time.perf_counter() - begun) * 1000)
         assert (b"ANTHROPIC_BASE_URL" in done.stdout) is says, done.stdout
     return median(times)

@@ -1,0 +1,73 @@
+"""What every check is given, and what it may find. Leaves out looking."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from llm_proxy.service import units
+from llm_proxy.service.status import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`severity`: "problem" (calls or records suffer) or "note". `mend` is one command for a shell."""
+
+    severity: str
+    text: str
+    mend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """This machine as one user's shell sees it. `state` is the state folder; `online` allows asking the providers."""
+
+    environ: Mapping[str, str]
+    status: Status
+    state: str
+    platform: str
+    config_error: str = ""
+    configured_port: int = 0  # one that the user has set; 0: none
+    online: bool = False
+
+    def unset(self, name: str) -> str:
+        """The command of the user's shell."""
+        return f"set -e {name}" if self.environ.get("SHELL", "").endswith("/fish") else f"unset {name}"
+
+    def restart(self) -> str:
+        """The command of whatever started the daemon."""
+        commands = {
+            "systemd": f"systemctl --user restart {units.SERVICE}",
+            "launchd": f"launchctl kickstart -k gui/{os.getuid()}/{units.LABEL}",
+            "brew": "brew services restart llm-proxy",
+        }
+        return commands.get(self.status.autostart.means, f"kill -9 {self.status.pid}; llm-proxy --setup")
+
+
+def problem(text: str, mend: str) -> Finding:
+    return Finding("problem", text, mend)
+
+
+def note(text: str, mend: str) -> Finding:
+    return Finding("note", text, mend)
+
+
+def quoted(path: object) -> str:
+    return shlex.quote(str(path))
+
+
+def edit(path: object, line: int = 0) -> str:
+    """The command that opens a file in the user's editor."""
+    return f'"${{EDITOR:-vi}}" {f"+{line} " if line else ""}{quoted(path)}'
+
+
+def shown(url: str) -> str:
+    """A URL without what may be secret in it."""
+    try:
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    except ValueError:
+        return "no URL"

@@ -1,0 +1,135 @@
+"""A release as the web would serve it: built from this checkout, laid out as on a release page, served on loopback.
+
+`python -m tests.release FOLDER` builds one there, serves it and prints the command that installs it. What a real release
+holds beyond this is not decided here.
+"""
+
+import functools
+import hashlib
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OLD, NEW = "0.0.8", "0.0.9"
+_SOURCES = ("llm_proxy", "packaging", "pyproject.toml", "README.md", "LICENSE")
+# How packages are found and trusted here; nothing else of this process's environment reaches pip.
+_REACH = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "REQUESTS_", "HTTP"))}
+
+
+class Releases:
+    """`page` is the folder to serve; `wheels` holds every package a release needs, so that no test needs the web."""
+
+    def __init__(self, folder):
+        self.page, self.wheels = Path(folder) / "page", Path(folder) / "wheels"
+        self.wheels.mkdir(parents=True)
+        subprocess.run([sys._base_executable, "-m", "venv", f"{folder}/tools"], check=True)
+        for version in (OLD, NEW):
+            self._build(Path(folder), version)
+        (self.page / "latest").mkdir()
+        (self.page / "latest/download").symlink_to(f"../download/v{NEW}")
+
+    def _build(self, folder, version):
+        source, name = folder / version, f"llm-proxy-{version}"
+        copy_sources(source, version)
+        with_packages = [] if version == OLD else ["--no-deps"]
+        pip = [f"{folder}/tools/bin/python", "-I", "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "wheel", *with_packages, "-w", self.wheels, source], check=True, env=_environ())
+        (wheel,) = self.wheels.glob(f"llm_proxy-{version}-*.whl")
+        page = self.page / f"download/v{version}"
+        page.mkdir(parents=True)
+        with tarfile.open(page / f"{name}.tar.gz", "w:gz") as archive:
+            archive.add(wheel, f"{name}/{wheel.name}")
+            archive.add(source / "packaging/launcher.sh", f"{name}/launcher.sh")
+        wheel.unlink()
+        add_sums(page)
+
+    def environ(self):
+        """For an installation that takes its packages from here."""
+        return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+
+class Server:
+    """Serves a folder on loopback; `script` is the installer as this release would publish it."""
+
+    def __init__(self, folder):
+        handler = functools.partial(_Quiet, directory=str(folder))
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        text = (ROOT / "scripts/install.sh").read_text()
+        self.script, count = re.subn(r"(?m)^published=$", f"published={self.url}", text)
+        assert count == 1
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def copy_sources(folder, version):
+    """This checkout as if it were that version."""
+    folder.mkdir()
+    for name in _SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    module = folder / "llm_proxy/__init__.py"
+    module.write_text(re.sub(r'(?m)^__version__ = ".*"$', f'__version__ = "{version}"', module.read_text()))
+
+
+def add_sums(page):
+    """Write SHA256SUMS for the archives of a release's folder, as sha256sum does."""
+    names = sorted(path.name for path in page.glob("*.tar.gz"))
+    sums = [f"{hashlib.sha256((page / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (page / "SHA256SUMS").write_text("".join(sums))
+
+
+def _environ():
+    return {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ} | _REACH
+
+
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory):
+    """Two versions, built once."""
+    return Releases(tmp_path_factory.mktemp("releases"))
+
+
+@pytest.fixture
+def serve():
+    """Serve a folder for the time of a test."""
+    running = []
+
+    def begin(folder):
+        running.append(Server(folder))
+        return running[-1]
+
+    yield begin
+    for server in running:
+        server.close()
+
+
+def main():
+    folder = Path(sys.argv[1])
+    releases = Releases(folder)
+    server = Server(releases.page)
+    (releases.page / "install.sh").write_text(server.script)
+    print(f"curl -fsSL {server.url}/install.sh | sh", flush=True)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
