@@ -336,9 +336,9 @@ class _Payload:
 
 def _request_framing(head: bytes) -> Framing:
     """From the fields alone: a masked target may hold spaces, which no request line of the wire does."""
-    start, _, fields = _whole_or_empty(head).partition(b"\r\n")
-    version = b"HTTP/1.0" if start.endswith(b"HTTP/1.0") else b"HTTP/1.1"
     try:
+        start, _, fields = _whole(head).partition(b"\r\n")
+        version = b"HTTP/1.0" if start.endswith(b"HTTP/1.0") else b"HTTP/1.1"
         return for_request(parse_request(b"POST / " + version + b"\r\n" + fields))
     except BadHead:
         return UntilClose()
@@ -349,10 +349,6 @@ def _response_framing(head: bytes, method: bytes) -> Framing:
         return for_response(parse_response(_whole(head)), method)
     except BadHead:
         return UntilClose()
-
-
-def _whole_or_empty(head: bytes) -> bytes:
-    return head if head.endswith(b"\r\n\r\n") else b""
 
 
 def _whole(head: bytes) -> bytes:

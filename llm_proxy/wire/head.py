@@ -46,7 +46,6 @@ class Role:
     CONNECTION: Final = 4
     UPGRADE: Final = 5
     HOP: Final = 6
-    EXPECT: Final = 7
     ORIGIN: Final = 8
     FETCH_SITE: Final = 9
     IDENTITY: Final = 10  # tells which provider or account a request is for
@@ -66,7 +65,6 @@ _ROLES = {
     b"te": Role.HOP,
     b"proxy-authorization": Role.HOP,
     b"proxy-authenticate": Role.HOP,
-    b"expect": Role.EXPECT,
     b"origin": Role.ORIGIN,
     b"sec-fetch-site": Role.FETCH_SITE,
     b"authorization": Role.IDENTITY,
@@ -250,12 +248,11 @@ _READ_BELOW = len(_READERS)
 class RequestHead(Head):
     """A request's head. `target` is raw; `host` the Host value; `minor` 0 or 1 of HTTP/1.x."""
 
-    __slots__ = ("expects", "host", "method", "target")
+    __slots__ = ("host", "method", "target")
 
     method: bytes
     target: bytes
     host: bytes
-    expects: bool
 
     @property
     def wants_websocket(self) -> bool:
@@ -289,14 +286,11 @@ def parse_request(head: bytes) -> RequestHead:
     self.minor = 1 if minor == b"1" else 0
     self._check_framing()
     host = None
-    self.expects = False
     for _, field in self.special:
         if field.role == Role.HOST:
             if host is not None:
                 raise BadHead("more than one Host")
             host = field.value
-        elif field.role == Role.EXPECT:
-            self.expects = True
     if not host:
         raise BadHead("no Host")
     self.host = host
