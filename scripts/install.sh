@@ -328,12 +328,6 @@ undo() {
         [ "$folder" != "$state" ] || rm -f "$state/made"
         rmdir "$folder" 2>/dev/null || true
     done
-    # The recorder follows a moment later; what is reported below should not be that moment.
-    tries=0
-    until "$launcher" --status --json 2>/dev/null | grep -q '"recording": "ok"' || [ "$tries" -gt 25 ]; do
-        tries=$((tries + 1))
-        pause
-    done
 }
 
 # -- telling -------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def alter(page, version, name, text):
     folder = page / f"download/v{version}"
     archive = folder / f"llm-proxy-{version}.tar.gz"
     with tarfile.open(archive) as packed:
-        packed.extractall(folder, filter="data")
+        packed.extractall(folder)
     archive.unlink()
     top = folder / f"llm-proxy-{version}"
     (wheel,) = top.glob("*.whl")
