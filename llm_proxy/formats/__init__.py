@@ -1,0 +1,1 @@
+"""Reads and writes other formats: one module each, for export and import."""
