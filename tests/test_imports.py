@@ -36,7 +36,7 @@ ALLOWED = {
         "paths",
         "errors",
     },
-    "cli": {"service", "settings", "paths", "errors"},
+    "cli": {"service", "formats", "index", "sinks", "records", "dialects", "wire", "settings", "paths", "errors"},
     "settings": {"paths", "errors"},
     "paths": set(),
     "errors": set(),
