@@ -1,0 +1,140 @@
+"""What every dialect reads with: JSON that may be broken or hostile, events of a stream, tool arguments, errors.
+
+Nothing here raises, whatever the bytes. Leaves out what any of it means.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import msgspec
+
+from llm_proxy.dialects.content import Content
+from llm_proxy.dialects.digest import Answer
+
+T = TypeVar("T")
+
+_LARGEST = 1 << 53  # what a JSON number can say exactly (RFC 8259 §6), and more tokens than there are
+_SHOWN = 1000  # characters of an error that is no JSON
+_BOM = b"\xef\xbb\xbf"
+
+
+def _number(text: str) -> int | float:
+    """A client that parses 1.0 and writes it again writes 1."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < _LARGEST else value
+
+
+_VALUE = msgspec.json.Decoder(Any, float_hook=_number)
+_RAWS = msgspec.json.Decoder(list[msgspec.Raw])
+_encode = msgspec.json.Encoder(order="sorted").encode
+
+
+def read(decoder: msgspec.json.Decoder[T], data: bytes | str | msgspec.Raw) -> T | None:
+    """What the decoder makes of `data`; None where it is absent, broken, too deep or of another type.
+
+    Lone surrogates, NaN and bytes that are not UTF-8 do not spoil the rest: clients and models send them.
+    """
+    if not data:
+        return None
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError:
+        return None
+    except (msgspec.MsgspecError, ValueError, RecursionError, MemoryError):
+        pass
+    try:
+        return decoder.decode(_mended(data if isinstance(data, str) else bytes(data)))
+    except (msgspec.MsgspecError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _mended(data: bytes | str) -> bytes:
+    """The same JSON as strict parsers want it. Raises ValueError, RecursionError."""
+    text = data if isinstance(data, str) else data.decode("utf-8", "replace")
+    value = json.loads(text.removeprefix("\ufeff"), parse_constant=lambda _: None)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def read_value(data: bytes | str | msgspec.Raw) -> Any:
+    """Any JSON as plain values, None where it is none."""
+    return read(_VALUE, data)
+
+
+def read_each(decoder: msgspec.json.Decoder[T], data: bytes | str | msgspec.Raw) -> Iterator[T]:
+    """Of a JSON array the items that the decoder reads; the others are passed over."""
+    for item in read(_RAWS, data) or ():
+        value = read(decoder, item)
+        if value is not None:
+            yield value
+
+
+def canonical(data: bytes | str | msgspec.Raw) -> str:
+    """JSON in one spelling (no blanks, sorted keys), so that a tool call can be told when a client sends it back.
+
+    What is no JSON stays as it is.
+    """
+    value = read_value(data)
+    if value is None:
+        text = data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
+        return well_formed(text)
+    return written(value)
+
+
+def written(value: Any) -> str:
+    """Plain values as canonical JSON."""
+    try:
+        return _encode(value).decode()
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError):
+        return ""
+
+
+def well_formed(text: str) -> str:
+    """Without halves of surrogate pairs, which nothing behind here could write."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def text(value: Any) -> str:
+    """`value` where it is a string."""
+    return value if type(value) is str else ""
+
+
+def count(value: Any) -> int:
+    """`value` where it is a count of something, else 0."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value < _LARGEST else 0
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    return value if type(value) is dict else {}
+
+
+def sequence(value: Any) -> list[Any]:
+    return value if type(value) is list else []
+
+
+def events(stream: bytes) -> list[bytes]:
+    """The data of each server-sent event (HTML standard §9.2.6), line by line joined with \\n.
+
+    An event whose blank line never came is left out: no client has seen it.
+    """
+    if b"\r" in stream:
+        stream = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    found = []
+    for block in stream.removeprefix(_BOM).split(b"\n\n")[:-1]:
+        lines = [line for line in block.split(b"\n") if line.startswith(b"data:") or line == b"data"]
+        if lines:
+            found.append(b"\n".join([line[5:].removeprefix(b" ") for line in lines]))
+    return found
+
+
+def failure(content: Content) -> Answer:
+    """An answer that is no JSON: what an edge server or a proxy says when it fails, or nothing at all."""
+    said = content.data[: 4 * _SHOWN].decode("utf-8", "replace").strip()[:_SHOWN]
+    if content.status is not None and content.status >= 400:
+        return Answer(error=said or f"status {content.status} without a body", partial=not content.complete)
+    trouble = "the body is not the JSON that this API answers with" if said else ""
+    return Answer(partial=not content.complete or not said, trouble=trouble)
