@@ -27,6 +27,11 @@ def _number(text: str) -> int | float:
     return int(value) if value.is_integer() and abs(value) < _LARGEST else value
 
 
+def decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
+    """A decoder for `kind` that reads numbers as `canonical` writes them."""
+    return msgspec.json.Decoder(kind, float_hook=_number)
+
+
 _VALUE = msgspec.json.Decoder(Any, float_hook=_number)
 _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
 _encode = msgspec.json.Encoder(order="sorted").encode
