@@ -60,9 +60,8 @@ def _thinking(fields: dict[str, Any]) -> Part:
 
 def _image(fields: dict[str, Any]) -> Part:
     given = fields.get("image_url")
-    return Part(
-        PartKind.MEDIA, where(given) or where(mapping(given).get("url")) or where(fields.get("file_id")), "image"
-    )
+    places = (given, mapping(given).get("url"), fields.get("file_id"))
+    return Part(PartKind.MEDIA, next((where(place) for place in places if text(place)), ""), "image")
 
 
 def _audio(fields: dict[str, Any]) -> Part:
@@ -100,8 +99,8 @@ _PIECES: dict[str, Callable[[dict[str, Any]], Part]] = {
 
 def where(url: Any) -> str:
     """Where a medium lies; of one that stands in the message itself, its media type."""
-    url = text(url)
-    return url[5:100].partition(";")[0].partition(",")[0] if url.startswith("data:") else url
+    place = text(url)
+    return place[5:100].partition(";")[0].partition(",")[0] if place.startswith("data:") else place
 
 
 def joined(parts: tuple[Part, ...]) -> str:
@@ -145,15 +144,15 @@ def usage_of(value: Any) -> Usage | None:
     read = _first(went_in, "cached_tokens") or _first(told, "prompt_cache_hit_tokens", "cached_tokens") or 0
     # Of two lengths of keeping, the longer one is the dearer.
     kept_longer = count(mapping(went_in.get("cache_write_tokens_details")).get("ttl_12h_tokens"))
-    written = max(count(went_in.get("cache_write_tokens")), kept_longer)
-    fresh = max(0, prompt - read - written)
+    stored = max(count(went_in.get("cache_write_tokens")), kept_longer)
+    fresh = max(0, prompt - read - stored)
     cached = mapping(went_in.get("cached_tokens_details"))
     audio_read = min(read, count(cached.get("audio_tokens")))
     image_read = min(read, count(cached.get("image_tokens")))
     return Usage(
         input=fresh,
         cache_read=read,
-        cache_write_5m=written - kept_longer,
+        cache_write_5m=stored - kept_longer,
         cache_write_1h=kept_longer,
         output=output + beside,
         reasoning=min(max(reasoning, beside), output + beside),
