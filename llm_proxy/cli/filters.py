@@ -1,0 +1,101 @@
+"""The options by which commands choose calls: `--from --to --provider --model --project --session --status --errors`.
+
+Reads what people type, days in their own time zone, into the index's `Filter`. Leaves out what is done with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Sequence
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, NoReturn
+
+from llm_proxy.errors import UsageError
+
+if TYPE_CHECKING:
+    from llm_proxy.index.queries import Filter
+
+_SPAN = re.compile(r"(\d{1,5})([smhdw])", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_STATUS = re.compile(r"[1-5][0-9]{2}|[1-5]xx|none")
+MOMENTS = (
+    "a day (2026-01-31), a time (2026-01-31T08:00, with or without an offset), today, yesterday, "
+    "or back from now (90m, 24h, 7d, 2w)"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong usage is a `UsageError` of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog.removeprefix('llm-proxy ')}: {message}; llm-proxy --help shows what there is")
+
+
+def parser(word: str) -> Parser:
+    """The parser of one command, which takes `--json`."""
+    made = Parser(prog=f"llm-proxy {word}", add_help=False, allow_abbrev=False)
+    made.add_argument("--json", action="store_true")
+    return made
+
+
+def add_filters(to: argparse.ArgumentParser) -> None:
+    for name in ("from", "to", "provider", "model", "project", "session", "status"):
+        to.add_argument(f"--{name}", default="", dest=f"{name}_", metavar=name.upper())
+    to.add_argument("--errors", action="store_true")
+    to.add_argument("--utc", action="store_true")
+
+
+def filter_from(given: argparse.Namespace) -> Filter:
+    """Raises UsageError, naming the option, the rule and the value."""
+    from llm_proxy.index.queries import Filter
+
+    if given.status_ and not _STATUS.fullmatch(given.status_):
+        raise UsageError(f"--status must be a status such as 404, a class such as 5xx, or none, got {given.status_!r}")
+    since, until = moment("--from", given.from_), moment("--to", given.to_, end=True)
+    if since is not None and until is not None and until <= since:
+        raise UsageError(f"--to must be later than --from, got {given.to_!r} and {given.from_!r}")
+    return Filter(
+        since_ns=since,
+        until_ns=until,
+        provider="anthropic" if given.provider_ == "claude" else given.provider_,
+        model=given.model_,
+        project=given.project_,
+        session=given.session_,
+        status=given.status_,
+        errors=given.errors,
+    )
+
+
+def moment(option: str, text: str, *, end: bool = False, now: float | None = None) -> int | None:
+    """Nanoseconds since 1970, None for no text. A day begins, or with `end` is over, at local midnight."""
+    if not text:
+        return None
+    now = time.time() if now is None else now
+    if span := _SPAN.fullmatch(text):
+        return int((now - int(span[1]) * _SECONDS[span[2]]) * 1e9)
+    try:
+        day = _day(text, now)
+        if day is not None:
+            return _midnight(day + timedelta(days=1) if end else day)
+        return int(datetime.fromisoformat(text).timestamp()) * 1_000_000_000
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(f"{option} must be {MOMENTS}, got {text!r}") from None
+
+
+def _day(text: str, now: float) -> date | None:
+    back = {"today": 0, "yesterday": 1}.get(text)
+    if back is not None:
+        return date.fromtimestamp(now) - timedelta(days=back)
+    return date.fromisoformat(text) if len(text) == 10 else None
+
+
+def _midnight(day: date) -> int:
+    return int(datetime(day.year, day.month, day.day).timestamp()) * 1_000_000_000
+
+
+def parse(made: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """As the parser does, with a single dash taken for two, as users of the reference programs type."""
+    words = [f"-{word}" if re.match(r"-[a-z]{2}", word) else word for word in arguments]
+    return made.parse_args(words)
