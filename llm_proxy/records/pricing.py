@@ -1,0 +1,380 @@
+"""What a call costs: its tokens by class, times the price per class that held for its provider, model and moment.
+
+Dollars are exact decimals. A call whose price is not known has none: never 0, and it says why. Leaves out where prices
+come from (`price_data`) and where the result is kept. Never in the proxy's process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from llm_proxy.dialects.digest import Digest, Usage
+from llm_proxy.records import price_data
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
+
+Basis = Literal["list", "subscription", "override", "unpriced"]
+Entry = dict[str, Any]
+
+CONFIGURED = "config"
+_MILLION = 1_000_000
+# Beyond this the log's numbers, which are doubles, would not tell the same decimals again.
+_SMALLEST = Decimal("1e-12")
+# No call costs more. Token counts are what a provider, or whoever says to be one, has written.
+_HIGHEST = Decimal(1_000_000)
+# Understood, and free of charge.
+_FREE = frozenset({"anthropic.count_tokens"})
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a call costs, in USD; `usd` is None where that is not known, and `why` then says what is missing.
+
+    `basis`: `list` and `override` are spend; `subscription` is what the same would have cost by the list. `units` are
+    (class, USD per million tokens), or for `requests` and tools USD per use: of every class that was used, twice where
+    answers of one call were charged differently. `why` also names what the sum leaves out.
+    """
+
+    usd: Decimal | None
+    basis: Basis
+    units: tuple[tuple[str, Decimal], ...] = ()
+    source: str = ""
+    version: str = ""
+    why: str = ""
+
+
+class _Rate(NamedTuple):
+    """The price of a class and, for longer prompts, (more tokens than this, price), longest first."""
+
+    base: Decimal
+    tiers: tuple[tuple[int, Decimal], ...] = ()
+
+    def at(self, prompt: int) -> Decimal:
+        """One price for the whole request, chosen by all that went in."""
+        return next((price for start, price in self.tiers if prompt > start), self.base)
+
+
+class _Rates(NamedTuple):
+    """Prices by class, and by name of what is charged by use."""
+
+    tokens: Mapping[str, _Rate]
+    uses: Mapping[str, Decimal]
+    why: str = ""
+
+
+# Each class of `Usage` that is charged, and whose price it takes where it has none of its own.
+_CLASSES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("input", ()),
+    ("cache_read", ("input",)),
+    ("cache_write_5m", ("input",)),
+    ("cache_write_1h", ("cache_write_5m", "input")),
+    ("output", ()),
+)
+# Classes within those: charged apart only where they have a price of their own.
+_WITHIN = {
+    "input_audio": "input",
+    "input_image": "input",
+    "cache_read_audio": "cache_read",
+    "reasoning": "output",
+    "output_audio": "output",
+    "output_image": "output",
+}
+# The package's names, the first that has a price.
+_LISTED = {
+    "input": ("input_mtok",),
+    "input_audio": ("input_audio_mtok",),
+    "input_image": ("input_image_mtok",),
+    "cache_read": ("cache_read_mtok",),
+    "cache_read_audio": ("cache_audio_read_mtok",),
+    "cache_write_5m": ("cache_write_5m_mtok", "cache_write_mtok"),
+    "cache_write_1h": ("cache_write_1h_mtok",),
+    "output": ("output_mtok",),
+    "reasoning": ("output_reasoning_mtok",),
+    "output_audio": ("output_audio_mtok",),
+    "output_image": ("output_image_mtok",),
+}
+_LISTED_USES = {
+    "requests": "requests_kcount",
+    "web_search": "web_searches_kcount",
+    "file_search": "storage_searches_kcount",
+    "code_execution": "code_executions_kcount",
+}
+# Tools as the APIs name them, by the beginning of the name; a tool that costs nothing beyond its tokens is "".
+_TOOLS = (
+    ("web_search", "web_search"),
+    ("google_search", "web_search"),
+    ("grounding", "web_search"),
+    ("file_search", "file_search"),
+    ("code_execution", "code_execution"),
+    ("code_interpreter", "code_execution"),
+    ("web_fetch", ""),
+)
+# Names in an override, beside "requests" and the tools.
+OVERRIDABLE = (*_LISTED, *_LISTED_USES)
+
+_STANDARD = frozenset({"", "default", "standard", "standard_only", "auto", "on_demand", "unspecified"})
+# How the price data calls a tier; every other one is {"service_tier": tier}.
+_CONTEXTS = {"batch": ({"processing": "batch"},), "fast": ({"speed": "fast"}, {"service_tier": "fast"})}
+
+
+class PriceBook:
+    """All prices that hold here: overrides first, then the list. `data` is the stored price file, if there may be one.
+
+    Nothing is loaded before the first price is asked for; the file is looked at again when it has changed.
+    """
+
+    def __init__(self, overrides: Mapping[str, Mapping[str, object]] | None = None, data: str = "") -> None:
+        """`overrides`: by model or pattern of models (`*`, `?`), USD per million tokens of a class, or per use."""
+        self._overrides = {model.lower(): _override(prices) for model, prices in (overrides or {}).items()}
+        self._path = data
+        self._stamp: tuple[int, int] | None = None
+        self._data: price_data.PriceData | None = None
+
+    @property
+    def data(self) -> price_data.PriceData:
+        """The list in use."""
+        stamp = _stamp(self._path)
+        if self._data is None or stamp != self._stamp:
+            self._data, self._stamp = price_data.stored(self._path) if stamp else price_data.bundled(), stamp
+        return self._data
+
+    def price(
+        self,
+        *,
+        provider: str,
+        upstream: str,
+        model: str,
+        usages: Sequence[Usage],
+        when_ns: int,
+        service_tier: str = "",
+        subscription: bool = False,
+    ) -> Price:
+        """The price of a call whose answers used `usages`, each of which is a request of its own to its provider.
+
+        `model` is what is billed: for Bedrock the id in the request, elsewhere as the answer names it.
+        """
+        mine = self._override_for(model)
+        if mine is not None:
+            basis: Basis = "subscription" if subscription else "override"
+            return _sum(mine, usages, Price(None, basis, source=CONFIGURED))
+        host = upstream.lower().removesuffix(":443")
+        data = self.data
+        seller = data.provider_of(host)
+        if not seller:
+            return _unpriced(data, f"{provider or 'a model'} at {upstream}, which is not a provider with list prices")
+        found = data.find(seller, model.rpartition("/")[2] if model.startswith("arn:") else model)
+        if found is None:
+            return _unpriced(data, f"no list price of {seller} for {model[: price_data.LONGEST_NAME]!r}")
+        rates = _listed(found, datetime.fromtimestamp(when_ns / 1e9, UTC), service_tier.lower())
+        empty = Price(None, "subscription" if subscription else "list", source=data.source, version=data.version)
+        return _sum(rates, usages, empty, data.trouble)
+
+    def of(self, request: Entry, provider: str, digest: Digest) -> Price | None:
+        """The price of an exchange from its request entry and what it means; None where nothing was answered."""
+        if digest.asked.api in _FREE:
+            return None
+        usages = [answer.usage for answer in digest.answers if answer.usage is not None]
+        silent = sum(answer.usage is None and answer.message is not None for answer in digest.answers)
+        if not usages:
+            return Price(None, "unpriced", why="the answer does not tell its usage") if silent else None
+        price = self.price(
+            provider=provider,
+            upstream=request["_meta"]["host"],
+            model=digest.asked.model if digest.asked.api.startswith("bedrock") else digest.model,
+            usages=usages,
+            when_ns=int(datetime.fromisoformat(request["_meta"]["ts"]).timestamp() * 1e9),
+            service_tier=digest.last.service_tier or ("batch" if digest.asked.api.endswith("batches") else ""),
+            subscription=is_subscription(request),
+        )
+        if not silent:
+            return price
+        why = _joined((price.why, f"{silent} of {len(digest.answers)} answers do not tell their usage"))
+        return Price(price.usd, price.basis, price.units, price.source, price.version, why)
+
+    def _override_for(self, model: str) -> _Rates | None:
+        """The override of that very name, else the one with the longest pattern."""
+        name = model.lower()
+        if name in self._overrides:
+            return self._overrides[name]
+        matching = (pattern for pattern in self._overrides if fnmatchcase(name, pattern))
+        pattern = max(matching, key=lambda one: (len(one), one), default=None)
+        return self._overrides[pattern] if pattern is not None else None
+
+
+def is_subscription(request: Entry) -> bool:
+    """Whether a flat-rate plan pays, as a recorded request entry tells: a ChatGPT login, a Claude plan, Code Assist."""
+    headers = {name.lower(): values for name, values in (request.get("headers") or {}).items()}
+    host = request.get("_meta", {}).get("host", "").partition(":")[0].lower()
+    if host in ("chatgpt.com", "cloudcode-pa.googleapis.com") or "chatgpt-account-id" in headers:
+        return True
+    bearer = any("sk-ant-oat" in value for value in headers.get("authorization", ()))
+    return bearer or any("oauth-2025-04-20" in value for value in headers.get("anthropic-beta", ()))
+
+
+def to_entry(price: Price) -> Entry:
+    """As it stands in the log. Numbers are JSON numbers; a class with two prices has a list of them."""
+    units: dict[str, Any] = {}
+    for name, unit in price.units:
+        number = _number(unit)
+        if name in units:
+            units[name] = [*(units[name] if isinstance(units[name], list) else [units[name]]), number]
+        else:
+            units[name] = number
+    facts = {"units": units, "source": price.source, "version": price.version, "why": price.why}
+    usd = None if price.usd is None else _number(price.usd)
+    return {"usd": usd, "basis": price.basis} | {name: value for name, value in facts.items() if value}
+
+
+def from_entry(entry: Entry) -> Price:
+    """The same price back. Raises KeyError, ValueError or TypeError where it is none."""
+    units = [
+        (name, _decimal(unit))
+        for name, told in entry.get("units", {}).items()
+        for unit in (told if isinstance(told, list) else [told])
+    ]
+    usd = None if entry["usd"] is None else _decimal(entry["usd"])
+    texts = (str(entry.get(name, "")) for name in ("source", "version", "why"))
+    return Price(usd, entry["basis"], tuple(units), *texts)
+
+
+# --- the sum
+
+
+def _sum(rates: _Rates, usages: Sequence[Usage], empty: Price, trouble: str = "") -> Price:
+    """`empty`, filled in."""
+    total = Decimal(0)
+    units: dict[tuple[str, Decimal], None] = {}
+    remarks = [trouble, rates.why]
+    for usage in usages:
+        for name, tokens in _charged(rates, usage):
+            rate = _rate(rates, name)
+            if rate is None:
+                why = _joined((*remarks, f"no price for {name} tokens"))
+                return Price(None, "unpriced", source=empty.source, version=empty.version, why=why)
+            unit = rate.at(usage.prompt)
+            total += unit * tokens / _MILLION
+            units[name, unit] = None
+        for name, uses in _used(rates, usage):
+            unit_of_use = rates.uses.get(name)
+            if unit_of_use is None:
+                remarks.append(f"{name} is not in the price data")
+                continue
+            total += unit_of_use * uses
+            units[name, unit_of_use] = None
+    if total > _HIGHEST:
+        return Price(None, "unpriced", source=empty.source, version=empty.version, why="the usage told is absurd")
+    usd = total.quantize(_SMALLEST)
+    return Price(usd, empty.basis, tuple(units), empty.source, empty.version, _joined(remarks))
+
+
+def _charged(rates: _Rates, usage: Usage) -> Iterable[tuple[str, int]]:
+    """(class, tokens) of everything that is charged, without overlap, only what was used."""
+    tokens = {name: getattr(usage, name) for name, _ in _CLASSES}
+    for name, around in _WITHIN.items():
+        if name in rates.tokens:
+            tokens[name] = min(getattr(usage, name), tokens[around])
+            tokens[around] -= tokens[name]
+    return ((name, count) for name, count in tokens.items() if count)
+
+
+def _rate(rates: _Rates, name: str) -> _Rate | None:
+    instead = next((others for known, others in _CLASSES if known == name), ())
+    return next((rates.tokens[one] for one in (name, *instead) if one in rates.tokens), None)
+
+
+def _used(rates: _Rates, usage: Usage) -> Iterable[tuple[str, int]]:
+    if "requests" in rates.uses:
+        yield "requests", 1
+    for tool, uses in usage.server_tools:
+        name = next((ours for beginning, ours in _TOOLS if tool.startswith(beginning)), tool)
+        if name and uses:
+            yield name, uses
+
+
+# --- prices of a model
+
+
+def _listed(found: price_data.Found, when: datetime, tier: str) -> _Rates:
+    context, why = _context(found, when, tier)
+    listed = found.model.get_prices(when, context)
+    tokens = {name: rate for name, keys in _LISTED.items() if (rate := _first_rate(listed, keys)) is not None}
+    uses = {
+        name: price / 1000
+        for name, key in _LISTED_USES.items()
+        if (price := _plain(listed.__dict__.get(key))) is not None
+    }
+    return _Rates(tokens, uses, why)
+
+
+def _context(found: price_data.Found, when: datetime, tier: str) -> tuple[dict[str, str] | None, str]:
+    """The request context that selects the tier's prices, or why the standard price is taken instead."""
+    if tier in _STANDARD:
+        return None, ""
+    for context in _CONTEXTS.get(tier, ({"service_tier": tier},)):
+        if found.own and _has_variant(found.model, when, context):
+            return context, ""
+    return None, f"no price for service tier {tier[:40]!r}: the standard price is taken"
+
+
+def _has_variant(model: ModelInfo, when: datetime, context: Mapping[str, str]) -> bool:
+    return any(
+        variant.when == context and (variant.constraint is None or variant.constraint.active(when))
+        for variant in model.price_variants or ()
+    )
+
+
+def _first_rate(listed: ModelPrice, keys: Iterable[str]) -> _Rate | None:
+    price = next((listed.__dict__[key] for key in keys if listed.__dict__.get(key) is not None), None)
+    if price is None or isinstance(price, Decimal):
+        return None if price is None else _Rate(price)
+    return _Rate(price.base, tuple((tier.start, tier.price) for tier in reversed(price.tiers)))
+
+
+def _plain(price: Decimal | TieredPrices | None) -> Decimal | None:
+    return price if price is None or isinstance(price, Decimal) else price.base
+
+
+def _override(prices: Mapping[str, object]) -> _Rates:
+    """Raises ValueError where a name or a number is wrong: the settings' rule has seen to that before."""
+    numbers = {name: _decimal(value) for name, value in prices.items()}
+    if unknown := numbers.keys() - set(OVERRIDABLE):
+        raise ValueError(f"a price is for one of {', '.join(OVERRIDABLE)}, got {min(unknown)!r}")
+    tokens = {name: _Rate(number) for name, number in numbers.items() if name in _LISTED}
+    return _Rates(tokens, {name: number for name, number in numbers.items() if name in _LISTED_USES})
+
+
+# --- small things
+
+
+def _unpriced(data: price_data.PriceData, why: str) -> Price:
+    return Price(None, "unpriced", source=data.source, version=data.version, why=_joined((data.trouble, why)))
+
+
+def _joined(remarks: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(remark for remark in remarks if remark))
+
+
+def _decimal(value: object) -> Decimal:
+    number = Decimal(str(value))
+    if not number.is_finite() or number < 0:
+        raise ValueError(f"a price is a number of dollars, got {value!r}")
+    return number
+
+
+def _number(value: Decimal) -> int | float:
+    return int(value) if value == value.to_integral_value() else float(value)
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
