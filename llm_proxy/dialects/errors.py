@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_proxy.dialects.reading import mapping, sequence, text, written
+from llm_proxy.dialects.reading import error_of, mapping, sequence, text, written
 
 _LONGEST = 10_000  # characters; some providers repeat the whole request
 
-_TYPES = ("type", "status", "code")  # the first that is there names the error
 
+def provider_error(document: Any, status: int | None = None) -> tuple[str, str]:
+    """An error's own type and words, both "" where `document` tells of none.
 
-def error_of(value: Any, status: int | None = None) -> tuple[str, str]:
-    """The provider's words and its name for the error; both "" where `value` is none.
-
-    An answer with a failing `status` is an error even where it has no field `error`.
+    With a failing `status` the document itself is the error where it has no field `error`.
     """
-    document = mapping(next(iter(sequence(value)), value))  # Gemini's streams put it into an array
-    error = document.get("error") or (document if status is not None and status >= 400 else None)
+    fields = mapping(next(iter(sequence(document)), document))  # Gemini's streams put it into an array
+    error = fields.get("error") or (fields if status is not None and status >= 400 else None)
     if not error:
         return "", ""
+    kind, words = error_of(error)
     told = mapping(error)
-    said = text(error) or text(told.get("message")) or text(told.get("detail")) or written(error)
-    names = (_name(told.get(field)) for field in _TYPES)
-    return said[:_LONGEST], next((name for name in names if name), "")
-
-
-def _name(value: Any) -> str:
-    return str(value) if type(value) is int else text(value)
+    code = told.get("code")
+    words = words or text(told.get("detail")) or written(error)
+    return kind or (str(code) if type(code) is int else ""), words[:_LONGEST]

@@ -6,6 +6,7 @@ Nothing here raises, whatever the bytes. Leaves out what any of it means.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ T = TypeVar("T")
 _LARGEST = 1 << 53  # what a JSON number can say exactly (RFC 8259 §6), and more tokens than there are
 _SHOWN = 1000  # characters of an error that is no JSON
 _BOM = b"\xef\xbb\xbf"
+_FIELD = re.compile(rb"(?:data|event|id|retry)?:")  # what a line of an event stream begins with
 
 
 def _number(text: str) -> int | float:
@@ -134,6 +136,21 @@ def events(stream: bytes) -> list[bytes]:
         if lines:
             found.append(b"\n".join([line[5:].removeprefix(b" ") for line in lines]))
     return found
+
+
+def error_of(error: Any) -> tuple[str, str]:
+    """Type and words of an error as the providers write it: an object, or just the words."""
+    fields = mapping(error)
+    kind = text(fields.get("type")) or text(fields.get("status")) or text(fields.get("code"))
+    return kind, text(fields.get("message")) or text(error)
+
+
+def streamed(content: Content) -> bool:
+    """Whether `data` is an event stream. Errors come plain where a stream was asked for, and old logs name no type."""
+    start = content.data[:64].removeprefix(_BOM).lstrip()
+    if content.kind == "events":
+        return not start.startswith((b"{", b"["))
+    return _FIELD.match(start) is not None
 
 
 def failure(content: Content) -> Answer:
