@@ -133,6 +133,7 @@ CASES: list[tuple[str, str, str, Usage, str, dict[str, Any]]] = [
     ("its case does not matter", "h", "Qwen", U(input=1000), "0.001", {"overrides": {"qWEN": {"input": 1}}}),
     ("free is a price", "localhost:11434", "llama3", U(input=1000, output=9), "0", {"overrides": {"*": {"input": 0, "output": 0}}}),
     ("tools and requests in an override", "h", "m", U(server_tools=(("web_search", 2),)), "0.025", {"overrides": {"m": {"web_search": "0.01", "requests": "0.005"}}}),
+    ("sound from the cache is sound", "h", "m", U(cache_read=1000, cache_read_audio=1000), "0.003", {"overrides": {"m": {"input": 1, "input_audio": 3}}}),
     ("a plan is no spend even so", "chatgpt.com", "m", U(input=1000), "0.001", {"overrides": {"m": {"input": 1}}, "plan": True, "basis": "subscription"}),
 ]  # fmt: skip
 

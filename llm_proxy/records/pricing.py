@@ -18,7 +18,7 @@ from llm_proxy.dialects.digest import Digest, Usage
 from llm_proxy.records import price_data
 
 if TYPE_CHECKING:
-    from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
+    from genai_prices.types import ModelInfo, TieredPrices
 
 Basis = Literal["list", "subscription", "override", "unpriced"]
 Entry = dict[str, Any]
@@ -303,13 +303,18 @@ def _used(rates: _Rates, usage: Usage) -> Iterable[tuple[str, int]]:
 
 def _listed(found: price_data.Found, when: datetime, tier: str) -> _Rates:
     context, why = _context(found, when, tier)
-    listed = found.model.get_prices(when, context)
+    listed = found.model.get_prices(when, context).__dict__
     tokens = {name: rate for name, keys in _LISTED.items() if (rate := _first_rate(listed, keys)) is not None}
     uses = {
-        name: price / 1000
-        for name, key in _LISTED_USES.items()
-        if (price := _plain(listed.__dict__.get(key))) is not None
+        name: _rate_of(listed[key]).base / 1000 for name, key in _LISTED_USES.items() if listed.get(key) is not None
     }
+    return _rates(tokens, uses, why)
+
+
+def _rates(tokens: dict[str, _Rate], uses: dict[str, Decimal], why: str = "") -> _Rates:
+    # Sound that is read from the cache is sound, unless something is known about the cache.
+    if "input_audio" in tokens and "cache_read" not in tokens:
+        tokens.setdefault("cache_read_audio", tokens["input_audio"])
     return _Rates(tokens, uses, why)
 
 
@@ -330,15 +335,15 @@ def _has_variant(model: ModelInfo, when: datetime, context: Mapping[str, str]) -
     )
 
 
-def _first_rate(listed: ModelPrice, keys: Iterable[str]) -> _Rate | None:
-    price = next((listed.__dict__[key] for key in keys if listed.__dict__.get(key) is not None), None)
-    if price is None or isinstance(price, Decimal):
-        return None if price is None else _Rate(price)
+def _first_rate(listed: Mapping[str, Decimal | TieredPrices | None], keys: Iterable[str]) -> _Rate | None:
+    price = next((listed[key] for key in keys if listed.get(key) is not None), None)
+    return None if price is None else _rate_of(price)
+
+
+def _rate_of(price: Decimal | TieredPrices) -> _Rate:
+    if isinstance(price, Decimal):
+        return _Rate(price)
     return _Rate(price.base, tuple((tier.start, tier.price) for tier in reversed(price.tiers)))
-
-
-def _plain(price: Decimal | TieredPrices | None) -> Decimal | None:
-    return price if price is None or isinstance(price, Decimal) else price.base
 
 
 def _override(prices: Mapping[str, object]) -> _Rates:
@@ -347,7 +352,7 @@ def _override(prices: Mapping[str, object]) -> _Rates:
     if unknown := numbers.keys() - set(OVERRIDABLE):
         raise ValueError(f"a price is for one of {', '.join(OVERRIDABLE)}, got {min(unknown)!r}")
     tokens = {name: _Rate(number) for name, number in numbers.items() if name in _LISTED}
-    return _Rates(tokens, {name: number for name, number in numbers.items() if name in _LISTED_USES})
+    return _rates(tokens, {name: number for name, number in numbers.items() if name in _LISTED_USES})
 
 
 # --- small things
