@@ -13,7 +13,7 @@ class Content:
     `kind` is `body` or `events` (`data` holds a plain body, or the whole stream: server-sent events, NDJSON, AWS event
     stream), or `messages` (`messages` holds ("client" | "server", text) of each WebSocket message, in order).
     `status` is None where no response came. `complete`: the exchange came to its end. `media_type` is lower case,
-    without parameters.
+    without parameters. `path` is the request's, which may name the model.
     """
 
     kind: Literal["body", "events", "messages"]
@@ -22,3 +22,4 @@ class Content:
     status: int | None = 200
     complete: bool = True
     media_type: str = ""
+    path: str = ""

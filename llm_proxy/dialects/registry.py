@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from typing import NamedTuple, Protocol, cast
@@ -43,27 +44,24 @@ def _row(api: str, providers: tuple[str, ...], methods: str, path: str, module: 
 # The first row that matches wins.
 TABLE = (
     _row("anthropic.count_tokens", ANY, "POST", r".*/messages/count_tokens/?", "anthropic"),
-    _row(
-        "anthropic.batches",
-        ANY,
-        "POST GET",
-        r".*/messages/batches(?:/[^/]+(?:/cancel|/results)?)?/?",
-        "anthropic_batches",
-    ),
+    _row("anthropic.batches", ANY, "POST", r".*/messages/batches(?:/[^/]+/cancel)?/?", "anthropic_batches"),
+    _row("anthropic.batches", ANY, "GET", r".*/messages/batches/[^/]+(?:/results)?/?", "anthropic_batches"),
     _row("anthropic.messages", ANY, "POST", r"(?!.*/threads/).*/messages/?", "anthropic"),
-    # Vertex names the model in the path.
+    # Vertex AI names the model in the path.
     _row(
         "anthropic.messages", ANY, "POST", r".*/publishers/anthropic/models/[^/]+:(?:streamR|r)awPredict", "anthropic"
     ),
-    _row("bedrock.converse", ANY, "POST", r".*/model/[^/]+/converse(?:-stream)?/?", "bedrock"),
-    _row("bedrock.invoke", ANY, "POST", r".*/model/[^/]+/invoke(?:-with-response-stream)?/?", "bedrock"),
+    _row("bedrock.converse", ANY, "POST", r".*/model/.+/converse(?:-stream)?/?", "bedrock"),
+    _row("bedrock.invoke", ANY, "POST", r".*/model/.+/invoke(?:-with-response-stream)?/?", "bedrock"),
     _row("openai.chat", ANY, "POST", r".*/chat/completions/?", "openai_chat"),
     _row("openai.completions", ANY, "POST", r".*/completions/?", "openai_chat"),
     _row("openai.embeddings", ANY, "POST", r".*/embeddings/?", "openai_chat"),
-    _row("openai.responses", ANY, "POST WS", r".*/responses(?:/compact)?/?", "openai_responses"),
+    _row("openai.responses", ANY, "POST WS", r".*/responses(?:/compact|/[^/]+/cancel)?/?", "openai_responses"),
     # What became of a background answer.
     _row("openai.responses", ("openai",), "GET", r".*/responses/[^/]+/?", "openai_responses"),
     _row("gemini.generate", ANY, "POST", r".*:(?:streamG|g)enerateContent/?", "gemini"),
+    _row("gemini.count_tokens", ANY, "POST", r".*:countTokens/?", "gemini"),
+    _row("gemini.embed", ANY, "POST", r".*:(?:e|batchE)mbedContents?/?", "gemini"),
     _row("ollama.chat", ANY, "POST", r".*/api/(?:chat|generate)/?", "ollama"),
 )
 _MODULES = {row.api: row.module for row in TABLE}
@@ -80,12 +78,12 @@ def api_of(provider: str, method: str, path: str, websocket: bool = False) -> st
 
 def asked(api: str, path: str, body: bytes) -> Asked:
     """What the request asks. `body` is decoded. Never raises for a name from `api_of`."""
-    return _dialect(api).asked(path, body)
+    return replace(_dialect(api).asked(path, body), api=api)
 
 
 def answers(api: str, path: str, content: Content) -> tuple[Answer, ...]:
     """What came back; empty where nothing did. Never raises for a name from `api_of`."""
-    return _dialect(api).answers(content)
+    return _dialect(api).answers(replace(content, path=path))
 
 
 @cache

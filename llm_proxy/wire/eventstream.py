@@ -1,0 +1,148 @@
+"""Amazon's event stream framing (`application/vnd.amazon.eventstream`): frames with typed headers, both CRCs checked.
+
+Incremental and bounded. Leaves out what an event says (`dialects`).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from zlib import crc32
+
+MEDIA_TYPE = "application/vnd.amazon.eventstream"
+
+# What Amazon's own SDKs accept.
+HEADERS_LIMIT = 128 * 1024
+PAYLOAD_LIMIT = 24 * 1024 * 1024
+
+_PRELUDE = struct.Struct(">II")  # length of the frame, length of its headers; a CRC of both follows
+_CRC = struct.Struct(">I")
+_OVERHEAD = _PRELUDE.size + 2 * _CRC.size
+
+Value = bool | int | bytes | str
+
+# Type of a header's value -> how it is packed. Types 0 and 1 are true and false, 6 and 7 have a length, 9 is a UUID.
+_NUMBERS = {2: struct.Struct(">b"), 3: struct.Struct(">h"), 4: struct.Struct(">i"), 5: struct.Struct(">q")}
+_NUMBERS[8] = _NUMBERS[5]  # milliseconds since 1970
+_LENGTH = struct.Struct(">H")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One message. A UUID is 16 bytes, a timestamp milliseconds since 1970."""
+
+    headers: dict[str, Value]
+    payload: bytes
+
+    def text(self, name: str) -> str:
+        """A header's value where it is a string."""
+        value = self.headers.get(name)
+        return value if isinstance(value, str) else ""
+
+
+class FrameError(Exception):
+    """A frame is not what the format says. Where the next one begins cannot be told."""
+
+
+class FrameDecoder:
+    """Frames of one stream. `broken` says why the rest cannot be read, `pending` how many bytes wait for more."""
+
+    __slots__ = ("_data", "broken")
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self.broken = ""
+
+    @property
+    def pending(self) -> int:
+        return len(self._data)
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that `data` completes."""
+        if self.broken:
+            return []
+        self._data += data
+        frames: list[Frame] = []
+        start = 0
+        try:
+            while end := _end(self._data, start):
+                frames.append(_frame(bytes(self._data[start:end])))
+                start = end
+        except FrameError as error:
+            self.broken = str(error)
+            self._data.clear()
+        del self._data[:start]
+        return frames
+
+
+def begins(data: bytes) -> bool:
+    """Whether `data` starts with the prelude of a frame."""
+    try:
+        return len(data) >= _OVERHEAD - _CRC.size and _lengths(data, 0) is not None
+    except FrameError:
+        return False
+
+
+def _lengths(data: bytes | bytearray, start: int) -> tuple[int, int]:
+    """Of a whole prelude: length of the frame and of its headers. Raises FrameError."""
+    total, headers = _PRELUDE.unpack_from(data, start)
+    middle = start + _PRELUDE.size
+    if crc32(data[start:middle]) != _CRC.unpack_from(data, middle)[0]:
+        raise FrameError("the checksum of a frame's lengths is wrong")
+    if headers > HEADERS_LIMIT or not 0 <= total - headers - _OVERHEAD <= PAYLOAD_LIMIT:
+        raise FrameError(f"a frame of {total} bytes with {headers} bytes of headers")
+    return total, headers
+
+
+def _end(data: bytearray, start: int) -> int:
+    """Where the frame at `start` ends, 0 while it is not whole. Raises FrameError."""
+    if len(data) - start < _OVERHEAD - _CRC.size:
+        return 0
+    total, _ = _lengths(data, start)
+    return start + total if len(data) - start >= total else 0
+
+
+def _frame(data: bytes) -> Frame:
+    body = len(data) - _CRC.size
+    if crc32(data[:body]) != _CRC.unpack_from(data, body)[0]:
+        raise FrameError("the checksum of a frame is wrong")
+    _, length = _PRELUDE.unpack_from(data)
+    start = _PRELUDE.size + _CRC.size
+    try:
+        headers = _headers(data[start : start + length])
+    except (IndexError, struct.error, UnicodeDecodeError) as error:
+        raise FrameError(f"unreadable headers: {error}") from error
+    return Frame(headers, data[start + length : body])
+
+
+def _headers(data: bytes) -> dict[str, Value]:
+    headers: dict[str, Value] = {}
+    at = 0
+    while at < len(data):
+        end = at + 1 + data[at]
+        name, kind = data[at + 1 : end].decode(), data[end]
+        headers[name], at = _value(data, end + 1, kind)
+    return headers
+
+
+def _value(data: bytes, at: int, kind: int) -> tuple[Value, int]:
+    """A header's value and where it ends."""
+    if kind in (0, 1):
+        return kind == 0, at
+    if kind in _NUMBERS:
+        number = _NUMBERS[kind]
+        return number.unpack_from(data, at)[0], at + number.size
+    if kind == 9:
+        return _cut(data, at, 16), at + 16
+    if kind not in (6, 7):
+        raise FrameError(f"a header of type {kind}")
+    (length,) = _LENGTH.unpack_from(data, at)
+    at += _LENGTH.size
+    raw = _cut(data, at, length)
+    return (raw.decode() if kind == 7 else raw), at + length
+
+
+def _cut(data: bytes, at: int, length: int) -> bytes:
+    if at + length > len(data):
+        raise IndexError("a value goes beyond the headers")
+    return data[at : at + length]
