@@ -34,6 +34,16 @@ class Rule:
     read: Callable[[Any], Any]
 
 
+class _WrongItem(ValueError):
+    """One value of a table breaks its own rule: its name within the table, that rule, the value."""
+
+    def __init__(self, name: str, words: str, value: object) -> None:
+        super().__init__(name)
+        self.name = name
+        self.words = words
+        self.value = value
+
+
 def _whole(low: int, high: int) -> Rule:
     def read(value: object) -> int:
         if isinstance(value, str) and value.strip().isdecimal():
@@ -132,6 +142,47 @@ def _list_of(pattern: re.Pattern[str], words: str) -> Rule:
     return Rule(f"a list (with commas in the environment) of {words}", read)
 
 
+# What may be priced: classes of tokens per million, and by use. `records.pricing` computes with them.
+_PRICED = (
+    *("input", "input_audio", "input_image", "cache_read", "cache_read_audio", "cache_write_5m", "cache_write_1h"),
+    *("output", "reasoning", "output_audio", "output_image"),
+    *("requests", "web_search", "file_search", "code_execution"),
+)
+
+
+def _prices() -> Rule:
+    from decimal import Decimal, InvalidOperation
+
+    def number(name: str, value: object) -> str:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            try:
+                dollars = Decimal(str(value))
+            except InvalidOperation:
+                dollars = Decimal("NaN")
+            if dollars.is_finite() and 0 <= dollars <= 1_000_000:
+                return str(dollars)
+        raise _WrongItem(name, "a number of US dollars, 0 or more", value)
+
+    def of_model(model: str, table: object) -> tuple[tuple[str, str], ...]:
+        if not isinstance(table, dict) or not table:
+            raise _WrongItem(f'"{model}"', "a table such as {input = 1.5, output = 6}", table)
+        for name in table:
+            if name not in _PRICED:
+                raise _WrongItem(f'"{model}"', f"a table of prices for {', '.join(_PRICED)}", name)
+        return tuple((name, number(f'"{model}".{name}', value)) for name, value in table.items())
+
+    def read(value: object) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+        import json
+
+        tables = json.loads(value) if isinstance(value, str) else dict(value)  # type: ignore[call-overload]
+        if not isinstance(tables, dict) or not all(isinstance(model, str) and model for model in tables):
+            raise ValueError
+        return tuple((model, of_model(model, table)) for model, table in tables.items())
+
+    example = '{"my-model" = {input = 1.5, output = 6}}'
+    return Rule(f"a table per model or pattern of models, such as {example} (JSON in the environment)", read)
+
+
 def size_text(size: int) -> str:
     """The shortest exact spelling: "8 MiB", "2 GB", else bytes."""
     return next(f"{size // unit} {name}" for name, unit in _UNITS.items() if size % unit == 0 and (size or unit == 1))
@@ -210,6 +261,12 @@ class Settings:
     body_limit: int = _setting(
         "record.body_limit", 32 * MIB, _size(0, 1 << 40), "Bytes kept of each body; more is carried, not recorded."
     )
+    prices: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = _setting(
+        "prices",
+        (),
+        _prices(),
+        "What models cost that no list knows, or you something else: US dollars per million tokens, or per use.",
+    )
 
 
 class Row(NamedTuple):
@@ -250,7 +307,11 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], config: str | 
         row = BY_NAME[name]
         try:
             values[row.attribute] = row.rule.read(value)
-        except (ValueError, TypeError, AttributeError):
+        except _WrongItem as wrong:
+            raise ConfigError(
+                f"{source}: {name}.{wrong.name} must be {wrong.words}, got {_shown(wrong.value)}"
+            ) from None
+        except (ValueError, TypeError, AttributeError, RecursionError):
             raise ConfigError(f"{source}: {name} must be {row.rule.words}, got {_shown(value)}") from None
         sources[name] = source
     return Loaded(Settings(**values), sources)

@@ -158,6 +158,46 @@ def test_no_value_of_a_file_makes_loading_crash(row, value):
             assert row.name in str(exc)
 
 
+def test_prices_say_the_same_in_every_format(home):
+    """A table per model; exact decimals, whatever way they were written."""
+    expected = (("my-model", (("input", "1.5"), ("output", "6"))), ("q*", (("input", "0"),)))
+    toml = _file(home, '[prices."my-model"]\ninput = 1.5\noutput = "6"\n[prices."q*"]\ninput = 0\n')
+    assert _load(config=toml).settings.prices == expected
+    text = '{"my-model": {"input": 1.5, "output": 6}, "q*": {"input": 0}}'
+    assert _load(config=_file(home, f'{{"prices": {text}}}', "c.json")).settings.prices == expected
+    (home / ".config/llm-proxy/config.toml").unlink()
+    assert _load({}, {"LLM_PROXY_PRICES": text}).settings.prices == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[prices."m"]\ninptu = 1', 'prices."m" must be a table of prices for input, input_audio,'),
+        ('[prices."m"]\ninput = -1', 'prices."m".input must be a number of US dollars, 0 or more, got -1'),
+        ('[prices."m"]\ninput = nan', "got nan"),
+        ('[prices."m"]\ninput = "cheap"', "got 'cheap'"),
+        ('[prices."m"]\ninput = true', "got True"),
+        ('[prices."m"]', 'prices."m" must be a table such as'),
+        ("[prices]\nm = 1", 'prices."m" must be a table such as'),
+        ("prices = 1", "prices must be a table per model"),
+        ("prices = [1]", "prices must be a table per model"),
+    ],
+)
+def test_a_wrong_price_is_named(home, text, words):
+    """The model, the class, the rule and the value."""
+    path = _file(home, text)
+    with pytest.raises(ConfigError) as told:
+        _load()
+    assert words in str(told.value) and path in str(told.value)
+
+
+def test_what_can_be_priced_is_what_is_computed_with():
+    """The names stand in two places, because settings import nothing."""
+    from llm_proxy.records.pricing import OVERRIDABLE
+
+    assert set(settings._PRICED) == set(OVERRIDABLE)
+
+
 @given(st.integers(0, 1 << 50))
 def test_sizes_are_shown_as_they_can_be_written(size):
     """What the documentation prints the reader reads."""
