@@ -41,3 +41,11 @@ class StateUnusable(LlmProxyError):
 
 class CannotAttach(LlmProxyError):
     """A client's configuration cannot be edited, or not safely. It is as it was."""
+
+
+class IndexTrouble(LlmProxyError):
+    """The index cannot be read or brought up to date. The log files it is made from are untouched."""
+
+
+class NotFound(LlmProxyError):
+    """Nothing recorded has this id, or more than one thing does."""

@@ -48,3 +48,12 @@ def data_folder() -> str:
 def journal_folder(role: str) -> str:
     """The journal of one role: "service", "foreground-1", …"""
     return f"{state_folder()}/journal/{role}"
+
+
+def index_file(logs: str) -> str:
+    """The index of one log folder: `index.db` of the usual one, beside it one for each other."""
+    if logs == f"{home()}/.llm-provider-logs":
+        return f"{state_folder()}/index.db"
+    from hashlib import sha256
+
+    return f"{state_folder()}/index-{sha256(logs.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}.db"

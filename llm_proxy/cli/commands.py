@@ -44,12 +44,6 @@ def _flagged(arguments: Sequence[str]) -> int:
     return COMMANDS[options.command](options)
 
 
-def _attach(arguments: Sequence[str]) -> int:
-    from llm_proxy.cli import attach
-
-    return attach.attach(arguments)
-
-
 def _run(arguments: Sequence[str]) -> int:
     """Become the command that follows; as shells do, 127 where there is none and 126 where it cannot be run."""
     command = list(arguments[1:] if arguments[:1] == ["--"] else arguments)
@@ -60,18 +54,6 @@ def _run(arguments: Sequence[str]) -> int:
     error = environment.run(command)
     print(f"llm-proxy: {command[0]}: {error.strerror}", file=sys.stderr)
     return 127 if isinstance(error, FileNotFoundError) else 126
-
-
-def _detach(arguments: Sequence[str]) -> int:
-    from llm_proxy.cli import attach
-
-    return attach.detach(arguments)
-
-
-def _doctor(arguments: Sequence[str]) -> int:
-    from llm_proxy.cli import doctor
-
-    return doctor.doctor(arguments)
 
 
 def _serve(options: Options) -> int:
@@ -221,10 +203,27 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
     "service": _serve,
 }
 
+
+def _word(module: str, name: str = "") -> Callable[[Sequence[str]], int]:
+    """The command `name` of a module of this package, imported when it is called."""
+
+    def call(arguments: Sequence[str]) -> int:
+        from importlib import import_module
+
+        return int(getattr(import_module(f"llm_proxy.cli.{module}"), name or module)(arguments))
+
+    return call
+
+
 # Commands that are a word, and read what follows it themselves.
 WORDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "attach": _attach,
-    "detach": _detach,
-    "doctor": _doctor,
+    "attach": _word("attach"),
+    "detach": _word("attach", "detach"),
+    "doctor": _word("doctor"),
     "run": _run,
+    "search": _word("search"),
+    "sessions": _word("sessions"),
+    "stats": _word("stats"),
+    "tail": _word("tail"),
+    "view": _word("view"),
 }

@@ -6,6 +6,7 @@ Reads what people type, days in their own time zone, into the index's `Filter`. 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from llm_proxy.errors import UsageError
 
 if TYPE_CHECKING:
     from llm_proxy.index.queries import Filter
+    from llm_proxy.service.ask import Places
 
 _SPAN = re.compile(r"(\d{1,5})([smhdw])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -34,10 +36,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(word: str) -> Parser:
-    """The parser of one command, which takes `--json`."""
+    """The parser of one command, which takes `--json` and says where the logs are."""
     made = Parser(prog=f"llm-proxy {word}", add_help=False, allow_abbrev=False)
     made.add_argument("--json", action="store_true")
+    made.add_argument("--log-dir", default="")
+    made.add_argument("--config")
     return made
+
+
+def places_from(given: argparse.Namespace) -> Places:
+    """Raises ConfigError."""
+    from llm_proxy.service.ask import places
+
+    return places(os.environ, given.config, given.log_dir)
 
 
 def add_filters(to: argparse.ArgumentParser) -> None:

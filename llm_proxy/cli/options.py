@@ -32,6 +32,16 @@ Usage
                                   eval "$(llm-proxy --env)"          bash, zsh, sh
                                   llm-proxy --env --shell fish | source
 
+Questions about what was recorded
+  llm-proxy sessions            conversations, the one used last first; forks and sub-agents under their parent
+  llm-proxy view [ID]           a conversation or a call by the beginning of its id (last); --raw: the bodies as they were
+  llm-proxy search WORDS        messages that hold all the words; "a phrase", begin*, -without
+  llm-proxy tail                calls as they begin and end; -n N: the last N first
+  llm-proxy stats               requests, errors, latency, tokens, cost; --by day|model|project|session|provider
+    --from, --to TIME           2026-01-31, 2026-01-31T08:00, today, yesterday, 90m, 24h, 7d; local time
+    --provider, --model, --project, --session NAME    --status 404|5xx|none    --errors
+    --json    --utc    --limit N    --log-dir DIR
+
 Options for running
   --port N          port to listen on; 0 takes a free one
   --host ADDRESS    address to listen on (127.0.0.1)

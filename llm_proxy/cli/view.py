@@ -1,0 +1,115 @@
+"""`llm-proxy view [ID|prefix|last]`: one call or a whole conversation, as Markdown, raw, or JSON."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from llm_proxy.cli import filters, show
+from llm_proxy.errors import NotFound
+from llm_proxy.formats import markdown
+from llm_proxy.index.queries import CallRow, SessionRow
+from llm_proxy.service.ask import Record, record
+
+_SHOWN = 20  # candidates listed for an ambiguous prefix
+
+
+def view(arguments: Sequence[str]) -> int:
+    """Raises UsageError, ConfigError, IndexTrouble, NotFound."""
+    if any(word.lstrip("-").partition("=")[0] == "recordings" for word in arguments if word.startswith("-")):
+        from llm_proxy.cli import recordings
+
+        return recordings.view(arguments)
+    parser = filters.parser("view")
+    parser.add_argument("id", nargs="?", default="last")
+    parser.add_argument("--raw", action="store_true")
+    parser.add_argument("--utc", action="store_true")
+    given = filters.parse(parser, arguments)
+    with record(filters.places_from(given)) as opened:
+        row = _find(opened, given.id, utc=given.utc)
+        calls = [row] if isinstance(row, CallRow) else opened.index.calls_of(row.id)
+        if given.raw:
+            _write_raw(opened, calls)
+        elif given.json:
+            show.print_json({"id": row.id, "calls": [_object(opened, call) for call in calls]})
+        else:
+            _write_markdown(opened, row, calls, utc=given.utc)
+    return 0
+
+
+def _find(opened: Record, wanted: str, *, utc: bool) -> CallRow | SessionRow:
+    if wanted == "last":
+        last = opened.index.last()
+        if last is None:
+            raise NotFound("nothing is recorded yet")
+        return last
+    found = opened.index.find(wanted, _SHOWN + 1)
+    exact = [row for row in found if row.id == wanted]
+    if len(exact or found) == 1:
+        return (exact or found)[0]
+    if not found:
+        raise NotFound(f"no call and no session has an id that begins with {show.line(wanted)!r}")
+    for row in found[:_SHOWN]:
+        print(f"{row.id}  {show.when(row.started_ns, utc=utc)}  {_kind(row)}", file=sys.stderr)
+    more = f" or more than {_SHOWN}" if len(found) > _SHOWN else ""
+    raise NotFound(f"{len(found[:_SHOWN])}{more} ids begin with {show.line(wanted)!r}; give more of it")
+
+
+def _kind(row: CallRow | SessionRow) -> str:
+    if isinstance(row, SessionRow):
+        return show.line(f"session, {row.calls} calls  {row.title}", 80)
+    return show.line(f"call  {row.method} {row.path}  {row.model}", 80)
+
+
+def _write_markdown(opened: Record, row: CallRow | SessionRow, calls: Sequence[CallRow], *, utc: bool) -> None:
+    blocks: Iterable[str]
+    if isinstance(row, CallRow):
+        blocks = markdown.single(row, opened.digest(row), utc=utc)
+    else:
+        blocks = markdown.conversation(row, calls, opened.digest, utc=utc)
+    if not sys.stdout.isatty():
+        for block in blocks:
+            print(f"{show.visible(block)}\n")
+        return
+    from rich.markdown import Markdown
+
+    console = show.console()
+    for block in blocks:
+        # links written by a model stay text: a terminal would make them clickable, wherever they lead
+        console.print(Markdown(show.visible(block), hyperlinks=False))
+        console.print()
+
+
+def _write_raw(opened: Record, calls: Sequence[CallRow]) -> None:
+    """The bodies as they were recorded, each request followed by its response."""
+    sys.stdout.flush()
+    for call in calls:
+        for entry in opened.entries(call):
+            data = body_of(entry) if entry is not None else b""
+            sys.stdout.buffer.write(data if data.endswith(b"\n") or not data else data + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def body_of(entry: dict[str, Any]) -> bytes:
+    """A body's bytes, a stream's lines joined, or the messages of a WebSocket one per line."""
+    if "chunks" in entry:
+        return b"".join(_piece(chunk) for chunk in entry["chunks"])
+    if "websocket" in entry:
+        return b"\n".join(_piece(message) for message in entry["websocket"].get("messages", ()))
+    text = entry.get("body") or ""
+    if entry.get("body_encoding") == "base64":
+        return base64.b64decode(text)
+    return bytes(text.encode("utf-8", "surrogatepass"))
+
+
+def _piece(piece: dict[str, Any]) -> bytes:
+    if "base64" in piece:
+        return base64.b64decode(piece["base64"])
+    return bytes(piece.get("raw", "").encode("utf-8", "surrogatepass"))
+
+
+def _object(opened: Record, call: CallRow) -> dict[str, Any]:
+    request, response = opened.entries(call)
+    return {"id": call.id, "session": call.session, "seq": call.seq, "request": request, "response": response}

@@ -1,0 +1,151 @@
+"""A conversation as Markdown: each message once, however often it was sent again, and what each call came to.
+
+Leaves out finding calls, and making text safe for a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+
+from llm_proxy.dialects.digest import Answer, Digest, Message, Part, PartKind
+from llm_proxy.index.queries import CallRow, SessionRow
+
+ROLES = {"user": "User", "assistant": "Assistant", "system": "System", "tool": "Tool"}
+Understand = Callable[[CallRow], Digest | None]
+
+
+def conversation(
+    session: SessionRow, calls: Iterable[CallRow], understand: Understand, *, utc: bool = False
+) -> Iterator[str]:
+    """Blocks of a whole session, to be joined by blank lines."""
+    yield f"# {session.title or session.id}"
+    facts = [session.id, session.provider, session.project, session.program, f"{session.calls} calls"]
+    yield " · ".join(fact for fact in facts if fact)
+    if session.parent:
+        kind = "A fork of" if session.forked else f"A sub-agent ({session.agent}) of" if session.agent else "Child of"
+        after = f" after call #{session.parent_seq}" if session.parent_seq else ""
+        yield f"{kind} {session.parent}{after}."
+    seen: set[bytes] = set()
+    system = ""
+    for call in calls:
+        digest = understand(call)
+        yield from _call(call, digest, seen, system, utc=utc)
+        system = digest.asked.system if digest is not None else system
+
+
+def single(call: CallRow, digest: Digest | None, *, utc: bool = False) -> Iterator[str]:
+    """Blocks of one call, with all that was sent."""
+    yield f"# Call {call.id}"
+    yield " · ".join(
+        fact for fact in (f"session {call.session} #{call.seq}", call.provider, call.project, call.program) if fact
+    )
+    yield from _call(call, digest, set(), "", utc=utc)
+
+
+def _call(call: CallRow, digest: Digest | None, seen: set[bytes], system: str, *, utc: bool) -> Iterator[str]:
+    yield f"## #{call.seq} · {_moment(call.started_ns, utc=utc)} · {call.model or call.method + ' ' + call.path}"
+    if digest is None:
+        yield "*The log of this call is no longer there.*"
+    else:
+        yield from _asked(digest, seen, system)
+        for answer in digest.answers:
+            yield from _answer(answer, seen)
+        trouble = digest.asked.trouble or next((answer.trouble for answer in digest.answers if answer.trouble), "")
+        if trouble:
+            yield f"*Not understood: {trouble}*"
+    yield f"*{summary(call)}*"
+
+
+def _asked(digest: Digest, seen: set[bytes], system: str) -> Iterator[str]:
+    if digest.asked.system and digest.asked.system != system:
+        yield from _block("System prompt", digest.asked.system)
+    known = sum(message.key in seen for message in digest.asked.messages)
+    if known:
+        yield f"*{known} earlier messages, shown above*" if known > 1 else "*One earlier message, shown above*"
+    for message in digest.asked.messages:
+        yield from _message(message, seen)
+
+
+def _answer(answer: Answer, seen: set[bytes]) -> Iterator[str]:
+    if answer.message is not None:
+        yield from _message(answer.message, seen)
+    if answer.error or answer.error_type:
+        yield f"**Error** {answer.error_type}: {answer.error}"
+    if answer.partial:
+        yield "*The answer breaks off here.*"
+
+
+def _message(message: Message, seen: set[bytes]) -> Iterator[str]:
+    if message.key in seen:
+        return
+    seen.add(message.key)
+    yield f"### {ROLES.get(message.role, message.role)}"
+    for part in message.parts:
+        yield from _part(part)
+
+
+def _part(part: Part) -> Iterator[str]:
+    if part.kind in (PartKind.TEXT, PartKind.REFUSAL):
+        if part.text.strip():
+            yield part.text.strip("\n")
+    elif part.kind == PartKind.THINKING:
+        yield from _block("Thinking", part.text)
+    elif part.kind == PartKind.TOOL_CALL:
+        yield f"**Tool call** `{part.name}` {_code_word(part.id)}".rstrip()
+        yield fenced(_pretty(part.text), "json")
+    elif part.kind == PartKind.TOOL_RESULT:
+        yield f"**Tool {'error' if part.failed else 'result'}** {_code_word(part.id)}".rstrip()
+        yield fenced(part.text)
+    else:
+        yield f"*[{part.name or part.kind}{': ' + part.text[:200] if part.text else ''}]*"
+
+
+def _block(title: str, text: str) -> Iterator[str]:
+    if text.strip():
+        yield "\n".join(f"> {line}".rstrip() for line in (f"**{title}**", "", *text.strip("\n").split("\n")))
+
+
+def summary(call: CallRow) -> str:
+    """One line of what a call came to."""
+    told = [str(call.status) if call.status is not None else "no status", call.ending or "open", call.stop_reason]
+    if call.total_ms is not None:
+        told.append(f"{call.total_ms / 1000:.1f} s")
+    if call.usage is not None:
+        used = call.usage
+        cached = f" ({used.cache_read:,} from cache)" if used.cache_read else ""
+        told.append(f"{used.prompt:,} tokens in{cached}, {used.output:,} out")
+    if call.usd is not None:
+        told.append(
+            f"${call.usd:.4f}" + (" at API prices, covered by a subscription" if call.basis == "subscription" else "")
+        )
+    elif call.basis == "unpriced":
+        told.append("unpriced")
+    return " · ".join(one for one in (*told, call.error) if one)
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A code block that the text itself cannot end."""
+    longest = run = 0
+    for sign in text:
+        run = run + 1 if sign == "`" else 0
+        longest = max(longest, run)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _code_word(text: str) -> str:
+    return f"`{text.replace('`', '')}`" if text else ""
+
+
+def _pretty(text: str) -> str:
+    try:
+        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _moment(ns: int, *, utc: bool) -> str:
+    moment = datetime.fromtimestamp(ns / 1e9, UTC)
+    return (moment if utc else moment.astimezone()).strftime("%Y-%m-%d %H:%M:%S") + ("Z" if utc else "")

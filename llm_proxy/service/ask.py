@@ -1,0 +1,81 @@
+"""Opens the record for questions: the index, brought up to date first, and the log folder it tells of.
+
+Leaves out the questions (`index.queries`) and how answers look (`cli`).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from llm_proxy import paths, settings
+from llm_proxy.dialects.digest import Digest
+from llm_proxy.errors import IndexTrouble
+from llm_proxy.index.ingest import Indexer
+from llm_proxy.index.queries import CallRow, Index, IndexUnavailable, open_index
+from llm_proxy.records.understood import Entry, understand
+from llm_proxy.sinks.log_reader import entry_at
+
+
+class Record(NamedTuple):
+    """The open index, and the log folder whose places it names."""
+
+    index: Index
+    logs: Path
+
+    def entries(self, call: CallRow) -> tuple[Entry | None, Entry | None]:
+        """The request entry and the response entry as they stand in the log; None where there is none (any more)."""
+        return self._entry(call.request), self._entry(call.response)
+
+    def digest(self, call: CallRow) -> Digest | None:
+        """What a call meant; None where its log has gone."""
+        request, response = self.entries(call)
+        return understand(request, response) if request is not None else None
+
+    def _entry(self, place: tuple[str, int, int] | None) -> Entry | None:
+        if place is None:
+            return None
+        file, offset, length = place
+        try:
+            return entry_at(self.logs / file, offset, length)
+        except (OSError, ValueError):
+            return None
+
+
+class Places(NamedTuple):
+    """Where the logs and their index are."""
+
+    logs: Path
+    index: Path
+
+
+def places(environ: Mapping[str, str], config: str | None = None, log_dir: str = "") -> Places:
+    """As the daemon finds them. Raises ConfigError."""
+    flags = {"log_dir": log_dir} if log_dir else {}
+    logs = Path(settings.load(flags, environ, config).settings.log_dir)
+    return Places(logs, Path(paths.index_file(str(logs))))
+
+
+@contextmanager
+def record(where: Places) -> Iterator[Record]:
+    """The record, with all that stands in the logs now. Raises IndexTrouble."""
+    try:
+        freshen(where)
+        with open_index(where.index) as index:
+            yield Record(index, where.logs)
+    except (IndexUnavailable, sqlite3.Error, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise IndexTrouble(f"{error}; llm-proxy reindex makes a new index from the logs") from error
+
+
+def freshen(where: Places) -> None:
+    """Take in what no keeper has indexed yet. Raises sqlite3.Error, OSError."""
+    indexer = Indexer(where.index, where.logs)
+    try:
+        indexer.catch_up_all()
+    finally:
+        indexer.close()
