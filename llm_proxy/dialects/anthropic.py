@@ -335,7 +335,7 @@ def answers(content: Content) -> tuple[Answer, ...]:
         return (Answer(trouble="this API is not spoken over WebSocket"),)
     if content.status is None and not content.data:
         return ()
-    if reading.is_stream(content):
+    if reading.streamed(content):
         stream = Stream()
         for data in reading.events(content.data):
             stream.feed(data)

@@ -249,7 +249,7 @@ def answers(content: Content) -> tuple[Answer, ...]:
 def _answers(content: Content) -> tuple[Answer, ...]:
     if content.media_type == eventstream.MEDIA_TYPE or eventstream.begins(content.data):
         return _stream(content.data)
-    if reading.is_stream(content):
+    if reading.streamed(content):
         return _pieces(content.data)
     reply = reading.read(_REPLY, content.data)
     if reply is not None and reply.output is not None:

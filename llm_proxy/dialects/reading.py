@@ -138,14 +138,6 @@ def events(stream: bytes) -> list[bytes]:
     return found
 
 
-def is_stream(content: Content) -> bool:
-    """Whether it is server-sent events, whatever its type says: errors come as JSON where events were asked for."""
-    start = content.data[:64].lstrip(_BOM + b" \t\r\n")
-    return not start.startswith((b"{", b"[")) and (
-        content.kind == "events" or start.startswith((b"data:", b"event:", b":"))
-    )
-
-
 def error_of(error: Any) -> tuple[str, str]:
     """Type and words of an error as the providers write it: an object, or just the words."""
     fields = mapping(error)
