@@ -49,3 +49,7 @@ class IndexTrouble(LlmProxyError):
 
 class NotFound(LlmProxyError):
     """Nothing recorded has this id, or more than one thing does."""
+
+
+class PricesUnusable(LlmProxyError):
+    """A list of prices cannot be had, or is none. The one that was used before is still used."""

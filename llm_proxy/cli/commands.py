@@ -220,6 +220,8 @@ WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "attach": _word("attach"),
     "detach": _word("attach", "detach"),
     "doctor": _word("doctor"),
+    "prices": _word("prices"),
+    "reprice": _word("prices", "reprice"),
     "run": _run,
     "search": _word("search"),
     "sessions": _word("sessions"),

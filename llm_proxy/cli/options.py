@@ -42,6 +42,12 @@ Questions about what was recorded
     --provider, --model, --project, --session NAME    --status 404|5xx|none    --errors
     --json    --utc    --limit N    --log-dir DIR
 
+What it costs
+  llm-proxy prices show [MODEL] which list of prices is used; what a model costs now, at each seller
+  llm-proxy prices update       fetch today's list from its project; --url URL: from a mirror
+  llm-proxy prices import FILE  take it from a file of genai-prices or LiteLLM
+  llm-proxy reprice             price recorded calls again, as of their day; the choices above, and --dry-run
+
 Options for running
   --port N          port to listen on; 0 takes a free one
   --host ADDRESS    address to listen on (127.0.0.1)

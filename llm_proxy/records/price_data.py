@@ -164,8 +164,7 @@ _ABOVE = re.compile(r"_above_(\d{1,4})k_tokens")
 def from_litellm(raw: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
     """LiteLLM's `model_prices_and_context_window.json` in the package's format, and how many models are left out.
 
-    Numbers should have been read as Decimal: a price is one millionth of a dollar times something. Of what the file
-    knows, tokens, tiers by prompt length and service tiers are taken. Raises UnusablePrices.
+    Of what the file knows, tokens, tiers by prompt length and service tiers are taken. Raises UnusablePrices.
     """
     models: dict[str, dict[str, dict[str, Any]]] = {}
     left_out = 0
@@ -212,7 +211,7 @@ def _litellm_prices(facts: Mapping[str, Any], tier: str) -> dict[str, Any]:
 
 
 def _per_million(value: object) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         price = Decimal(str(value)) * 1_000_000

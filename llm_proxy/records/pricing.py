@@ -7,7 +7,7 @@ come from (`price_data`) and where the result is kept. Never in the proxy's proc
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -299,6 +299,15 @@ def _used(rates: _Rates, usage: Usage) -> Iterable[tuple[str, int]]:
 
 
 # --- prices of a model
+
+
+def listed(model: ModelInfo, when: datetime) -> Iterator[tuple[str, int, Decimal]]:
+    """A model's standard prices: (class, for prompts of more tokens than this, USD per million tokens or per use)."""
+    rates = _listed(price_data.Found(model, True), when, "")
+    for name, rate in rates.tokens.items():
+        yield name, 0, rate.base
+        yield from ((name, start, price) for start, price in reversed(rate.tiers))
+    yield from ((name, 0, price) for name, price in rates.uses.items())
 
 
 def _listed(found: price_data.Found, when: datetime, tier: str) -> _Rates:
