@@ -53,7 +53,7 @@ def _get(fields: Fields, name: str) -> Any:
 # --- requests
 
 _MODEL = re.compile(r".*/(?:models|tunedModels|endpoints)/([^/:]+).*", re.DOTALL)
-_APIS = (("ountTokens", "gemini.count_tokens"), ("mbedContent", "gemini.embeddings"))
+_APIS = (("ountTokens", "gemini.count_tokens"), ("mbedContent", "gemini.embed"))
 
 
 def asked(path: str, body: bytes) -> Asked:
