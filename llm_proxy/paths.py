@@ -45,6 +45,11 @@ def data_folder() -> str:
     return Unix(APP).user_data_dir
 
 
+def price_file() -> str:
+    """Prices that were fetched or imported; without it those of the installed package hold."""
+    return f"{data_folder()}/prices.json"
+
+
 def journal_folder(role: str) -> str:
     """The journal of one role: "service", "foreground-1", …"""
     return f"{state_folder()}/journal/{role}"

@@ -58,7 +58,7 @@ TABLE = (
     _row("openai.embeddings", ANY, "POST", r".*/embeddings/?", "openai_chat"),
     _row("openai.responses", ANY, "POST WS", r".*/responses(?:/compact|/[^/]+/cancel)?/?", "openai_responses"),
     # What became of a background answer.
-    _row("openai.responses", ("openai",), "GET", r".*/responses/[^/]+/?", "openai_responses"),
+    _row("openai.responses", ANY, "GET", r".*/responses/resp_[^/]+/?", "openai_responses"),
     _row("gemini.generate", ANY, "POST", r".*:(?:streamG|g)enerateContent/?", "gemini"),
     _row("gemini.count_tokens", ANY, "POST", r".*:countTokens/?", "gemini"),
     _row("gemini.embed", ANY, "POST", r".*:(?:e|batchE)mbedContents?/?", "gemini"),

@@ -1,4 +1,4 @@
-"""`python -m llm_proxy.keeper --journal DIR --logs DIR --state DIR`: started and ended by the daemon."""
+"""`python -m llm_proxy.keeper --journal DIR --logs DIR --state DIR [--options JSON]`: the daemon starts and ends it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import sys
 from pathlib import Path
 
 from llm_proxy.keeper.loop import Keeper
+from llm_proxy.keeper.options import Options, options
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="llm_proxy.keeper")
     for name in ("--journal", "--logs", "--state"):
         parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--options", type=options, default=Options())
     given = parser.parse_args()
     os.umask(0o077)
-    return Keeper(given.journal.absolute(), given.logs.absolute(), given.state.absolute()).run()
+    return Keeper(given.journal.absolute(), given.logs.absolute(), given.state.absolute(), given.options).run()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from llm_proxy.journal import segments
 from llm_proxy.journal.reader import Position, Reader
 from llm_proxy.journal.writer import JournalBusy, recover, writer_lock
 from llm_proxy.keeper.assemble import Assembler, Call, Gap
+from llm_proxy.keeper.options import Options
 from llm_proxy.keeper.settle import Item, Recorder, Tally
 from llm_proxy.keeper.store import Store, StoreDamaged, open_store
 from llm_proxy.sinks.log_files import Logs
@@ -148,8 +149,9 @@ def machine() -> str:
 class Keeper:
     """Turns one journal into log files until it is told to stop."""
 
-    def __init__(self, journal: Path, logs: Path, state: Path) -> None:
+    def __init__(self, journal: Path, logs: Path, state: Path, options: Options) -> None:
         self.journal = journal
+        self.options = options
         self.told = Told()
         self.logs = Logs(logs)
         self.database = state / "sessions.db"

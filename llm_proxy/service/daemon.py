@@ -25,6 +25,7 @@ from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, CrashLoo
 from llm_proxy.journal.writer import Journal, JournalBusy, has_ring, writer_lock
 from llm_proxy.proxy.server import Proxy, ProxyConfig
 from llm_proxy.service import activation, attached, crashes, environment, state
+from llm_proxy.service.keeping import arguments
 from llm_proxy.service.listen import Listeners, is_loopback, listen, listen_again
 from llm_proxy.service.manager import Manager
 from llm_proxy.service.supervise import Supervisor
@@ -157,8 +158,7 @@ class Daemon:
         self.keeper.start()
 
     def _keeper_of(self, folder: Path) -> Supervisor:
-        arguments = ("--journal", str(folder), "--logs", self.settings.log_dir, "--state", paths.state_folder())
-        return Supervisor("llm_proxy.keeper", arguments, errors=f"{folder}/keeper.err")
+        return Supervisor("llm_proxy.keeper", arguments(self.settings, folder), errors=f"{folder}/keeper.err")
 
     async def _settle_the_dead(self) -> None:
         """Journals whose daemon and keeper were both killed: what they hold goes into the logs now."""

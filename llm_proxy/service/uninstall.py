@@ -12,12 +12,14 @@ import functools
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from llm_proxy import paths, settings
 from llm_proxy.errors import CannotAttach, ConfigError, SetupFailed
 from llm_proxy.service import attached, launchd, process, receipt, shells, systemd, units
 from llm_proxy.service.daemon import unsettled
+from llm_proxy.service.keeping import arguments
 from llm_proxy.service.setup import unit_folder, why_not
 from llm_proxy.service.steps import Steps
 from llm_proxy.service.supervise import Supervisor
@@ -50,7 +52,8 @@ class _Uninstall:
         self.receipt = receipt.load(str(self.state)) or receipt.Receipt(str(self.state))
         self.versions = Path(paths.data_folder()) / "versions"
         self.folders = (*self.receipt.folders, *receipt.made(str(self.state)))
-        self.logs = _log_folder(environ)
+        self.settings = _settings(environ)
+        self.logs = Path(self.settings.log_dir)
 
     def shells(self) -> None:
         """rc files."""
@@ -114,7 +117,7 @@ class _Uninstall:
         if not folders or self.purge:
             return True
         keep = f"write what was carried last into {self.logs}"
-        return self.steps.do("journal", keep, lambda: asyncio.run(_settle(folders, self.logs, self.state)))
+        return self.steps.do("journal", keep, lambda: asyncio.run(_settle(folders, self.settings)))
 
     def data(self) -> None:
         """What is the user's own goes only when asked for."""
@@ -176,21 +179,20 @@ def _disable(manager: systemd.Systemd, names: list[str]) -> None:
         manager.tell("reset-failed", *names)
 
 
-async def _settle(folders: list[Path], logs: Path, state_folder: Path) -> None:
+async def _settle(folders: list[Path], configured: settings.Settings) -> None:
     for folder in folders:
-        arguments = ("--journal", str(folder), "--logs", str(logs), "--state", str(state_folder))
-        keeper = Supervisor("llm_proxy.keeper", arguments, errors=f"{folder}/keeper.err")
+        keeper = Supervisor("llm_proxy.keeper", arguments(configured, folder), errors=f"{folder}/keeper.err")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(keeper.settle(), _SETTLE_LIMIT)
     if left := unsettled(folders[0].parent):
         raise SetupFailed(f"{left[0]} still holds calls, {left[0]}/keeper.err may say why; --purge gives them up")
 
 
-def _log_folder(environ: Mapping[str, str]) -> Path:
+def _settings(environ: Mapping[str, str]) -> settings.Settings:
     try:
-        return Path(settings.load({}, environ, None).settings.log_dir)
+        return settings.load({}, environ, None).settings
     except ConfigError:
-        return Path(paths.expand(settings.Settings().log_dir))
+        return replace(settings.Settings(), log_dir=paths.expand(settings.Settings().log_dir))
 
 
 def _is_our_launcher(path: Path) -> bool:

@@ -1,0 +1,33 @@
+"""What a keeper is told beside its folders: one JSON argument from the service, because a keeper reads no settings.
+
+Leaves out where the values come from and whether they make sense: the settings' rules have seen to that.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The defaults are what a keeper does that is told nothing: it writes the log, and no index."""
+
+    index: str = ""  # the index's file, "" for none
+    projects: bool = True  # find out which process called
+    redact: bool = True
+    patterns: tuple[tuple[str, str], ...] = ()  # own secrets: (name, regular expression)
+    redact_off_for: tuple[str, ...] = ()  # projects by name, folders by glob
+    metadata_only: bool = False
+    prices: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()  # (model, ((class, USD), ...))
+    price_data: str = ""  # the stored list, "" for the one that came with the package
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def options(given: str) -> Options:
+    """The options from their JSON. Raises ValueError, naming what is wrong."""
+    import msgspec  # the daemon, which only writes them, does without
+
+    return msgspec.json.decode(given.encode(), type=Options)

@@ -1,0 +1,29 @@
+"""How a keeper is started: its folders, and what the settings say of the record.
+
+Leaves out running it (`supervise`) and what it does (`keeper`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_proxy import paths
+from llm_proxy.keeper.options import Options
+
+if TYPE_CHECKING:
+    from llm_proxy.settings import Settings
+
+
+def arguments(settings: Settings, journal: Path) -> tuple[str, ...]:
+    """The command line of the keeper of one journal folder."""
+    folders = ("--journal", str(journal), "--logs", settings.log_dir, "--state", paths.state_folder())
+    return *folders, "--options", options(settings).to_json()
+
+
+def options(settings: Settings) -> Options:
+    return Options(
+        index=paths.index_file(settings.log_dir),
+        prices=settings.prices,
+        price_data=paths.price_file(),
+    )
