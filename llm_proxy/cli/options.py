@@ -34,7 +34,7 @@ Usage
 
 Questions about what was recorded
   llm-proxy sessions            conversations, the one used last first; forks and sub-agents under their parent
-  llm-proxy view [ID]           a conversation or a call by the beginning of its id (last); --raw: the bodies as they were
+  llm-proxy view [ID]           a conversation or a call by the beginning of its id (last); --raw: bodies as they were
   llm-proxy search WORDS        messages that hold all the words; "a phrase", begin*, -without
   llm-proxy tail                calls as they begin and end; -n N: the last N first
   llm-proxy stats               requests, errors, latency, tokens, cost; --by day|model|project|session|provider
