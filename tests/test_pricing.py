@@ -261,6 +261,20 @@ def test_an_exchange_without_an_answer_has_no_price() -> None:
     assert mixed is not None and mixed.usd == Decimal("0.001") and "1 of 2 answers" in mixed.why
 
 
+def test_answers_of_other_models_have_their_own_prices() -> None:
+    """An advisor in between, or a batch of several models; one that is unknown leaves the whole unpriced."""
+    request = {"_meta": _META, "headers": {}}
+    used = Usage(input=1000)
+    price = BOOK.of(request, "anthropic", _digest("anthropic.messages", HAIKU, _said(used, OPUS), _said(used, HAIKU)))
+    assert price is not None and price.usd == Decimal("0.016")
+    assert price.units == (("input", Decimal(15)), ("input", Decimal(1)))
+    batch = _digest("anthropic.batches", "", _said(used, HAIKU, "batch"), _said(used, HAIKU, "standard"))
+    assert getattr(BOOK.of(request, "anthropic", batch), "usd", None) == Decimal("0.0015")
+    unknown = BOOK.of(request, "anthropic", _digest("x", HAIKU, _said(used, HAIKU), _said(used, "who")))
+    assert unknown is not None and (unknown.usd, unknown.basis, unknown.units) == (None, "unpriced", ())
+    assert "'who'" in unknown.why
+
+
 @pytest.mark.parametrize(
     ("host", "headers", "expected"),
     [

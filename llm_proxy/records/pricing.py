@@ -177,26 +177,33 @@ class PriceBook:
         return _sum(rates, usages, empty, data.trouble)
 
     def of(self, request: Entry, provider: str, digest: Digest) -> Price | None:
-        """The price of an exchange from its request entry and what it means; None where nothing was answered."""
+        """The price of an exchange from its request entry and what it means; None where nothing was answered.
+
+        An answer that names another model or tier than the rest (a batch's, an advisor's) is priced by its own.
+        """
         if digest.asked.api in _FREE:
             return None
-        usages = [answer.usage for answer in digest.answers if answer.usage is not None]
+        usages: dict[tuple[str, str], list[Usage]] = {}
+        for answer in digest.answers:
+            if answer.usage is not None:
+                model = digest.asked.model if digest.asked.api.startswith("bedrock") else answer.model or digest.model
+                usages.setdefault((model, answer.service_tier or digest.asked.service_tier), []).append(answer.usage)
         silent = sum(answer.usage is None and answer.message is not None for answer in digest.answers)
         if not usages:
             return Price(None, "unpriced", why="the answer does not tell its usage") if silent else None
-        price = self.price(
-            provider=provider,
-            upstream=request["_meta"]["host"],
-            model=digest.asked.model if digest.asked.api.startswith("bedrock") else digest.model,
-            usages=usages,
-            when_ns=int(datetime.fromisoformat(request["_meta"]["ts"]).timestamp() * 1e9),
-            service_tier=digest.last.service_tier or ("batch" if digest.asked.api.endswith("batches") else ""),
-            subscription=is_subscription(request),
-        )
-        if not silent:
-            return price
-        why = _joined((price.why, f"{silent} of {len(digest.answers)} answers do not tell their usage"))
-        return Price(price.usd, price.basis, price.units, price.source, price.version, why)
+        prices = [
+            self.price(
+                provider=provider,
+                upstream=request["_meta"]["host"],
+                model=model,
+                usages=used,
+                when_ns=int(datetime.fromisoformat(request["_meta"]["ts"]).timestamp() * 1e9),
+                service_tier=tier,
+                subscription=is_subscription(request),
+            )
+            for (model, tier), used in usages.items()
+        ]
+        return _together(prices, f"{silent} of {len(digest.answers)} answers do not tell their usage" if silent else "")
 
     def _override_for(self, model: str) -> _Rates | None:
         """The override of that very name, else the one with the longest pattern."""
@@ -272,6 +279,15 @@ def _sum(rates: _Rates, usages: Sequence[Usage], empty: Price, trouble: str = ""
         return Price(None, "unpriced", source=empty.source, version=empty.version, why="the usage told is absurd")
     usd = total.quantize(_SMALLEST)
     return Price(usd, empty.basis, tuple(units), empty.source, empty.version, _joined(remarks))
+
+
+def _together(prices: Sequence[Price], remark: str) -> Price:
+    """One price; none where one of them is not known, because a part would look like the whole."""
+    first = next((price for price in prices if price.usd is None), prices[0])
+    usd = None if first.usd is None else sum((price.usd for price in prices if price.usd is not None), Decimal(0))
+    units = tuple(dict.fromkeys(unit for price in prices for unit in price.units)) if usd is not None else ()
+    why = _joined((*(price.why for price in prices), remark))
+    return Price(usd, first.basis, units, first.source, first.version, why)
 
 
 def _charged(rates: _Rates, usage: Usage) -> Iterable[tuple[str, int]]:

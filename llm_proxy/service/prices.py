@@ -27,7 +27,7 @@ _LARGEST = 64 << 20
 
 def data_file() -> Path:
     """Where fetched and imported prices stand."""
-    return Path(paths.data_folder()) / "prices.json"
+    return Path(paths.price_file())
 
 
 def book(configured: settings.Settings) -> PriceBook:
@@ -74,7 +74,7 @@ def offers(wanted: str, configured: settings.Settings) -> Iterator[Offer]:
     now = datetime.now(UTC)
     for provider in price_data.stored(str(data_file())).providers:
         for model in provider.models:
-            if _fits(model.id, wanted):
+            if _fits(model.id, wanted) or model.is_match(wanted):
                 when = (variant.when for variant in model.price_variants or ())
                 tiers = dict.fromkeys(" ".join(one.values()) for one in when if "default" not in one.values())
                 yield Offer(provider.id, model.id, tuple(listed(model, now)), tuple(tiers))
