@@ -5,15 +5,18 @@ Leaves out how rows come about (`ingest`) and what is printed of them.
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from llm_proxy.dialects.digest import Usage
+from llm_proxy.dialects.digest import TOKEN_CLASSES, Usage
+from llm_proxy.index import database, text
 
 By = Literal["total", "day", "model", "project", "session", "provider"]
 
@@ -59,7 +62,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class CallRow:
-    """One call. `usage` None: the provider told none. `usd` None: unpriced (`basis` "unpriced"), or no price yet ("")."""
+    """One call. `usage` None: the provider told none. `usd` None: unpriced (`basis` "unpriced") or not priced ("")."""
 
     id: str  # the request id
     session: str
@@ -127,7 +130,7 @@ class SessionRow:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A message that holds the words. `pieces` are (text, whether it is a word looked for), without control characters."""
+    """A message that holds the words. `pieces`: (text, whether it is a word looked for), no control characters."""
 
     call: str  # the request id of the call that first held it
     session: str
@@ -163,40 +166,409 @@ class StatRow:
 @contextmanager
 def open_index(path: Path) -> Iterator[Index]:
     """The index for reading. Raises IndexUnavailable."""
-    raise IndexUnavailable(f"{path}: not written yet")
-    yield
+    with _told(path):
+        db = database.open_for_reading(path)
+    try:
+        yield Index(db, path)
+    finally:
+        db.close()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (database.Unusable, sqlite3.Error) as error:
+        raise IndexUnavailable(f"the index {path} cannot be read: {error}") from error
 
 
 class Index:
     """An open index. Not to be shared between threads. Raises IndexUnavailable."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         self._db = db
+        self._path = path
 
     def sessions(self, filter: Filter, limit: int | None = 50) -> list[SessionRow]:
         """Sessions with a call that fits, last used first."""
-        raise NotImplementedError
+        about_session, about_call, values = _where(filter)
+        where = about_session
+        if about_call:
+            where = [
+                *where,
+                f"EXISTS (SELECT 1 FROM calls WHERE session = sessions.key AND {' AND '.join(about_call)})",
+            ]
+        query = f"SELECT key FROM sessions WHERE {_all(where)} ORDER BY last DESC, id DESC LIMIT :limit"
+        keys = [key for (key,) in self._rows(query, values | {"limit": -1 if limit is None else limit})]
+        return self._sessions(keys)
 
     def calls(self, filter: Filter, *, newest_first: bool = False, limit: int | None = None) -> Iterator[CallRow]:
         """Calls by time."""
-        raise NotImplementedError
+        about_session, about_call, values = _where(filter)
+        way = "DESC" if newest_first else "ASC"
+        # Read in order of time, so that the first ones come at once.
+        query = f"""
+            SELECT {_CALL} FROM calls CROSS JOIN sessions ON sessions.key = calls.session
+            WHERE {_all(about_session + about_call)} ORDER BY calls.started {way}, calls.key {way} LIMIT :limit
+        """
+        files = self._files()
+        for row in self._rows(query, values | {"limit": -1 if limit is None else limit}):
+            yield _call(row, files)
 
     def calls_of(self, session: str) -> list[CallRow]:
         """All calls of a session in order of `seq`."""
-        raise NotImplementedError
+        query = f"""
+            SELECT {_CALL} FROM sessions JOIN calls ON calls.session = sessions.key
+            WHERE sessions.id = :session ORDER BY calls.seq, calls.started, calls.key
+        """
+        files = self._files()
+        return [_call(row, files) for row in self._rows(query, {"session": session})]
 
     def search(self, words: str, filter: Filter, limit: int = 20) -> list[Hit]:
         """Best first. `words` all occur; "a phrase" in quotes, `begin*`, `-without`."""
-        raise NotImplementedError
+        asked = text.query(words)
+        if not asked:
+            return []
+        about_session, about_call, values = _where(filter)
+        # CROSS JOIN: in order of rank, and no further than needed.
+        query = f"""
+            SELECT words.rowid, words.rank, calls.id, sessions.id, calls.seq, calls.started, sessions.provider,
+                sessions.project, calls.model, texts.role
+            FROM words CROSS JOIN messages ON messages.text = words.rowid
+            CROSS JOIN calls ON calls.key = messages.call CROSS JOIN sessions ON sessions.key = messages.session
+            CROSS JOIN texts ON texts.id = words.rowid
+            WHERE words MATCH :asked AND {_all(about_session + about_call)} ORDER BY words.rank
+        """
+        found: dict[int, tuple[Any, ...]] = {}
+        for row in self._rows(query, values | {"asked": asked}):
+            known = found.setdefault(row[0], row)
+            if known[5] > row[5]:  # of the sessions that hold it, the one that held it first
+                found[row[0]] = row
+            if len(found) > limit:
+                found.popitem()
+                break
+        return [self._hit(row, asked) for row in found.values()]
+
+    def _hit(self, row: tuple[Any, ...], asked: str) -> Hit:
+        query = "SELECT snippet(words, 0, :open, :close, '…', 24) FROM words WHERE words MATCH :asked AND rowid = :text"
+        values = {"open": text.OPEN, "close": text.CLOSE, "asked": asked, "text": row[0]}
+        ((snippet,),) = self._rows(query, values)
+        _, rank, call, session, seq, started, provider, project, model, role = row
+        return Hit(
+            call,
+            session,
+            seq or 0,
+            started or 0,
+            provider or "",
+            project or "",
+            model or "",
+            role,
+            text.shown(snippet),
+            -rank,
+        )
 
     def stats(self, filter: Filter, by: By = "total", *, utc: bool = False) -> list[StatRow]:
         """Days in order, everything else dearest first."""
-        raise NotImplementedError
+        about_session, about_call, values = _where(filter)
+        tables = "calls JOIN sessions ON sessions.key = calls.session"
+        if not about_session and by not in _OF_SESSION:
+            tables = "calls"
+        where = _all(about_session + about_call)
+        group = _GROUPS[by]
+        sums: dict[str, list[Any]] = {}
+        named = _days(utc) if by == "day" else _text
+        for key, *numbers in self._rows(f"SELECT {group}, {_SUMS} FROM {tables} WHERE {where} GROUP BY 1", values):
+            _add(sums.setdefault(named(key), []), numbers)
+        times: dict[str, tuple[list[int], list[int]]] = {key: ([], []) for key in sums}
+        query = f"SELECT {group}, total, ttfb FROM {tables} WHERE {where} AND total IS NOT NULL"
+        names: dict[Any, tuple[list[int], list[int]]] = {}
+        for key, total, ttfb in self._rows(query, values):
+            lists = names.get(key)
+            if lists is None:
+                lists = names[key] = times.setdefault(named(key), ([], []))
+            lists[0].append(total)
+            if ttfb is not None:
+                lists[1].append(ttfb)
+        rows = [_stat(key, numbers, *times[key]) for key, numbers in sums.items() if numbers[0]]
+        if by == "day":
+            return sorted(rows, key=lambda row: row.key)
+        return sorted(rows, key=lambda row: (-row.cost.usd - row.cost.equivalent, -row.calls, row.key))
 
     def find(self, prefix: str, limit: int = 20) -> list[CallRow | SessionRow]:
         """Sessions, then calls whose id (or, of sessions, the client's id) begins so; the newest first."""
-        raise NotImplementedError
+        if not prefix:
+            return []
+        values = {"from": prefix, "to": prefix + "\U0010ffff", "limit": limit}
+        query = """
+            SELECT key FROM sessions WHERE id >= :from AND id < :to
+            UNION SELECT key FROM sessions WHERE client_session >= :from AND client_session < :to
+        """
+        keys = [key for (key,) in self._rows(query, values)]
+        sessions = sorted(self._sessions(keys), key=lambda row: -row.last_ns)[:limit]
+        query = f"""
+            SELECT {_CALL} FROM calls JOIN sessions ON sessions.key = calls.session
+            WHERE calls.id >= :from AND calls.id < :to ORDER BY calls.started DESC LIMIT :limit
+        """
+        files = self._files()
+        calls = (_call(row, files) for row in self._rows(query, values))
+        found: list[CallRow | SessionRow] = [*sessions, *calls]
+        return found[:limit]
 
     def last(self) -> SessionRow | None:
         """The session used last."""
-        raise NotImplementedError
+        return next(iter(self.sessions(Filter(), 1)), None)
+
+    # -- rows
+
+    def _rows(self, query: str, values: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+        with _told(self._path), database.told():
+            yield from self._db.execute(query, values)
+
+    def _files(self) -> dict[int, str]:
+        return dict(self._rows("SELECT id, path FROM files", {}))
+
+    def _sessions(self, keys: Sequence[int]) -> list[SessionRow]:
+        """In the order of `keys`."""
+        rows: dict[int, SessionRow] = {}
+        for start in range(0, len(keys), 500):
+            some = ", ".join(map(str, keys[start : start + 500]))
+            calls = f"FROM calls WHERE session IN ({some})"
+            sums = {row[0]: row[1:] for row in self._rows(f"SELECT session, {_SUMS} {calls} GROUP BY 1", {})}
+            models: dict[int, list[str]] = {}
+            query = f"SELECT session, model {calls} AND model != '' GROUP BY 1, 2 ORDER BY 1, count(*) DESC, 2"
+            for key, model in self._rows(query, {}):
+                models.setdefault(key, []).append(model)
+            files: dict[int, list[str]] = {}
+            paths = f"SELECT session, path FROM session_files JOIN files ON id = file WHERE session IN ({some})"
+            for key, path in self._rows(f"{paths} ORDER BY 1, 2", {}):
+                files.setdefault(key, []).append(path)
+            for row in self._rows(f"SELECT key, {_SESSION} FROM sessions WHERE key IN ({some})", {}):
+                numbers = sums.get(row[0]) or [0] * _WIDTH
+                rows[row[0]] = _session(row[1:], numbers, models.get(row[0], []), files.get(row[0], []))
+        return [rows[key] for key in keys if key in rows]
+
+
+# --- conditions
+
+# Each field of a filter: whether it is about the session, and the condition.
+_CONDITIONS = {
+    "since_ns": (False, "calls.started >= :since_ns"),
+    "until_ns": (False, "calls.started < :until_ns"),
+    "provider": (True, "sessions.provider = :provider"),
+    "model": (False, "instr(lower(calls.model), lower(:model))"),
+    "project": (True, "instr(lower(sessions.project), lower(:project))"),
+    "session": (
+        True,
+        "(substr(sessions.id, 1, length(:session)) = :session"
+        " OR substr(sessions.client_session, 1, length(:session)) = :session)",
+    ),
+    "errors": (False, "calls.failed"),
+}
+
+
+def _where(filter: Filter) -> tuple[list[str], list[str], dict[str, Any]]:
+    """(conditions about the session, about the call, their values)."""
+    about: tuple[list[str], list[str]] = [], []
+    values: dict[str, Any] = {}
+    for name, (of_session, condition) in _CONDITIONS.items():
+        value = getattr(filter, name)
+        if value not in (None, "", False):
+            about[not of_session].append(condition)
+            values[name] = value
+    if filter.status:
+        about[1].append(_status(filter.status))
+    return *about, values
+
+
+def _status(said: str) -> str:
+    if said == "none":
+        return "calls.status IS NULL AND calls.ending IS NOT NULL"
+    if said.endswith("xx"):
+        return f"calls.status / 100 = {int(said[0])}"
+    return f"calls.status = {int(said)}"
+
+
+def _all(conditions: Sequence[str]) -> str:
+    return " AND ".join(conditions) or "1"
+
+
+# --- sums
+
+# Two sums, because one of many absurd prices would not fit in 64 bits.
+_DOLLARS = (
+    "coalesce(sum(CASE WHEN {0} THEN usd / 1000000 END), 0), coalesce(sum(CASE WHEN {0} THEN usd % 1000000 END), 0)"
+)
+_SUMS = ", ".join(
+    (
+        "count(*)",
+        "coalesce(sum(calls.failed), 0)",
+        "sum(calls.response_file IS NULL)",
+        "min(calls.started)",
+        "max(calls.started)",
+        *(f"coalesce(sum(calls.{name}), 0)" for name in TOKEN_CLASSES),
+        _DOLLARS.format("basis IN ('list', 'override')"),
+        _DOLLARS.format("basis = 'subscription'"),
+        "coalesce(sum(basis = 'unpriced'), 0)",
+    )
+)
+_WIDTH = 5 + len(TOKEN_CLASSES) + 5
+_QUARTER = 900 * 10**9  # ns: every time zone is a multiple of it away from the next
+_GROUPS: dict[By, str] = {
+    "total": "''",
+    "day": f"calls.started / {_QUARTER}",
+    "model": "calls.model",
+    "project": "sessions.project",
+    "session": "sessions.id",
+    "provider": "sessions.provider",
+}
+_OF_SESSION = ("project", "session", "provider")
+
+
+def _days(utc: bool) -> Callable[[Any], str]:
+    moment = time.gmtime if utc else time.localtime
+
+    def day(quarter: Any) -> str:
+        return time.strftime("%Y-%m-%d", moment(quarter * 900)) if quarter is not None else ""
+
+    return day
+
+
+def _text(value: Any) -> str:
+    return value or ""
+
+
+def _add(sums: list[Any], numbers: Sequence[Any]) -> None:
+    """Into `sums`, empty for none so far."""
+    if not sums:
+        sums += numbers
+        return
+    first, last = sums[3], sums[4]
+    sums[:] = [
+        one + other if number not in (3, 4) else 0
+        for number, (one, other) in enumerate(zip(sums, numbers, strict=True))
+    ]
+    sums[3] = min((one for one in (first, numbers[3]) if one is not None), default=None)
+    sums[4] = max((one for one in (last, numbers[4]) if one is not None), default=None)
+
+
+def _stat(key: str, numbers: Sequence[Any], totals: list[int], ttfbs: list[int]) -> StatRow:
+    calls, errors, open_, first, last, *rest = numbers
+    totals.sort()
+    ttfbs.sort()
+    return StatRow(
+        key=key,
+        calls=calls,
+        errors=errors,
+        open=open_,
+        first_ns=first or 0,
+        last_ns=last or 0,
+        p50_ms=_percentile(totals, 50),
+        p95_ms=_percentile(totals, 95),
+        p99_ms=_percentile(totals, 99),
+        ttfb_p50_ms=_percentile(ttfbs, 50),
+        ttfb_p95_ms=_percentile(ttfbs, 95),
+        usage=_usage(rest[: len(TOKEN_CLASSES)]),
+        cost=_cost(rest[len(TOKEN_CLASSES) :]),
+    )
+
+
+def _percentile(ordered: Sequence[int], share: int) -> int | None:
+    """The smallest value that `share` percent of all do not exceed."""
+    return ordered[-(-len(ordered) * share // 100) - 1] if ordered else None
+
+
+def _usage(numbers: Sequence[Any], server_tools: str | None = None) -> Usage:
+    tools = json.loads(server_tools).items() if server_tools else ()
+    counts = {name: number or 0 for name, number in zip(TOKEN_CLASSES, numbers, strict=True)}
+    return Usage(**counts, server_tools=tuple(tools))
+
+
+def _cost(numbers: Sequence[Any]) -> Cost:
+    high, low, equivalent_high, equivalent_low, unpriced = numbers
+    return Cost(_dollars(high * 10**6 + low), _dollars(equivalent_high * 10**6 + equivalent_low), unpriced)
+
+
+def _dollars(pico: int) -> Decimal:
+    return Decimal(pico).scaleb(-12)
+
+
+# --- rows
+
+_NAMES = (  # columns of a session that its row has too
+    *("id", "provider", "upstream", "client_session", "parent", "agent"),
+    *("program", "cwd", "project", "root", "branch", "title"),
+)
+_SESSION = ", ".join((*_NAMES, "parent_seq", "forked", "started", "last"))
+_CALL = ", ".join(
+    (
+        "calls.id, sessions.id, calls.seq, calls.started, calls.ended, sessions.provider, sessions.upstream",
+        "sessions.project, sessions.program, calls.method, calls.path, calls.api, calls.model, calls.status",
+        "calls.ending, calls.error, calls.error_type, calls.failed, calls.ttfb, calls.total, calls.usd, calls.basis",
+        "calls.stop_reason, calls.service_tier, calls.response_id, calls.partial, calls.server_tools",
+        "request_file, request_offset, request_length, response_file, response_offset, response_length",
+        *(f"calls.{name}" for name in TOKEN_CLASSES),
+    )
+)
+
+
+def _session(row: Sequence[Any], numbers: Sequence[Any], models: Sequence[str], files: Sequence[str]) -> SessionRow:
+    calls, errors, open_, _, _, *rest = numbers
+    texts = {name: value or "" for name, value in zip(_NAMES, row, strict=False)}
+    parent_seq, forked, started, last = row[len(_NAMES) :]
+    return SessionRow(
+        **texts,
+        parent_seq=parent_seq,
+        forked=bool(forked),
+        started_ns=started or 0,
+        last_ns=last or 0,
+        calls=calls,
+        errors=errors,
+        open=open_,
+        usage=_usage(rest[: len(TOKEN_CLASSES)]),
+        cost=_cost(rest[len(TOKEN_CLASSES) :]),
+        models=tuple(models),
+        files=tuple(files),
+    )
+
+
+def _call(row: Sequence[Any], files: Mapping[int, str]) -> CallRow:
+    tokens = row[33:]
+    basis = row[21] or ""
+    return CallRow(
+        id=row[0],
+        session=row[1],
+        seq=row[2] or 0,
+        started_ns=row[3] or 0,
+        ended_ns=row[4],
+        provider=row[5] or "",
+        upstream=row[6] or "",
+        project=row[7] or "",
+        program=row[8] or "",
+        method=row[9] or "",
+        path=row[10] or "",
+        api=row[11] or "",
+        model=row[12] or "",
+        status=row[13],
+        ending=row[14] or "",
+        error=row[15] or "",
+        error_type=row[16] or "",
+        failed=bool(row[17]),
+        ttfb_ms=row[18],
+        total_ms=row[19],
+        usage=None if tokens[0] is None else _usage(tokens, row[26]),
+        usd=None if basis in ("", "unpriced") or row[20] is None else _dollars(row[20]),
+        basis=basis,
+        stop_reason=row[22] or "",
+        service_tier=row[23] or "",
+        response_id=row[24] or "",
+        partial=bool(row[25]),
+        request=_place(row[27:30], files),
+        response=_place(row[30:33], files),
+    )
+
+
+def _place(row: Sequence[int | None], files: Mapping[int, str]) -> Place | None:
+    file, offset, length = row
+    if file is None or offset is None or length is None:
+        return None
+    return Place(files.get(file, ""), offset, length)
