@@ -293,10 +293,10 @@ def _tokens(counts: Counts) -> Usage:
 
 def _iterations(counts: Counts, kind: str) -> list[Counts]:
     said = (reading.mapping(item) for item in reading.sequence(counts.iterations))
-    return [_counts_of(item) for item in said if item.get("type") == kind]
+    return [counts_of(item) for item in said if item.get("type") == kind]
 
 
-def _counts_of(fields: dict[str, Any]) -> Counts:
+def counts_of(fields: dict[str, Any]) -> Counts:
     return Counts(**{name: fields[name] for name in Counts.__struct_fields__ if name in fields})
 
 
@@ -304,7 +304,7 @@ def _advice(counts: Counts) -> list[Answer]:
     """What an advisor, another model, said in between: its tokens are in no total."""
     said = (reading.mapping(item) for item in reading.sequence(counts.iterations))
     return [
-        Answer(model=reading.text(item.get("model")), usage=_tokens(_counts_of(item)), service_tier=counts.tier)
+        Answer(model=reading.text(item.get("model")), usage=_tokens(counts_of(item)), service_tier=counts.tier)
         for item in said
         if item.get("type") == "advisor_message"
     ]
