@@ -218,6 +218,7 @@ def _word(module: str, name: str = "") -> Callable[[Sequence[str]], int]:
 # Commands that are a word, and read what follows it themselves.
 WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "attach": _word("attach"),
+    "compare": _word("compare"),
     "detach": _word("attach", "detach"),
     "doctor": _word("doctor"),
     "prices": _word("prices"),

@@ -47,6 +47,7 @@ What it costs
   llm-proxy prices update       fetch today's list from its project; --url URL: from a mirror
   llm-proxy prices import FILE  take it from a file of genai-prices or LiteLLM
   llm-proxy reprice             price recorded calls again, as of their day; the choices above, and --dry-run
+  llm-proxy compare             hold the record against what Claude Code and Codex noted themselves; --from, --to
 
 Options for running
   --port N          port to listen on; 0 takes a free one
