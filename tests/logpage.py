@@ -22,11 +22,13 @@ _META = told_in("Entries")
 _BODIES = told_in("Bodies that are not simply text")
 _CHUNK = told_in("Chunks")
 _WEBSOCKET = told_in("WebSocket")
+_PRICE = told_in("`price`")
 _ENTRIES = {
     "session_start": told_in("`session_start`"),
     "request": told_in("`request`") | _BODIES,
     "response": told_in("`response`") | _BODIES,
     "gap": told_in("`recording-gaps.jsonl`"),
+    "price": {"seq", "price"},
 }
 
 
@@ -45,6 +47,7 @@ def _untold(entry: dict[str, Any]) -> Iterator[str]:
     yield from _beyond(websocket, _WEBSOCKET, "websocket")
     for message in websocket["messages"]:
         yield from _beyond(message, _CHUNK | _WEBSOCKET | {"size"}, "message")
+    yield from _beyond(entry.get("price") or {}, _PRICE, "price")
     if "timing" in entry:
         yield from _beyond(entry["timing"], {"ttfb_ms", "total_ms"}, "timing")
 

@@ -107,11 +107,11 @@ def _print(one: Comparison, *, utc: bool) -> None:
     _more(len(one.unrecorded))
     lines = sum(answer.lines for answer in one.noted)
     if lines > len(one.noted):
-        true = _sum(pair.recorded.usage for pair in one.pairs).total
+        used = _sum(pair.recorded.usage for pair in one.pairs).total
         added = _sum(pair.noted.added_up for pair in one.pairs).total
         print(
             f"  {lines:>6}  lines of it tell usage: who adds them all up counts {show.count(added)} tokens"
-            f" where {show.count(true)} were used"
+            f" where {show.count(used)} were used"
         )
 
 
