@@ -42,3 +42,9 @@ def spoiled(draw: st.DrawFn, *documents: Any) -> bytes:
     for _ in range(draw(st.integers(1, 3))):
         value = _put(value, draw(st.sampled_from(_places(value))), draw(ANY))
     return json.dumps(value, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
+
+
+def nested(*around: str) -> list[bytes]:
+    """Each of these, around itself 100,000 times and 400 times: too deep for any parser, and for recursion only."""
+    halves = [template.split("%") for template in ("[%]", '{"a":%}', *around)]
+    return [(left * depth + "1" + right * depth).encode() for left, right in halves for depth in (100_000, 400)]

@@ -16,7 +16,7 @@ from llm_proxy.dialects.digest import Answer, Message, Part, PartKind, Usage
 from llm_proxy.dialects.openai import usage_of
 from llm_proxy.dialects.reading import events
 from tests.goldens import check_cuts, check_pieces, golden, streams
-from tests.spoiled import spoiled
+from tests.spoiled import nested, spoiled
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 
@@ -525,6 +525,18 @@ def test_no_bytes_raise(data, kind, status):
     assert openai_chat.asked(CHAT, data) is not None
     openai_chat.answers(Content(kind, data, status=status))
     openai_chat.answers(Content(kind, b"data: " + data + b"\n\n", status=status))
+
+
+THOUGHTS = '[{"type":"thinking","thinking":%}]'
+
+
+@pytest.mark.parametrize("data", nested(THOUGHTS))
+def test_no_depth_raises(data):
+    """Of JSON that contains itself."""
+    for inner in (data, b'{"messages":[{"content":%s}]}' % data, b'{"choices":[{"message":{"content":%s}}]}' % data):
+        openai_chat.asked(CHAT, inner)
+        openai_chat.answers(Content("body", inner))
+        openai_chat.answers(Content("events", b"data: " + inner + b"\n\n"))
 
 
 @given(spoiled(*REQUESTS, *CHUNKS), st.sampled_from([CHAT, COMPLETIONS, EMBEDDINGS]), st.sampled_from([200, 400]))

@@ -55,7 +55,8 @@ def _refusal(fields: dict[str, Any]) -> Part:
 def _thinking(fields: dict[str, Any]) -> Part:
     """Mistral's; the thoughts are texts in a list."""
     thoughts = fields.get("thinking") or fields.get("text")
-    return Part(PartKind.THINKING, text(thoughts) or joined(parts_of(thoughts)))
+    said = [text(mapping(piece).get("text")) for piece in sequence(thoughts)]
+    return Part(PartKind.THINKING, text(thoughts) or "\n".join(said))
 
 
 def _image(fields: dict[str, Any]) -> Part:
