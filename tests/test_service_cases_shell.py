@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llm_proxy.service import block, receipt, shells, state
+from llm_proxy.service import block, receipt, state
 from tests.shellbed import HOOKED, INSTANCE, SHELLS, Home, program, snapshot
 
 WIDE = 5.0  # seconds; the promise is 50 ms, this catches a wait for something
@@ -404,6 +404,11 @@ RC_ROWS = {
     "D24-zdotdir": Rc(zdotdir, "zsh"),
     "D24-xdg-config-home": Rc(config_home, "fish"),
     "D24-bash-profile-alone": Rc(both(file(".bashrc", "# mine\n"), file(".bash_profile", "# no other file\n"))),
+    "D24-bash-profile-without-bashrc": Rc(file(".bash_profile", "# mine\n")),
+    "D24-bash-profile-dangling": Rc(both(link(".bash_profile", "gone"), file(".profile", "# mine"))),
+    "D24-profile-alone": Rc(file(".profile", "# mine")),
+    "D24-profile-that-does-not-source": Rc(both(file(".bashrc", "# mine\n"), file(".profile", "umask 022\n"))),
+    "D24-profile-that-sources": Rc(both(file(".bashrc", "# mine\n"), file(".profile", ". ~/.bashrc"))),
     "D24-bash-profile-that-sources": Rc(both(file(".bashrc", "# mine\n"), file(".bash_profile", ". ~/.bashrc\n"))),
     "D30-none-bash": Rc(nothing),
     "D30-none-zsh": Rc(nothing, "zsh"),
@@ -417,6 +422,8 @@ def test_rc_files_are_edited_and_restored(home, row):
     """Set up twice, used, undone twice: byte for byte, link for link, what it was; or untouched, with what to do."""
     home.environ["SHELL"] = program(row.shell)
     row.arrange(home)
+    if row.status:
+        home.write(".profile", ". ~/.bashrc\n")  # as in Debian: it needs no edit of its own
     before = snapshot(home.path)
     inodes = {path: path.stat().st_ino for path in home.path.rglob("*") if path.is_file() and path.stat().st_nlink > 1}
     done = home.command("--setup-shell")
@@ -485,6 +492,7 @@ def test_D23_text_appended_after_the_block_stays(home):
 
 def test_D17_a_failed_write_leaves_the_file(home):
     """A full disk, by a file size limit: the old bytes are there, nothing else is."""
+    home.write(".profile", ". ~/.bashrc\n")
     for hard in (False, True):
         rc = home.write(".bashrc", b"# mine\n" * 1000)
         if hard:
@@ -531,16 +539,34 @@ def test_D24_a_login_shell_gets_it_by_bash_profile(home):
     assert opened.variables() == home.urls(port)
 
 
-def test_D24_macos_reads_profiles(home, monkeypatch):
-    """macOS, simulated: its terminals start login shells, so bash gets a .bash_profile where it has no profile at all."""
-    environ = home.environ | {"SHELL": "/bin/bash"}
-    monkeypatch.setenv("HOME", environ["HOME"])
-    assert [
-        target.path.name for target in shells.targets(environ, "darwin") if target.shell == "bash" and target.create
-    ] == [
-        ".bashrc",
-        ".bash_profile",
-    ]
+@pytest.mark.parametrize("profile", ["nothing", ".bash_profile", ".bash_login", ".profile"])
+def test_D24_a_login_shell_of_somebody_without_bashrc(home, profile):
+    """Over ssh and in macOS' terminals bash is a login shell: the file it reads gets the lines, or .profile is made."""
+    home.environ["SHELL"] = program("bash")
+    if profile != "nothing":
+        home.write(profile, "PS1='PROMPT> '\n")
+    before = snapshot(home.path)
+    assert home.command("--setup-shell").returncode == 0
+    port = alive(home)
+    login = ["bash", "--noediting", "-l", "-i"]
+    opened = home.shell("bash", login, PROMPT_COMMAND="PS1='PROMPT> '")
+    assert opened.greeting == "" and opened.variables() == home.urls(port)
+    opened.close()
+    _forget(home, "bash")
+    assert home.command("--unsetup-shell").returncode == 0
+    assert snapshot(home.path) == before
+
+
+@pytest.mark.parametrize("shell", [*SH, ["bash"]], ids=" ".join)
+def test_D24_others_who_read_profile_are_left_alone(home, shell):
+    """A desktop's session reads .profile by its own sh: silence, no variable that would outlive the daemon."""
+    home.environ["SHELL"] = program("bash")
+    home.write(".profile", "LATER=yes\n")
+    assert home.command("--setup-shell").returncode == 0
+    assert block.BEGIN in (home.path / ".profile").read_bytes()
+    alive(home)
+    done = _output(home, [*shell, "-c", 'set -eu; . "$HOME/.profile"; echo "$LATER ${ANTHROPIC_BASE_URL-none}"'], {})
+    assert done == b"yes none\n"
 
 
 # --- shells that are open already -------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import re
 import shutil
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,8 @@ _LARGEST_FILE = 16 * 2**20  # bytes; no rc file is
 
 _PATH = 'case ":${PATH-}:" in *":${HOME-}/.local/bin:"*) ;; *) PATH="${HOME-}/.local/bin${PATH:+:$PATH}" ;; esac\n'
 _POSIX = 'if \\command -v llm-proxy >/dev/null 2>&1; then \\eval "$(llm-proxy --env --shell {} 2>/dev/null)"; fi\n'
+# Other shells read .profile too, and what a desktop session reads it would hand to programs that outlive the daemon.
+_LOGIN = "case ${{BASH_VERSION:+$-}} in *i*)\n{};;\nesac\n"
 _FISH_PATH = "contains -- $HOME/.local/bin $PATH; or set -gx PATH $HOME/.local/bin $PATH\n"
 # fish itself complains, wherever its stderr goes, of a program that cannot be executed; sh does so on its own stderr
 _FISH = (
@@ -40,7 +41,7 @@ _FISH = (
 class Target:
     """A file that a shell reads at its start; `create` where it is to be made if there is none."""
 
-    shell: str
+    shell: str  # bash, zsh, fish, or "login" for what bash reads at login
     path: Path
     create: bool = False
 
@@ -49,10 +50,10 @@ class CannotEdit(LlmProxyError):
     """That file cannot be edited. It is as it was."""
 
 
-def setup(steps: Steps, environ: Mapping[str, str], *, platform: str = sys.platform) -> bool:
+def setup(steps: Steps, environ: Mapping[str, str]) -> bool:
     """Put our block into every file that needs it; False where one could not be edited, which is a warning, or where
     there is none. Nothing is raised."""
-    found = [target for target in targets(environ, platform) if target.create or os.path.lexists(target.path)]
+    found = [target for target in targets(environ) if target.create or os.path.lexists(target.path)]
     if not found:
         steps.say(
             "shell",
@@ -79,20 +80,21 @@ def lines(shell: str) -> str:
     ours = os.path.lexists(f"{paths.home()}/.local/bin/llm-proxy")
     if shell == "fish":
         return (_FISH_PATH if ours else "") + _FISH
+    if shell == "login":
+        return _LOGIN.format(lines("bash"))
     return (_PATH if ours else "") + _POSIX.format(shell)
 
 
-def targets(environ: Mapping[str, str], platform: str = sys.platform) -> Iterator[Target]:
+def targets(environ: Mapping[str, str]) -> Iterator[Target]:
     """The files new shells of this user read."""
     home = Path(paths.home())
     login = _login_shell(environ)
     yield Target("bash", home / ".bashrc", create=login == "bash")
-    # bash reads the first of these at login, and no .bashrc unless that says so
-    profile = next((p for p in (home / ".bash_profile", home / ".bash_login") if os.path.lexists(p)), None)
-    if profile is not None and not _sources_bashrc(profile):
-        yield Target("bash", profile)
-    elif profile is None and platform == "darwin" and login == "bash" and not (home / ".profile").exists():
-        yield Target("bash", home / ".bash_profile", create=True)
+    # At login bash reads the first that exists, and no .bashrc unless that says so. One that is made must hide none.
+    profiles = [home / name for name in (".bash_profile", ".bash_login", ".profile")]
+    profile = next((path for path in profiles if path.exists()), profiles[-1])
+    if not _sources_bashrc(profile):
+        yield Target("login", profile, create=login == "bash")
     yield Target("zsh", _zdotdir(environ) / ".zshrc", create=login == "zsh")
     fish = _fish_folder(environ)
     yield Target("fish", fish / "conf.d/llm-proxy.fish", create=login == "fish" or fish.is_dir())

@@ -79,7 +79,7 @@ def shell_files(scene: Scene) -> Iterator[Finding]:
 
 
 def _blocks(scene: Scene) -> Iterator[Finding]:
-    found = [target.path for target in shells.targets(scene.environ, scene.platform) if target.path.exists()]
+    found = [target.path for target in shells.targets(scene.environ) if target.path.exists()]
     whole = True
     for path in found:
         try:
