@@ -6,7 +6,7 @@ kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from typing import Final
 
@@ -40,6 +40,7 @@ class Message:
 
     role: str
     parts: tuple[Part, ...]
+    _key: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     @property
     def text(self) -> str:
@@ -53,6 +54,11 @@ class Message:
 
         Thinking is left out, because clients drop it, and so is white space around texts and between them.
         """
+        if not self._key:
+            object.__setattr__(self, "_key", self._made_key())
+        return self._key
+
+    def _made_key(self) -> bytes:
         digest = blake2b(self.role.encode(), digest_size=16)
         for part in self.parts:
             if part.kind == PartKind.THINKING:
@@ -104,7 +110,7 @@ class Usage:
         return Usage(**sums, server_tools=tuple(sorted(tools.items())))
 
 
-TOKEN_CLASSES = tuple(field.name for field in fields(Usage) if field.name != "server_tools")
+TOKEN_CLASSES = tuple(one.name for one in fields(Usage) if one.name != "server_tools")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +153,20 @@ class Answer:
 class Digest:
     """An exchange as understood. One answer for an HTTP call, several for a WebSocket, none where none came.
 
-    `limits` are the rate-limit fields of the response head: (lower-case name, value).
+    `limits` are the rate-limit fields of the response head: (lower-case name, value). `counted` is False where the same
+    answers came back to an earlier call already: asked for once more, they used nothing.
     """
 
     asked: Asked
     answers: tuple[Answer, ...] = ()
     limits: tuple[tuple[str, str], ...] = ()
+    counted: bool = True
 
     @property
     def usage(self) -> Usage | None:
-        """The sum over the answers; None where none of them says."""
+        """The sum over the answers; None where none of them says, or where it was counted before."""
+        if not self.counted:
+            return None
         told = [answer.usage for answer in self.answers if answer.usage is not None]
         return sum(told[1:], told[0]) if told else None
 

@@ -181,7 +181,7 @@ class PriceBook:
 
         An answer that names another model or tier than the rest (a batch's, an advisor's) is priced by its own.
         """
-        if digest.asked.api in _FREE:
+        if digest.asked.api in _FREE or not digest.counted:
             return None
         usages: dict[tuple[str, str], list[Usage]] = {}
         for answer in digest.answers:

@@ -42,7 +42,11 @@ def _understand(request: Entry, response: Entry | None) -> Digest:
         content = Content("messages", messages=tuple(_messages(response)), complete=_complete(response))
         asked = _asked_over(api, content.messages)
         answers = registry.answers(api, path, content)
-    return Digest(asked, answers, registry.limits(_fields(response)) if response is not None else ())
+    if response is None:
+        return Digest(asked)
+    told = response.get("digest")
+    counted = not (isinstance(told, dict) and told.get("usage_counted") is False)
+    return Digest(asked, answers, registry.limits(_fields(response)), counted)
 
 
 def _asked_over(api: str, messages: tuple[tuple[str, bytes], ...]) -> Asked:
@@ -137,6 +141,8 @@ def facts(digest: Digest) -> Entry:
         entry["usage"] = _usage(usage)
     if digest.partial:
         entry["partial"] = True
+    if not digest.counted:
+        entry["usage_counted"] = False
     return entry
 
 
