@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -97,10 +98,10 @@ def _cells(row: SessionRow, depth: int, *, utc: bool) -> tuple[str, ...]:
     model = row.models[-1] if row.models else ""
     return (
         mark + row.id,
-        show.when(row.last_ns, utc=utc),
-        row.project or PurePosixPath(row.cwd).name or row.upstream,
-        row.program,
-        model + (f" +{len(row.models) - 1}" if len(row.models) > 1 else ""),
+        show.lately(row.last_ns, utc=utc) if sys.stdout.isatty() else show.when(row.last_ns, utc=utc),
+        show.line(row.project or PurePosixPath(row.cwd).name or row.upstream, 20),
+        show.line(row.program, 16),
+        show.line(model, 24) + (f" +{len(row.models) - 1}" if len(row.models) > 1 else ""),
         str(row.calls),
         str(row.errors) if row.errors else "",
         show.count(row.usage.total) if row.usage.total else "",

@@ -41,27 +41,30 @@ class Column(NamedTuple):
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
-    """Aligned where a person looks; elsewhere a line of titles and a line per row, with tabs between."""
+    """Aligned where a person looks, without columns that say nothing; elsewhere a line of titles and one per row, by tabs."""
+    told = [[line(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
-        print("\t".join(column.title for column in columns))
-        for row in rows:
-            print("\t".join(line(cell) for cell in row))
+        for row in ([column.title for column in columns], *told):
+            print("\t".join(row))
         return
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    used = [place for place, _ in enumerate(columns) if any(row[place] for row in told)]
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
+    for place in used:
+        column = columns[place]
         shown.add_column(
             column.title,
             justify="right" if column.right else "left",
             no_wrap=True,
             overflow="ellipsis",
             ratio=1 if column.grows else None,
+            min_width=8 if column.grows else max(len(row[place]) for row in told),
         )
-    for row in rows:
-        shown.add_row(*(Text(line(cell)) for cell in row))
+    for row in told:
+        shown.add_row(*(Text(row[place]) for place in used))
     console().print(shown)
 
 
@@ -90,6 +93,14 @@ def when(ns: int | None, *, utc: bool, seconds: bool = False) -> str:
         return ""
     moment = time.gmtime(ns // 10**9) if utc else time.localtime(ns // 10**9)
     return time.strftime("%Y-%m-%d %H:%M" + (":%S" if seconds else ""), moment) + ("Z" if utc else "")
+
+
+def lately(ns: int, *, utc: bool) -> str:
+    """A time of today, a day and time of this year, else the day: as long as needed to be told apart."""
+    moment, now = (time.gmtime(ns // 10**9), time.gmtime()) if utc else (time.localtime(ns // 10**9), time.localtime())
+    if moment[:3] == now[:3]:
+        return time.strftime("%H:%M", moment)
+    return time.strftime("%m-%d %H:%M" if moment[0] == now[0] else "%Y-%m-%d", moment)
 
 
 def iso(ns: int | None, *, utc: bool) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from llm_proxy.cli import filters, show
 from llm_proxy.errors import NotFound
 from llm_proxy.formats import markdown
 from llm_proxy.index.queries import CallRow, SessionRow
+from llm_proxy.records import understood
 from llm_proxy.service.ask import Record, record
 
 _SHOWN = 20  # candidates listed for an ambiguous prefix
@@ -87,27 +87,17 @@ def _write_raw(opened: Record, calls: Sequence[CallRow]) -> None:
     sys.stdout.flush()
     for call in calls:
         for entry in opened.entries(call):
-            data = body_of(entry) if entry is not None else b""
+            data = bodies(entry) if entry is not None else b""
             sys.stdout.buffer.write(data if data.endswith(b"\n") or not data else data + b"\n")
     sys.stdout.buffer.flush()
 
 
-def body_of(entry: dict[str, Any]) -> bytes:
+def bodies(entry: dict[str, Any]) -> bytes:
     """A body's bytes, a stream's lines joined, or the messages of a WebSocket one per line."""
-    if "chunks" in entry:
-        return b"".join(_piece(chunk) for chunk in entry["chunks"])
     if "websocket" in entry:
-        return b"\n".join(_piece(message) for message in entry["websocket"].get("messages", ()))
-    text = entry.get("body") or ""
-    if entry.get("body_encoding") == "base64":
-        return base64.b64decode(text)
-    return bytes(text.encode("utf-8", "surrogatepass"))
-
-
-def _piece(piece: dict[str, Any]) -> bytes:
-    if "base64" in piece:
-        return base64.b64decode(piece["base64"])
-    return bytes(piece.get("raw", "").encode("utf-8", "surrogatepass"))
+        return b"\n".join(message for _, message in understood.messages_of(entry))
+    stream = understood.stream_of(entry)
+    return understood.body_of(entry) if stream is None else stream
 
 
 def _object(opened: Record, call: CallRow) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def _understand(request: Entry, response: Entry | None) -> Digest:
         asked = registry.asked(api, path, body_of(request))
         answers = registry.answers(api, path, _content(response)) if response is not None else ()
     else:
-        content = Content("messages", messages=tuple(_messages(response)), complete=_complete(response))
+        content = Content("messages", messages=tuple(messages_of(response)), complete=_complete(response))
         asked = _asked_over(api, content.messages)
         answers = registry.answers(api, path, content)
     if response is None:
