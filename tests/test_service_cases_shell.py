@@ -390,8 +390,12 @@ RC_ROWS = {
     "D21-invalid-utf8": Rc(file(".bashrc", b"# caf\xe9 \xff\xfe\n")),
     "D21-nul": Rc(file(".bashrc", b"# a\0b\n")),
     "D21-empty": Rc(file(".bashrc", "")),
-    "D22-old-block": Rc(file(".bashrc", b"# a\n" + ours + b"# b\n"), left={".bashrc": b"# a\n# b\n"}),
+    "D22-old-block-moved-up": Rc(file(".bashrc", b"# a\n" + ours + b"# b\n"), left={".bashrc": b"# a\n# b\n"}),
     "D22-two-blocks": Rc(file(".bashrc", ours + b"# a\n" + ours), left={".bashrc": b"# a\n"}),
+    "D22-edited": Rc(
+        file(".bashrc", b"# a\n" + ours.replace(b"old lines\n", b"old lines\n# my own idea\n") + b"# b"),
+        left={".bashrc": b"# a\n# b"},
+    ),
     "D22-reference-block": Rc(file(".bashrc", b"# a\n" + reference + b"# b\n"), left={".bashrc": b"# a\n# b\n"}),
     "D22-half-a-block": Rc(
         file(".bashrc", b"# a\n" + block.BEGIN + b"\n# b\n"),
@@ -784,6 +788,29 @@ def test_D15_the_users_own_value_stays(home, shell):
     assert _new_shell(home, shell, OPENAI_API_BASE=MINE) == mine | {"OPENAI_API_BASE": MINE}
     port = alive(home)
     assert _new_shell(home, shell, OPENAI_API_BASE=MINE) == home.urls(port) | mine | {"OPENAI_API_BASE": MINE}
+
+
+def test_D16_shells_within_shells(home):
+    """Nested, and started by a server that keeps an old environment as tmux does: each new one sees what is true now."""
+    for shell in HOOKED:
+        home.patch(shell)
+    first = home.daemon()
+    opened = home.shell("bash")
+    inherited = home.urls(first.port)
+    assert opened.variables() == inherited
+    home.end(first)
+    assert _new_shell(home, "zsh", **inherited) == {}
+    opened.do("zsh -d -i")
+    assert opened.variables() == {}
+    second = home.daemon()
+    opened.do("fish -i")
+    assert opened.variables() == home.urls(second.port)
+    for shell in HOOKED:
+        assert _new_shell(home, shell, **inherited) == home.urls(second.port)
+    (home.state / "run").unlink()
+    opened.do("exit")
+    opened.do("exit")  # the outermost has had both ports and neither is good
+    assert opened.variables() == {}
 
 
 def test_D16_another_shell_takes_over(home):
