@@ -41,7 +41,7 @@ class Column(NamedTuple):
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
-    """Aligned where a person looks, without columns that say nothing; elsewhere a line of titles and one per row, by tabs."""
+    """Aligned where a person looks, without columns that say nothing; elsewhere one line each, with tabs."""
     told = [[line(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in ([column.title for column in columns], *told):
@@ -61,7 +61,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
             no_wrap=True,
             overflow="ellipsis",
             ratio=1 if column.grows else None,
-            min_width=8 if column.grows else max(len(row[place]) for row in told),
+            min_width=8 if column.grows else max(len(column.title), *(len(row[place]) for row in told)),
         )
     for row in told:
         shown.add_row(*(Text(row[place]) for place in used))

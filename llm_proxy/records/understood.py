@@ -88,7 +88,8 @@ def _complete(response: Entry) -> bool:
     )
 
 
-def _messages(response: Entry) -> Iterable[tuple[str, bytes]]:
+def messages_of(response: Entry) -> Iterable[tuple[str, bytes]]:
+    """(side, text) of the text messages of an upgraded connection, in order."""
     for message in response["websocket"].get("messages", ()):
         if message.get("type") == "text":
             yield _text(message.get("from")), _raw(message)
