@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_proxy.dialects.hints import Hint, client_session, is_conversation
+from llm_proxy.dialects.hints import Agent, Hint, client_session, is_conversation
 
 CLAUDE = {"user_id": json.dumps({"device_id": "d" * 64, "account_uuid": "", "session_id": "json-1"})}
 LEGACY = {"user_id": "user_abc_account_9f_session_legacy-1"}
@@ -48,7 +48,37 @@ FOUND = [
 @pytest.mark.parametrize(("provider", "path", "headers", "body", "id", "source"), FOUND)
 def test_the_first_valid_source_names_the_session(provider, path, headers, body, id, source):
     """In each provider's order."""
-    assert client_session(provider, path, headers, json.dumps(body).encode()) == Hint(id, source)
+    hint = client_session(provider, path, headers, json.dumps(body).encode())
+    assert hint is not None and (hint.id, hint.source) == (id, source)
+
+
+CLAUDE_AGENT = {"x-claude-code-session-id": "s", "x-claude-code-agent-id": "a1"}
+CODEX_AGENT = {"session-id": "s", "thread-id": "t1"}
+AGENTS = [
+    ("anthropic", {"x-claude-code-session-id": "s"}, None),
+    ("anthropic", CLAUDE_AGENT, Agent("a1", "", "a1")),
+    ("anthropic", CLAUDE_AGENT | {"x-claude-code-agent-type": "Explore"}, Agent("a1", "", "Explore")),
+    ("anthropic", CLAUDE_AGENT | {"x-claude-code-parent-agent-id": "a0"}, Agent("a1", "a0", "a1")),
+    ("anthropic", CLAUDE_AGENT | {"x-claude-code-parent-agent-id": "a1"}, Agent("a1", "", "a1")),
+    ("anthropic", CLAUDE_AGENT | {"x-claude-code-parent-agent-id": "../x"}, Agent("a1", "", "a1")),
+    ("anthropic", CLAUDE_AGENT | {"x-claude-code-agent-type": "\x1b[31m"}, Agent("a1", "", "a1")),
+    ("anthropic", CLAUDE_AGENT | {"x-claude-code-agent-id": "s"}, None),
+    ("anthropic", {"x-claude-code-agent-id": "a1"}, None),
+    ("openai", {"session-id": "s", "thread-id": "s"}, None),
+    ("openai", CODEX_AGENT, Agent("t1", "", "t1")),
+    ("openai", CODEX_AGENT | {"x-openai-subagent": "review"}, Agent("t1", "", "review")),
+    ("openai", CODEX_AGENT | {"x-codex-parent-thread-id": "s"}, Agent("t1", "", "t1")),
+    ("openai", CODEX_AGENT | {"x-codex-parent-thread-id": "t0"}, Agent("t1", "t0", "t1")),
+    ("openai", CODEX_AGENT | {"x-codex-turn-metadata": '{"agent_name":"explorer"}'}, Agent("t1", "", "explorer")),
+    ("openai", CODEX_AGENT | {"x-codex-turn-metadata": "{" * 100_000}, Agent("t1", "", "t1")),
+]
+
+
+@pytest.mark.parametrize(("provider", "headers", "agent"), AGENTS)
+def test_sub_agents_are_told_apart(provider, headers, agent):
+    """Where the client names them; what it names badly is as good as not named."""
+    hint = client_session(provider, "/v1/messages", headers, b"")
+    assert (hint.agent if hint else None) == agent
 
 
 @pytest.mark.parametrize("provider", ["anthropic", "openai", "gemini"])
@@ -184,7 +214,7 @@ POST /v1/responses|POST /responses|POST /backend-api/codex/responses|POST /v1/re
 POST /v1/threads/t/runs|POST /v1/threads/runs|POST /v1/threads/t/messages|POST /v1/threads/t/runs/r/submit_tool_outputs
 POST /v1beta/models/m:generateContent|POST /v1beta/models/m:streamGenerateContent
 POST /model/arn%3Aaws/converse|POST /model/m/converse-stream|POST /model/m/invoke
-POST /model/m/invoke-with-response-stream|POST /api/chat|GET /v1/responses|GET /v1/realtime|GET /responses"""
+POST /model/m/invoke-with-response-stream|POST /api/chat|POST /api/generate|POST /v1/projects/p/publishers/anthropic/models/m:streamRawPredict|GET /v1/responses|GET /v1/realtime|GET /responses"""
 
 OTHERS = """POST /v1/messages/count_tokens|POST /v1/messages/batches|GET /v1/messages|HEAD /v1/messages|GET /v1/models
 POST /v1/embeddings|POST /v1/files|GET /v1/responses/resp_1|DELETE /v1/responses/resp_1|POST /v1/responses/r/cancel

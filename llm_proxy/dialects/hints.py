@@ -2,7 +2,8 @@
 
 Reads the path, a few headers and a few fields of the body, in the order of each provider's table. Never uses ids of
 single requests (`x-client-request-id`), of people (`user`) or of previous answers: they would split conversations or
-merge strangers. Leaves out what a session is (the keeper's business).
+merge strangers. Also tells a client's sub-agents apart where it names them. Leaves out what a session is (the keeper's
+business).
 """
 
 from __future__ import annotations
@@ -15,11 +16,20 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 
+class Agent(NamedTuple):
+    """A sub-agent within a client's session. `parent` is the agent that began it, "" for the session's own."""
+
+    id: str
+    parent: str
+    name: str  # what kind of agent it is, else its id
+
+
 class Hint(NamedTuple):
     """A client's session id and where it was found: a header's or body field's name, or `path`."""
 
     id: str
     source: str
+    agent: Agent | None = None
 
 
 _VALID_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_.:-]{1,255}")
@@ -154,15 +164,62 @@ def client_session(provider: str, path: str, headers: Mapping[str, str], body: b
     for name, source in _SOURCES.get(provider, _OTHERS):
         found = source(request)
         if _VALID_ID.fullmatch(found):
-            return Hint(found, name)
+            return Hint(found, name, _agent(found, headers))
     return None
+
+
+# --- sub-agents
+
+
+class _Crew(NamedTuple):
+    """Headers in which a client names the agent that calls, the one that began it, and what kind it is."""
+
+    id: str
+    parent: str
+    kind: str
+
+
+_CREWS = (
+    _Crew("x-claude-code-agent-id", "x-claude-code-parent-agent-id", "x-claude-code-agent-type"),
+    # Codex: a thread of its own within the session.
+    _Crew("thread-id", "x-codex-parent-thread-id", "x-openai-subagent"),
+)
+
+
+class _Turn(msgspec.Struct):
+    agent_name: msgspec.Raw = msgspec.Raw()
+
+
+_TURN = msgspec.json.Decoder(_Turn)
+_NAME = re.compile(r"[\w./:@ -]{1,100}", re.ASCII)
+
+
+def _agent(session: str, headers: Mapping[str, str]) -> Agent | None:
+    for crew in _CREWS:
+        id = headers.get(crew.id, "")
+        if id == session or not _VALID_ID.fullmatch(id):
+            continue
+        parent = headers.get(crew.parent, "")
+        kind = headers.get(crew.kind, "") or _codex_name(headers)
+        return Agent(
+            id,
+            parent if parent not in (session, id) and _VALID_ID.fullmatch(parent) else "",
+            kind if _NAME.fullmatch(kind) else id,
+        )
+    return None
+
+
+def _codex_name(headers: Mapping[str, str]) -> str:
+    turn = _read(_TURN, headers.get("x-codex-turn-metadata", "")) or _Turn()
+    return _text(turn.agent_name)
 
 
 # --- conversations
 
 _ASKS = re.compile(
     r".*(?:/messages|/completions|/responses(?:/compact)?|/threads/(?:[^/]+/)?runs(?:/[^/]+/submit_tool_outputs)?"
-    r"|:(?:streamG|g)enerateContent|/converse(?:-stream)?|/invoke(?:-with-response-stream)?|/api/chat)/?",
+    r"|:(?:(?:streamG|g)enerateContent|(?:streamR|r)awPredict)|/converse(?:-stream)?"
+    r"|/invoke(?:-with-response-stream)?|/api/(?:chat|generate))/?",
     re.DOTALL,
 )
 _UPGRADES = re.compile(r".*/(?:responses|realtime)/?", re.DOTALL)
