@@ -410,6 +410,14 @@ def test_every_kind_of_delta_tells_where_it_belongs(kind, fields, part):
     assert told.partial
 
 
+def test_a_finished_item_replaces_what_its_deltas_said():
+    """Some of them may be missing from the record."""
+    item = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "hi"}]}
+    said = event("output_text.delta", output_index=0, content_index=0, delta="i")
+    (told,) = streamed(CREATED, said, event("output_item.done", output_index=0, item=item))
+    assert (told.message, told.partial) == (Message("assistant", (TEXT,)), True)
+
+
 def test_items_and_pieces_stand_in_the_order_of_their_indices():
     """However their deltas interleave."""
     deltas = [(1, 0, "c"), (0, 1, "b"), (1, 0, "d"), (0, 0, "a")]
