@@ -411,6 +411,25 @@ def test_what_a_killed_keeper_left_is_still_found(place: Home) -> None:
     store.close()
 
 
+def test_a_file_that_was_cut(place: Home) -> None:
+    """A price begins on a line of its own, and the session still begins anew when it goes on."""
+    fill(place.journal, calls(1))
+    place.settle()
+    (file,) = place.files()
+    file.write_bytes(file.read_bytes()[:100])
+    with Appender(place.state / "sessions.db", place.logs) as appender:
+        assert appender.append(str(file.relative_to(place.logs)), b'{"type":"price"}\n')
+    assert file.read_bytes()[100:] == b'\n{"type":"price"}\n'
+    fill(place.journal, calls(1, first=2))
+    place.settle()
+    assert [json.loads(line)["type"] for line in file.read_bytes().splitlines()[1:]] == [
+        "price",
+        "session_start",
+        "request",
+        "response",
+    ]
+
+
 def test_prices_of_a_compressed_session_stand_beside_it(command: Command, home: Path, place: Home) -> None:
     """The compressed file stays as it is, and the price is found."""
     fill(place.journal, calls(2))

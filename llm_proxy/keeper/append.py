@@ -43,10 +43,12 @@ class Appender:
                 return False
             session = self._session(plain)
             opened = self._logs.file(plain)
+            # One that was cut, or begun anew, stays so for its keeper.
+            grows = session is not None and opened.size >= session.size
             if session is not None and opened.size > session.size:
                 self._adopt(session, opened)
             opened.append(lines if opened.ends_whole() else b"\n" + lines)
-            if session is not None:
+            if session is not None and grows:
                 session.size = opened.size
                 self._store.save([session])
         return True
