@@ -277,33 +277,38 @@ def _items_so_far(data: str) -> Iterator[str]:
 def _from_chunks(chunks: Iterable[_Chunk], stream: bool) -> tuple[Answer, ...]:
     told = Answer()
     candidates: dict[int, _Candidate] = {}
-    blocked = ""
     meta: Fields = {}
     for chunk in chunks:
-        kind, words = provider_error({"error": chunk.error})
-        told = Answer(
-            model=told.model or text(chunk.model_version),
-            response_id=told.response_id or text(chunk.response_id),
-            error=words or told.error,
-            error_type=kind or told.error_type,
-        )
         meta = mapping(chunk.usage_metadata) or meta  # counts grow from chunk to chunk: the last one is right
-        feedback = mapping(chunk.prompt_feedback)
-        blocked = text(feedback.get("blockReason")) or blocked
-        if blocked:
-            said = text(feedback.get("blockReasonMessage")) or blocked
-            told = replace(told, message=Message("assistant", (Part(PartKind.REFUSAL, said),)), stop_reason=blocked)
+        if chunk.error or chunk.prompt_feedback or not told.response_id:
+            told = _with_facts(told, chunk)
         for candidate in sequence(chunk.candidates):
             fields = mapping(candidate)
             candidates.setdefault(count(fields.get("index")), _Candidate()).add(fields)
     said_by = [candidates[index] for index in sorted(candidates)]
-    ended = bool(blocked) or (bool(said_by) and all(candidate.stop for candidate in said_by))
+    ended = bool(told.stop_reason) or (bool(said_by) and all(candidate.stop for candidate in said_by))
     usage = _usage(meta, sum(candidate.searches for candidate in said_by))
     told = replace(told, usage=usage, service_tier=_tier(meta), partial=stream and not ended)
     if not said_by:
         return (told,)
     first, *others = (replace(told, message=one.message, stop_reason=one.stop) for one in said_by)
     return (first, *(replace(answer, usage=None) for answer in others))
+
+
+def _with_facts(told: Answer, chunk: _Chunk) -> Answer:
+    """What a chunk says apart from words. A prompt that was blocked has no answer but that."""
+    kind, words = provider_error({"error": chunk.error})
+    feedback = mapping(chunk.prompt_feedback)
+    blocked = text(feedback.get("blockReason"))
+    said = text(feedback.get("blockReasonMessage")) or blocked
+    return Answer(
+        model=told.model or text(chunk.model_version),
+        message=Message("assistant", (Part(PartKind.REFUSAL, said),)) if blocked else told.message,
+        stop_reason=blocked or told.stop_reason,
+        response_id=told.response_id or text(chunk.response_id),
+        error=words or told.error,
+        error_type=kind or told.error_type,
+    )
 
 
 class _Candidate:

@@ -218,7 +218,8 @@ def _from_stream(content: Content) -> tuple[Answer, ...]:
         chunk = read(_DOCUMENT, data)
         if chunk is None:
             continue
-        told = _with_facts(told, chunk)
+        if _has_news(chunk, told):
+            told = _with_facts(told, chunk)
         for choice in sequence(chunk.choices):
             fields = mapping(choice)
             choices.setdefault(count(fields.get("index")), _Choice()).add(fields)
@@ -227,6 +228,12 @@ def _from_stream(content: Content) -> tuple[Answer, ...]:
     finished = content.complete and bool(said) and all(choice.stop for choice in said)
     told = replace(told, partial=not finished and _DONE not in datas[-1:])
     return _per_choice(told, [_choice(choice.whole) for choice in said])
+
+
+def _has_news(chunk: _Document, told: Answer) -> bool:
+    """Most chunks only repeat what the first one said."""
+    news = chunk.usage or chunk.error or chunk.x_groq or not told.response_id
+    return bool(news) or (chunk.service_tier or "") != told.service_tier
 
 
 def _with_facts(told: Answer, chunk: _Document) -> Answer:
@@ -254,24 +261,27 @@ class _Choice:
 
     def add(self, choice: dict[str, Any]) -> None:
         delta = mapping(choice.get("delta")) or {"content": choice.get("text")}
-        for name in ("content", "refusal", "reasoning_content", "reasoning"):
-            self._say(name, text(delta.get(name)))
-        # Mistral sends thoughts as typed pieces of the content.
-        for part in parts_of(sequence(delta.get("content"))):
-            self._say("reasoning_content" if part.kind == PartKind.THINKING else "content", part.text)
-        for name, value in mapping(delta.get("audio")).items():
-            if name in ("id", "transcript"):
-                self._audio.setdefault(name, []).append(text(value))
-        for call in sequence(delta.get("tool_calls")):
-            self._add_call(mapping(call))
-        legacy = mapping(delta.get("function_call"))
-        if legacy:
-            self._add_call({"function": legacy})
+        for name, said in delta.items():
+            if type(said) is str:
+                self._texts.setdefault(name, []).append(said)
+            elif said:
+                self._add_structure(name, said)
         self.stop = text(choice.get("finish_reason")) or self.stop
 
-    def _say(self, name: str, said: str) -> None:
-        if said:
-            self._texts.setdefault(name, []).append(said)
+    def _add_structure(self, name: str, said: Any) -> None:
+        if name == "content":
+            # Mistral sends thoughts as typed pieces of the content.
+            for part in parts_of(said):
+                kind = "reasoning_content" if part.kind == PartKind.THINKING else "content"
+                self._texts.setdefault(kind, []).append(part.text)
+        elif name == "tool_calls":
+            for call in sequence(said):
+                self._add_call(mapping(call))
+        elif name == "function_call":
+            self._add_call({"function": said})
+        elif name == "audio":
+            for field in ("id", "transcript"):
+                self._audio.setdefault(field, []).append(text(mapping(said).get(field)))
 
     def _add_call(self, delta: dict[str, Any]) -> None:
         """Some hosts give every call the index 0, or none: then a fresh id tells."""
