@@ -176,7 +176,8 @@ def _codex_usage(told: object) -> Usage:
 
 
 def _lines(found: Found, folder: Path, *patterns: str) -> Iterator[tuple[Path, Entry]]:
-    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+    # A session before its sub-agents, whose files lie in a folder of its name.
+    for path in sorted((path for pattern in patterns for path in folder.glob(pattern)), key=str):
         found.files += 1
         try:
             yield from ((path, entry) for _, _, entry in entries(path))
