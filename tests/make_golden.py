@@ -260,7 +260,7 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         stored = {path.name: path.read_bytes() for path in FOLDER.iterdir()} if FOLDER.is_dir() else {}
         differing = sorted(name for name in files if files[name] != stored.get(name))
-        print(*differing, sep="\n")
+        sys.stdout.writelines(f"{name} differs\n" for name in differing)
         return 1 if differing else 0
     FOLDER.mkdir(exist_ok=True)
     for name, data in files.items():

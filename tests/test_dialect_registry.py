@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -119,6 +120,13 @@ def test_limits_are_the_fields_that_tell_how_much_is_left():
     assert registry.limits(fields) == tuple((name.lower(), value) for name, value in fields[:6])
 
 
+def test_the_golden_files_are_what_the_fake_provider_says():
+    """Made anew they are the same, byte for byte."""
+    command = [sys.executable, "-m", "tests.make_golden", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parent.parent)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 # --- hostile input
 
 
@@ -179,6 +187,7 @@ ODD = [
     b"",
     b"\xff\xfe",
     b"{",
+    b'"' + b"\\" * 1_000_001 + b'"',
     b"{}",
     b"[]",
     b"null",
@@ -248,7 +257,12 @@ SPELLINGS = [
     ("[ 1 , 2 ]", "[1,2]"),
     ('{"cut": "hal', '{"cut": "hal'),
     ("", ""),
-    ('{"half": "\\ud83d"}', '{"half":"?"}'),
+    ('{"half": "\\ud83d"}', '{"half":"\ufffd"}'),
+    ('{"half": "\\ud83d", "nan": NaN}', '{"half":"\ufffd","nan":null}'),
+    (
+        '["\\ud83d\\ud83d\\ude00\\ude00", "\\\\ud83d", "\\\\\\ud83d"]',
+        '["\ufffd\U0001f600\ufffd","\\\\ud83d","\\\\\ufffd"]',
+    ),
 ]
 
 

@@ -46,23 +46,50 @@ def read(decoder: msgspec.json.Decoder[T], data: bytes | str | msgspec.Raw) -> T
     """
     if not data:
         return None
-    try:
-        return decoder.decode(data)
-    except msgspec.ValidationError:
-        return None
-    except (msgspec.MsgspecError, ValueError, RecursionError, MemoryError):
-        pass
-    try:
-        return decoder.decode(_mended(data if isinstance(data, str) else bytes(data)))
-    except (msgspec.MsgspecError, ValueError, RecursionError, MemoryError):
-        return None
+    for mend in (_as_it_is, _paired, _mended):
+        try:
+            return decoder.decode(mend(data))
+        except msgspec.ValidationError:
+            return None
+        except (msgspec.MsgspecError, ValueError, RecursionError, MemoryError):
+            pass
+    return None
 
 
-def _mended(data: bytes | str) -> bytes:
+def _as_it_is(data: bytes | str | msgspec.Raw) -> bytes | str | msgspec.Raw:
+    return data
+
+
+# Whole pairs match too, so that their halves do not.
+_SURROGATES = re.compile(rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(\\u[dD][c-fC-F][0-9a-fA-F]{2})?|[c-fC-F][0-9a-fA-F]{2})")
+
+
+def _paired(data: bytes | str | msgspec.Raw) -> bytes:
+    """Half an emoji, which clients cut off and send again with every turn, is the common damage, and quickly undone.
+
+    Raises ValueError where there is none.
+    """
+    raw = well_formed(data).encode() if isinstance(data, str) else bytes(data)
+    mended = _SURROGATES.sub(_whole, raw)
+    if mended == raw:
+        raise ValueError("no lone surrogates")
+    return mended
+
+
+def _whole(match: re.Match[bytes]) -> bytes:
+    """A pair stays, and so does what only looks like an escape: its backslash is escaped by the one before."""
+    raw, start = match.string, match.start()
+    before = start
+    while before and raw[before - 1] == ord("\\"):
+        before -= 1
+    return match[0] if match[1] or (start - before) % 2 else rb"\ufffd"
+
+
+def _mended(data: bytes | str | msgspec.Raw) -> bytes:
     """The same JSON as strict parsers want it. Raises ValueError, RecursionError."""
-    text = data if isinstance(data, str) else data.decode("utf-8", "replace")
+    text = data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
     value = json.loads(text.removeprefix("\ufeff"), parse_constant=lambda _: None)
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return well_formed(json.dumps(value, ensure_ascii=False, separators=(",", ":"))).encode()
 
 
 def read_value(data: bytes | str | msgspec.Raw) -> Any:
@@ -99,8 +126,8 @@ def written(value: Any) -> str:
 
 
 def well_formed(text: str) -> str:
-    """Without halves of surrogate pairs, which nothing behind here could write."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    """Each half of a surrogate pair, which nothing behind here could write, becomes U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def text(value: Any) -> str:
