@@ -202,6 +202,8 @@ CONTENTS = [
             {"functionCall": {"name": "g"}},
             {"executableCode": {"language": "PYTHON", "code": "1 + 1"}},
             {"codeExecutionResult": {"outcome": "OUTCOME_FAILED", "output": "2"}},
+            {"toolCall": {"id": "t1", "toolType": "URL_CONTEXT", "args": {"urls": []}}},
+            {"toolResponse": {"id": "t1", "toolType": "URL_CONTEXT", "response": {"ok": True}}},
         ]},
         Message("assistant", (
             Part(PartKind.THINKING, "hm"),
@@ -210,6 +212,8 @@ CONTENTS = [
             Part(PartKind.TOOL_CALL, "{}", "g"),
             Part(PartKind.TOOL_CALL, "1 + 1", "code_execution"),
             Part(PartKind.TOOL_RESULT, "2", "code_execution", failed=True),
+            Part(PartKind.TOOL_CALL, '{"urls":[]}', "url_context", "t1"),
+            Part(PartKind.TOOL_RESULT, '{"ok":true}', "url_context", "t1"),
         )),
     ),
     (

@@ -166,6 +166,19 @@ def _function_response(result: Fields) -> Part:
     return Part(PartKind.TOOL_RESULT, words, text(result.get("name")), text(result.get("id")), failed)
 
 
+def _tool_call(call: Fields) -> Part:
+    """Of a tool that Google runs."""
+    return Part(PartKind.TOOL_CALL, _arguments(call.get("args")), _tool_type(call), text(call.get("id")))
+
+
+def _tool_response(result: Fields) -> Part:
+    return Part(PartKind.TOOL_RESULT, _arguments(result.get("response")), _tool_type(result), text(result.get("id")))
+
+
+def _tool_type(fields: Fields) -> str:
+    return text(_get(fields, "toolType")).lower()
+
+
 def _media(data: Fields) -> Part:
     kind = text(_get(data, "mimeType"))
     family = kind.partition("/")[0]
@@ -185,6 +198,8 @@ def _code_result(result: Fields) -> Part:
 _PIECES: dict[str, Callable[[Fields], Part]] = {
     "functionCall": _function_call,
     "functionResponse": _function_response,
+    "toolCall": _tool_call,
+    "toolResponse": _tool_response,
     "inlineData": _media,
     "fileData": _media,
     "executableCode": _code,
