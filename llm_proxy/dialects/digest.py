@@ -151,7 +151,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """An exchange as understood. One answer for an HTTP call, several for a WebSocket, none where none came.
+    """An exchange as understood. One answer for an HTTP call (or one for each choice it asked for), several for a
+    WebSocket, none where none came.
 
     `limits` are the rate-limit fields of the response head: (lower-case name, value). `counted` is False where the same
     answers came back to an earlier call already: asked for once more, they used nothing.
