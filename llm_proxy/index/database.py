@@ -18,6 +18,8 @@ from llm_proxy.dialects.digest import TOKEN_CLASSES
 from llm_proxy.index import text
 
 BUSY_TIMEOUT = 30.0  # seconds
+# Bytes of new words that FTS5 holds in memory before it writes them: its default, and for all words at once.
+_WORDS, _DRAFT_WORDS = 1 << 20, 32 << 20
 
 # `sessions` holds no sums: they come from `calls`. Times are nanoseconds since 1970, `usd` picodollars, `ttfb` and
 # `total` milliseconds. Texts are kept once, however many sessions (`messages`) hold them.
@@ -202,6 +204,7 @@ def open_draft(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous = OFF")
         prepare(db)
         migrate(db)
+        db.execute("INSERT INTO words (words, rank) VALUES ('hashsize', ?)", (_DRAFT_WORDS,))
     except BaseException:
         db.close()
         raise
@@ -212,3 +215,4 @@ def finish_draft(db: sqlite3.Connection, root: str) -> None:
     """Ready to replace the index of the log folder `root`."""
     db.execute("INSERT INTO about VALUES (?)", (root,))
     db.execute("INSERT INTO words (words) VALUES ('optimize')")
+    db.execute("INSERT INTO words (words, rank) VALUES ('hashsize', ?)", (_WORDS,))

@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 from llm_proxy.index import database
 from llm_proxy.index.database import Unusable
 from llm_proxy.index.lines import Entry, Line
-from llm_proxy.index.rows import Fact, Unpaired, facts
+from llm_proxy.index.rows import Fact, Known, Unpaired, facts
 from llm_proxy.index.write import FileRow, Writer
 from llm_proxy.sinks import log_reader
 from llm_proxy.sinks.log_reader import COMPRESSED, PLAIN
@@ -186,7 +186,7 @@ class Indexer:
     def rebuild(self, progress: Callable[[Progress], None] | None = None, workers: int | None = None) -> int:
         """All rows anew from the log files; until that is done the old ones serve. Gives the number of calls.
 
-        `workers` are processes beside this one; by default as many as there are cores to spare, none for little work.
+        `workers` are processes beside this one; by default as many as there are cores, none for little work.
         Raises RebuildRuns.
         """
         with database.locked(self.path.with_name(f"{self.path.name}.rebuild"), wait=False) as ours:
@@ -358,7 +358,7 @@ class _FileFacts(NamedTuple):
 def _workers(wanted: int | None, total: int) -> int:
     if wanted is not None:
         return wanted
-    return min(8, max(1, (os.cpu_count() or 1) - 1)) if total > 8 * TASK else 0
+    return min(8, os.cpu_count() or 1) if total > 8 * TASK else 0
 
 
 def _read_all(root: Path, sizes: dict[str, int], workers: int) -> Iterator[list[_FileFacts]]:
@@ -398,13 +398,6 @@ def _read_file(root: Path, file: str) -> _FileFacts | None:
     found = _look(root / file)
     if found is None:
         return None
-    seen: set[tuple[str, bytes]] = set()
-
-    def known(session: str, key: bytes) -> bool:
-        before = len(seen)
-        seen.add((session, key))
-        return len(seen) == before
-
     reading = _Reading(root, file, 0)
-    given = list(facts(reading.lines(), known, None))
+    given = list(facts(reading.lines(), Known(), None))
     return _FileFacts(reading.seen(FileRow(0, file, found.inode, 0, 0, b"", 0), found), given)

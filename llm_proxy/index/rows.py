@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import chain
 from typing import Any, NamedTuple
 
 from llm_proxy.dialects.digest import TOKEN_CLASSES, Answer, Digest, Message, PartKind, Usage
@@ -22,6 +23,9 @@ from llm_proxy.records import understood
 PICO = 10**12  # of a dollar: prices in the log are no finer
 _HIGHEST = 10**6 * PICO
 _MOST = 1 << 53  # what JSON's numbers hold, and sums over millions of calls still fit in 64 bits
+
+# Texts of which `Known` remembers that they are there.
+REMEMBERED = 200_000
 
 # What a call's row holds beside its session, its id and where its entries stand. None: not told by this line.
 COLUMNS = (
@@ -76,8 +80,51 @@ class Unpaired(NamedTuple):
 
 
 Fact = SessionFact | CallFact | Unpaired
-# Whether a session has a text already; from then on it has.
-Known = Callable[[str, bytes], bool]
+
+
+class Known:
+    """Which texts each session has: what is asked for is taken to be there from then on.
+
+    `load` gives the keys of a session that is asked for the first time. Messages are remembered by Python's own hash
+    too: histories come again and again, and that is had sooner than their keys.
+    """
+
+    def __init__(self, load: Callable[[str], Iterable[bytes]] = lambda session: ()) -> None:
+        self._load = load
+        self._sessions: dict[str, tuple[set[int], set[bytes]]] = {}
+        self._size = 0
+
+    def forget(self) -> None:
+        self._sessions.clear()
+        self._size = 0
+
+    def message(self, session: str, message: Message) -> bool:
+        """Whether all texts of a message have been asked for already."""
+        messages, _ = self._of(session)
+        short = hash(message)
+        if short in messages:
+            return True
+        messages.add(short)
+        return False
+
+    def text(self, session: str, key: bytes) -> bool:
+        _, keys = self._of(session)
+        if key in keys:
+            return True
+        keys.add(key)
+        self._size += 1
+        return False
+
+    def _of(self, session: str) -> tuple[set[int], set[bytes]]:
+        found = self._sessions.get(session)
+        if found is None:
+            if self._size > REMEMBERED:
+                self.forget()
+            found = self._sessions[session] = set(), set(self._load(session))
+            self._size += len(found[1])
+        return found
+
+
 # The request entry of (session, call id); None where there is none.
 Requests = Callable[[str, str], Entry | None]
 
@@ -234,16 +281,15 @@ def _priced(price: Any) -> dict[str, Any]:
 
 def _spoken(session: str, digest: Digest, known: Known) -> Iterator[Spoken]:
     """The texts that are new in this session. Instructions and tools offered are no part of the conversation."""
-    for message in digest.asked.messages:
-        yield from _said(session, message, known)
-    for answer in digest.answers:
-        if answer.message is not None:
-            yield from _said(session, answer.message, known)
+    answers = (answer.message for answer in digest.answers if answer.message is not None)
+    for message in chain(digest.asked.messages, answers):
+        if not known.message(session, message):
+            yield from _said(session, message, known)
 
 
 def _said(session: str, message: Message, known: Known) -> Iterator[Spoken]:
     key = message.key
-    if not known(session, key):
+    if not known.text(session, key):
         words = text.prepared(
             " ".join(part.text.split()) if part.kind in _PROSE else f"{part.name} {part.text}"
             for part in message.parts
@@ -256,7 +302,7 @@ def _said(session: str, message: Message, known: Known) -> Iterator[Spoken]:
     if thoughts:
         words = text.prepared(thoughts)
         key = blake2b(b"thinking\0" + words.encode(), digest_size=16).digest()
-        if words and not known(session, key):
+        if words and not known.text(session, key):
             yield Spoken(key, "thinking", words, text.packed(words))
 
 

@@ -17,9 +17,11 @@ LONGEST = 256 << 10
 # Shorter texts take no less room packed.
 _WORTH_PACKING = 160
 
+_BLOB_LENGTH = 200
 # Base64 and its like: nobody searches it, and every piece would be a word of its own.
-_BLOB = re.compile(r"[A-Za-z0-9+/=_-]{200,}")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\ud800-\udfff]")
+_BLOB = re.compile(rf"[A-Za-z0-9+/=_-]{{{_BLOB_LENGTH},}}")
+# Control characters, lone surrogates, and the sign that is put between words here.
+_CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160), *range(0xD800, 0xE000), 0x200B), " ")
 # Scripts that put no space between words: each sign is a word, and a word a row of them.
 _UNSPACED = re.compile(r"(?=[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 _GAP = "\u200b"  # zero-width space: no eye sees it, the tokenizer ends a word at it
@@ -30,7 +32,9 @@ OPEN, CLOSE = "\x02", "\x03"  # around a word that was found: cannot be in a tex
 def prepared(texts: Iterable[str]) -> str:
     """What is searched of some texts."""
     words = "\n".join(part[:LONGEST] for part in texts if part)[:LONGEST]
-    words = _CONTROL.sub(" ", _BLOB.sub("…", words)).strip()
+    if max(map(len, words.split()), default=0) >= _BLOB_LENGTH:
+        words = _BLOB.sub("…", words)
+    words = words.translate(_CONTROL).strip()
     return words if words.isascii() else _UNSPACED.sub(_GAP, words)
 
 

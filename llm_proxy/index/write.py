@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from llm_proxy.index.rows import COLUMNS, SESSION_COLUMNS, CallFact, Fact, SessionFact, Spoken
-
-# Texts remembered of sessions, so that a history that comes again costs no query.
-REMEMBERED = 200_000
+from llm_proxy.index.rows import COLUMNS, SESSION_COLUMNS, CallFact, Fact, Known, SessionFact, Spoken
 
 _PLACES = ("request_file", "request_offset", "request_length", "response_file", "response_offset", "response_length")
+_SESSION = ("id", *SESSION_COLUMNS)
 _CALL = ("id", "session", *COLUMNS, *_PLACES)
 
 
-def _upsert(table: str, columns: Iterable[str], unique: Iterable[str]) -> str:
+def _insert(table: str, columns: Sequence[str]) -> str:
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+
+
+def _update(table: str, columns: Sequence[str]) -> str:
     """What is told now replaces what was told before; what is not told stays."""
-    columns, unique = list(columns), list(unique)
-    told = ", ".join(f"{name} = coalesce(excluded.{name}, {name})" for name in columns if name not in unique)
-    return (
-        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
-        f" ON CONFLICT ({', '.join(unique)}) DO UPDATE SET {told} RETURNING key"
-    )
+    told = (f"{name} = coalesce(?{number}, {name})" for number, name in enumerate(columns, start=1))
+    return f"UPDATE {table} SET {', '.join(told)} WHERE key = ?{len(columns) + 1}"
 
 
-_PUT_CALL = _upsert("calls", _CALL, ("id", "session"))
-_PUT_SESSION = _upsert("sessions", ("id", *SESSION_COLUMNS), ("id",))
+# Not one upsert with RETURNING: that takes several times as long.
+_INSERT_CALL, _UPDATE_CALL = _insert("calls", _CALL), _update("calls", _CALL)
+_INSERT_SESSION, _UPDATE_SESSION = _insert("sessions", _SESSION), _update("sessions", _SESSION)
 _PUT_BOUNDS = """
     UPDATE sessions SET started = min(coalesce(started, :first), :first), last = max(coalesce(last, :last), :last),
         title = coalesce(title, :title), upstream = coalesce(upstream, :upstream) WHERE key = :key
@@ -68,37 +67,21 @@ class Writer:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self._sessions: dict[str, int] = {}
-        self._known: dict[str, set[bytes]] = {}
-        self._remembered = 0
+        self.known = Known(self._keys)
 
     def forget(self) -> None:
         """The tables may hold something else than they did."""
         self._sessions.clear()
-        self._known.clear()
-        self._remembered = 0
+        self.known.forget()
 
     # -- what is there
 
-    def known(self, session: str, key: bytes) -> bool:
-        """Whether the session has this text. From now on it has: the caller writes it."""
-        keys = self._known.get(session)
-        if keys is None:
-            keys = self._known[session] = self._keys(session)
-            self._remembered += len(keys)
-        if key in keys:
-            return True
-        keys.add(key)
-        self._remembered += 1
-        if self._remembered > REMEMBERED:
-            self.forget()
-        return False
-
-    def _keys(self, session: str) -> set[bytes]:
+    def _keys(self, session: str) -> Iterator[bytes]:
         query = """
             SELECT texts.key FROM sessions JOIN messages ON messages.session = sessions.key
             JOIN texts ON texts.id = messages.text WHERE sessions.id = ?
         """
-        return {key for (key,) in self._db.execute(query, (session,))}
+        return (key for (key,) in self._db.execute(query, (session,)))
 
     def request_place(self, session: str, call: str) -> tuple[str, int, int] | None:
         """(file, offset, length) of a call's request entry."""
@@ -128,9 +111,9 @@ class Writer:
         return ended
 
     def _session(self, fact: SessionFact, touched: dict[int, _Bounds]) -> None:
-        values = (fact.session, *map(fact.columns.get, SESSION_COLUMNS))
-        ((key,),) = self._db.execute(_PUT_SESSION, values).fetchall()
-        self._sessions[fact.session] = key
+        key = self._session_key(fact.session)
+        values = (None, *map(fact.columns.get, SESSION_COLUMNS), key)
+        self._db.execute(_UPDATE_SESSION, values)
         touched.setdefault(key, _Bounds()).widen(fact.at)
 
     def _call(self, file: int, fact: CallFact, touched: dict[int, _Bounds]) -> None:
@@ -146,28 +129,39 @@ class Writer:
         places: list[int | None] = []
         for place in (fact.request, fact.response):
             places += (file, *place) if place else (None, None, None)
-        values: list[Any] = [fact.id, session, *map(columns.get, COLUMNS), *places]
-        ((key,),) = self._db.execute(_PUT_CALL, values).fetchall()
+        key = self._put_call(fact.id, session, [*map(columns.get, COLUMNS), *places])
         for spoken in fact.spoken:
             self._db.execute("INSERT OR IGNORE INTO messages VALUES (?, ?, ?)", (session, self._text(spoken), key))
+
+    def _put_call(self, call: str, session: int, told: list[Any]) -> int:
+        found = self._db.execute("SELECT key FROM calls WHERE id = ? AND session = ?", (call, session)).fetchone()
+        if found is None:
+            return self._new(_INSERT_CALL, (call, session, *told))
+        self._db.execute(_UPDATE_CALL, (call, session, *told, found[0]))
+        return int(found[0])
 
     def _session_key(self, session: str) -> int:
         key = self._sessions.get(session)
         if key is None:
-            ((key,),) = self._db.execute(_PUT_SESSION, (session, *[None] * len(SESSION_COLUMNS))).fetchall()
+            found = self._db.execute("SELECT key FROM sessions WHERE id = ?", (session,)).fetchone()
+            key = found[0] if found else self._new(_INSERT_SESSION, (session, *[None] * len(SESSION_COLUMNS)))
             self._sessions[session] = key
         return key
 
     def _text(self, spoken: Spoken) -> int:
-        db = self._db
-        new = db.execute(
-            "INSERT INTO texts (key, role, packed) VALUES (?, ?, ?) ON CONFLICT (key) DO NOTHING RETURNING id",
-            (spoken.key, spoken.role, spoken.packed),
-        ).fetchall()
-        if new:
-            db.execute("INSERT INTO words (rowid, text) VALUES (?, ?)", (new[0][0], spoken.text))
-            return int(new[0][0])
-        return int(db.execute("SELECT id FROM texts WHERE key = ?", (spoken.key,)).fetchone()[0])
+        found = self._db.execute("SELECT id FROM texts WHERE key = ?", (spoken.key,)).fetchone()
+        if found is not None:
+            return int(found[0])
+        values = (spoken.key, spoken.role, spoken.packed)
+        text = self._new("INSERT INTO texts (key, role, packed) VALUES (?, ?, ?)", values)
+        self._db.execute("INSERT INTO words (rowid, text) VALUES (?, ?)", (text, spoken.text))
+        return text
+
+    def _new(self, insert: str, values: Sequence[Any]) -> int:
+        """The key of a new row."""
+        key = self._db.execute(insert, values).lastrowid
+        assert key is not None
+        return key
 
     # -- files
 
@@ -180,13 +174,11 @@ class Writer:
 
     def put_file(self, row: FileRow) -> FileRow:
         """`id` 0 for a new one."""
-        query = """
-            INSERT INTO files VALUES (nullif(?, 0), ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
-            path = excluded.path, inode = excluded.inode, disk_size = excluded.disk_size, cursor = excluded.cursor,
-            tail = excluded.tail, skipped = excluded.skipped RETURNING id
-        """
-        ((id_,),) = self._db.execute(query, row).fetchall()
-        return row._replace(id=id_)
+        if not row.id:
+            return row._replace(id=self._new("INSERT INTO files VALUES (NULL, ?, ?, ?, ?, ?, ?)", row[1:]))
+        told = "path = ?2, inode = ?3, disk_size = ?4, cursor = ?5, tail = ?6, skipped = ?7"
+        self._db.execute(f"UPDATE files SET {told} WHERE id = ?1", row)
+        return row
 
     def drop_file(self, row: FileRow) -> list[str]:
         """Remove a file and all of its sessions. Gives their other files, which are to be read again from the start."""
