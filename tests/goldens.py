@@ -41,7 +41,7 @@ class Golden:
 
     @property
     def api(self) -> str:
-        return registry.api_of(self.provider, self.method, self.path, bool(self.messages))
+        return registry.api_of(self.method, self.path, bool(self.messages))
 
     @property
     def asked(self) -> Asked:

@@ -21,74 +21,68 @@ from tests.goldens import golden, names
 APIS = sorted({row.api for row in registry.TABLE})
 
 PATHS = [
-    ("anthropic", "POST", "/v1/messages", "anthropic.messages"),
-    ("openai", "POST", "/v1/messages", "anthropic.messages"),
-    ("anthropic", "POST", "/messages", "anthropic.messages"),
-    ("anthropic", "POST", "/anthropic/v1/messages/", "anthropic.messages"),
-    (
-        "gemini",
-        "POST",
-        "/v1/projects/p/locations/l/publishers/anthropic/models/claude:rawPredict",
-        "anthropic.messages",
-    ),
-    ("x", "POST", "/v1/publishers/anthropic/models/claude@1:streamRawPredict", "anthropic.messages"),
-    ("anthropic", "POST", "/v1/messages/count_tokens", "anthropic.count_tokens"),
-    ("anthropic", "POST", "/v1/messages/batches", "anthropic.batches"),
-    ("anthropic", "POST", "/v1/messages/batches/msgbatch_1/cancel", "anthropic.batches"),
-    ("anthropic", "GET", "/v1/messages/batches/msgbatch_1", "anthropic.batches"),
-    ("anthropic", "GET", "/v1/messages/batches/msgbatch_1/results", "anthropic.batches"),
-    ("anthropic", "POST", "/model/us.anthropic.claude-v1%3A0/invoke", "bedrock.invoke"),
-    ("anthropic", "POST", "/model/us.anthropic.claude-v1:0/invoke-with-response-stream", "bedrock.invoke"),
-    ("anthropic", "POST", "/model/arn%3Aaws%3Abedrock%3Aus-east-1%3A1%3Ax%2Fy/converse", "bedrock.converse"),
-    ("anthropic", "POST", "/model/arn:aws:bedrock:us-east-1:1:x/y/converse-stream", "bedrock.converse"),
-    ("openai", "POST", "/v1/chat/completions", "openai.chat"),
-    ("gemini", "POST", "/v1beta/openai/chat/completions", "openai.chat"),
-    ("openai", "POST", "/openai/deployments/d/chat/completions", "openai.chat"),
-    ("ollama", "POST", "/api/chat/completions", "openai.chat"),
-    ("openai", "POST", "/v1/completions", "openai.completions"),
-    ("openai", "POST", "/v1/embeddings", "openai.embeddings"),
-    ("openai", "POST", "/v1/responses", "openai.responses"),
-    ("openai", "POST", "/backend-api/codex/responses", "openai.responses"),
-    ("openai", "POST", "/v1/responses/compact", "openai.responses"),
-    ("openai", "POST", "/v1/responses/resp_1/cancel", "openai.responses"),
-    ("openai", "GET", "/v1/responses/resp_1", "openai.responses"),
-    ("openai", "WS", "/v1/responses", "openai.responses"),
-    ("gemini", "POST", "/v1beta/models/gemini-3.1-pro:generateContent", "gemini.generate"),
-    ("gemini", "POST", "/v1/models/gemini-3.1-pro:streamGenerateContent", "gemini.generate"),
-    ("gemini", "POST", "/v1internal:streamGenerateContent", "gemini.generate"),
-    ("gemini", "POST", "/v1beta/models/gemini-3.1-pro:countTokens", "gemini.count_tokens"),
-    ("gemini", "POST", "/v1beta/models/e:embedContent", "gemini.embed"),
-    ("gemini", "POST", "/v1beta/models/e:batchEmbedContents", "gemini.embed"),
-    ("ollama", "POST", "/api/chat", "ollama.chat"),
-    ("ollama", "POST", "/api/generate", "ollama.chat"),
+    ("POST", "/v1/messages", "anthropic.messages"),
+    ("POST", "/messages", "anthropic.messages"),
+    ("POST", "/anthropic/v1/messages/", "anthropic.messages"),
+    ("POST", "/v1/projects/p/locations/l/publishers/anthropic/models/claude:rawPredict", "anthropic.messages"),
+    ("POST", "/v1/publishers/anthropic/models/claude@1:streamRawPredict", "anthropic.messages"),
+    ("POST", "/v1/messages/count_tokens", "anthropic.count_tokens"),
+    ("POST", "/v1/messages/batches", "anthropic.batches"),
+    ("POST", "/v1/messages/batches/msgbatch_1/cancel", "anthropic.batches"),
+    ("GET", "/v1/messages/batches/msgbatch_1", "anthropic.batches"),
+    ("GET", "/v1/messages/batches/msgbatch_1/results", "anthropic.batches"),
+    ("POST", "/model/us.anthropic.claude-v1%3A0/invoke", "bedrock.invoke"),
+    ("POST", "/model/us.anthropic.claude-v1:0/invoke-with-response-stream", "bedrock.invoke"),
+    ("POST", "/model/arn%3Aaws%3Abedrock%3Aus-east-1%3A1%3Ax%2Fy/converse", "bedrock.converse"),
+    ("POST", "/model/arn:aws:bedrock:us-east-1:1:x/y/converse-stream", "bedrock.converse"),
+    ("POST", "/v1/chat/completions", "openai.chat"),
+    ("POST", "/v1beta/openai/chat/completions", "openai.chat"),
+    ("POST", "/openai/deployments/d/chat/completions", "openai.chat"),
+    ("POST", "/api/chat/completions", "openai.chat"),
+    ("POST", "/v1/completions", "openai.completions"),
+    ("POST", "/v1/embeddings", "openai.embeddings"),
+    ("POST", "/v1/responses", "openai.responses"),
+    ("POST", "/backend-api/codex/responses", "openai.responses"),
+    ("POST", "/v1/responses/compact", "openai.responses"),
+    ("POST", "/v1/responses/resp_1/cancel", "openai.responses"),
+    ("GET", "/v1/responses/resp_1", "openai.responses"),
+    ("WS", "/v1/responses", "openai.responses"),
+    ("POST", "/v1beta/models/gemini-3.1-pro:generateContent", "gemini.generate"),
+    ("POST", "/v1/models/gemini-3.1-pro:streamGenerateContent", "gemini.generate"),
+    ("POST", "/v1internal:streamGenerateContent", "gemini.generate"),
+    ("POST", "/v1beta/models/gemini-3.1-pro:countTokens", "gemini.count_tokens"),
+    ("POST", "/v1beta/models/e:embedContent", "gemini.embed"),
+    ("POST", "/v1beta/models/e:batchEmbedContents", "gemini.embed"),
+    ("POST", "/api/chat", "ollama.chat"),
+    ("POST", "/api/generate", "ollama.chat"),
 ]
 UNKNOWN = [
-    ("anthropic", "GET", "/v1/messages"),
-    ("anthropic", "GET", "/v1/messages/batches"),
-    ("anthropic", "POST", "/v1/complete"),
-    ("openai", "POST", "/v1/threads/t/messages"),
-    ("openai", "GET", "/v1/models"),
-    ("openai", "GET", "/v1/responses"),
-    ("openai", "WS", "/v1/realtime"),
-    ("openai", "GET", "/v1/responses/resp_1/input_items"),
-    ("somebody", "GET", "/v1/responses/7"),
-    ("openai", "POST", "/v1/chat/completions\n"),
-    ("openai", "POST", ""),
+    ("GET", "/v1/messages"),
+    ("GET", "/v1/messages/batches"),
+    ("POST", "/v1/complete"),
+    ("POST", "/v1/threads/t/messages"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/responses"),
+    ("WS", "/v1/realtime"),
+    ("GET", "/v1/responses/resp_1/input_items"),
+    ("GET", "/v1/responses/7"),
+    ("POST", "/v1/chat/completions\n"),
+    ("POST", ""),
 ]
 
 
-@pytest.mark.parametrize(("provider", "method", "path", "api"), PATHS)
-def test_the_path_tells_the_api(provider, method, path, api):
+@pytest.mark.parametrize(("method", "path", "api"), PATHS)
+def test_the_path_tells_the_api(method, path, api):
     """Under any prefix and at any host, with or without /v1."""
     method, upgraded = ("GET", True) if method == "WS" else (method, False)
-    assert registry.api_of(provider, method, path, upgraded) == api
+    assert registry.api_of(method, path, upgraded) == api
 
 
-@pytest.mark.parametrize(("provider", "method", "path"), UNKNOWN)
-def test_what_is_no_known_api_is_not_guessed(provider, method, path):
+@pytest.mark.parametrize(("method", "path"), UNKNOWN)
+def test_what_is_no_known_api_is_not_guessed(method, path):
     """Other calls are recorded, not understood."""
     method, upgraded = ("GET", True) if method == "WS" else (method, False)
-    assert registry.api_of(provider, method, path, upgraded) == ""
+    assert registry.api_of(method, path, upgraded) == ""
 
 
 def test_a_dialect_is_imported_when_it_is_needed():

@@ -327,8 +327,8 @@ def test_a_background_answer_is_counted_when_it_is_there():
         queued.response_id,
     )
     assert plain(response(status="cancelled", output=[])).stop_reason == "cancelled"
-    assert registry.api_of("openai", "GET", "/v1/responses/resp_1") == "openai.responses"
-    assert registry.api_of("openai", "POST", "/v1/responses/resp_1/cancel") == "openai.responses"
+    assert registry.api_of("GET", "/v1/responses/resp_1") == "openai.responses"
+    assert registry.api_of("POST", "/v1/responses/resp_1/cancel") == "openai.responses"
 
 
 def test_an_incomplete_answer_says_why():

@@ -1,7 +1,7 @@
 """Which API a call used, and the module that understands it: one table.
 
-Paths tell first, because many hosts speak another provider's API; the provider only where a path could be anybody's.
-A dialect's module is imported when its first call comes.
+Paths tell, not providers: many hosts speak another provider's API. A dialect's module is imported when its first call
+comes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import NamedTuple, Protocol, cast
 from llm_proxy.dialects.content import Content
 from llm_proxy.dialects.digest import Answer, Asked
 
-ANY: tuple[str, ...] = ()
-
 
 class Dialect(Protocol):
     """What each dialect's module offers. Neither function raises, whatever the bytes: `trouble` says why not."""
@@ -31,47 +29,44 @@ class Row(NamedTuple):
     """`methods` are separated by blanks; `WS` is a GET that was upgraded. `path` matches whole paths, no query."""
 
     api: str
-    providers: tuple[str, ...]
     methods: str
     path: re.Pattern[str]
     module: str
 
 
-def _row(api: str, providers: tuple[str, ...], methods: str, path: str, module: str) -> Row:
-    return Row(api, providers, methods, re.compile(path, re.DOTALL), module)
+def _row(api: str, methods: str, path: str, module: str) -> Row:
+    return Row(api, methods, re.compile(path, re.DOTALL), module)
 
 
 # The first row that matches wins.
 TABLE = (
-    _row("anthropic.count_tokens", ANY, "POST", r".*/messages/count_tokens/?", "anthropic"),
-    _row("anthropic.batches", ANY, "POST", r".*/messages/batches(?:/[^/]+/cancel)?/?", "anthropic_batches"),
-    _row("anthropic.batches", ANY, "GET", r".*/messages/batches/[^/]+(?:/results)?/?", "anthropic_batches"),
-    _row("anthropic.messages", ANY, "POST", r"(?!.*/threads/).*/messages/?", "anthropic"),
+    _row("anthropic.count_tokens", "POST", r".*/messages/count_tokens/?", "anthropic"),
+    _row("anthropic.batches", "POST", r".*/messages/batches(?:/[^/]+/cancel)?/?", "anthropic_batches"),
+    _row("anthropic.batches", "GET", r".*/messages/batches/[^/]+(?:/results)?/?", "anthropic_batches"),
+    _row("anthropic.messages", "POST", r"(?!.*/threads/).*/messages/?", "anthropic"),
     # Vertex AI names the model in the path.
-    _row(
-        "anthropic.messages", ANY, "POST", r".*/publishers/anthropic/models/[^/]+:(?:streamR|r)awPredict", "anthropic"
-    ),
-    _row("bedrock.converse", ANY, "POST", r".*/model/.+/converse(?:-stream)?/?", "bedrock"),
-    _row("bedrock.invoke", ANY, "POST", r".*/model/.+/invoke(?:-with-response-stream)?/?", "bedrock"),
-    _row("openai.chat", ANY, "POST", r".*/chat/completions/?", "openai_chat"),
-    _row("openai.completions", ANY, "POST", r".*/completions/?", "openai_chat"),
-    _row("openai.embeddings", ANY, "POST", r".*/embeddings/?", "openai_chat"),
-    _row("openai.responses", ANY, "POST WS", r".*/responses(?:/compact|/[^/]+/cancel)?/?", "openai_responses"),
+    _row("anthropic.messages", "POST", r".*/publishers/anthropic/models/[^/]+:(?:streamR|r)awPredict", "anthropic"),
+    _row("bedrock.converse", "POST", r".*/model/.+/converse(?:-stream)?/?", "bedrock"),
+    _row("bedrock.invoke", "POST", r".*/model/.+/invoke(?:-with-response-stream)?/?", "bedrock"),
+    _row("openai.chat", "POST", r".*/chat/completions/?", "openai_chat"),
+    _row("openai.completions", "POST", r".*/completions/?", "openai_chat"),
+    _row("openai.embeddings", "POST", r".*/embeddings/?", "openai_chat"),
+    _row("openai.responses", "POST WS", r".*/responses(?:/compact|/[^/]+/cancel)?/?", "openai_responses"),
     # What became of a background answer.
-    _row("openai.responses", ANY, "GET", r".*/responses/resp_[^/]+/?", "openai_responses"),
-    _row("gemini.generate", ANY, "POST", r".*:(?:streamG|g)enerateContent/?", "gemini"),
-    _row("gemini.count_tokens", ANY, "POST", r".*:countTokens/?", "gemini"),
-    _row("gemini.embed", ANY, "POST", r".*:(?:e|batchE)mbedContents?/?", "gemini"),
-    _row("ollama.chat", ANY, "POST", r".*/api/(?:chat|generate)/?", "ollama"),
+    _row("openai.responses", "GET", r".*/responses/resp_[^/]+/?", "openai_responses"),
+    _row("gemini.generate", "POST", r".*:(?:streamG|g)enerateContent/?", "gemini"),
+    _row("gemini.count_tokens", "POST", r".*:countTokens/?", "gemini"),
+    _row("gemini.embed", "POST", r".*:(?:e|batchE)mbedContents?/?", "gemini"),
+    _row("ollama.chat", "POST", r".*/api/(?:chat|generate)/?", "ollama"),
 )
 _MODULES = {row.api: row.module for row in TABLE}
 
 
-def api_of(provider: str, method: str, path: str, websocket: bool = False) -> str:
+def api_of(method: str, path: str, websocket: bool = False) -> str:
     """The API's name, "" for a call that is not understood. `path` is without its query."""
     method = "WS" if websocket else method
     for row in TABLE:
-        if method in row.methods.split() and row.providers in (ANY, (provider,)) and row.path.fullmatch(path):
+        if method in row.methods.split() and row.path.fullmatch(path):
             return row.api
     return ""
 

@@ -32,7 +32,7 @@ def understand(request: Entry, response: Entry | None) -> Digest:
 def _understand(request: Entry, response: Entry | None) -> Digest:
     path = _text(request.get("path")).partition("?")[0]
     upgraded = _header(request, "upgrade").lower() == "websocket"
-    api = registry.api_of("", _text(request.get("method")), path, upgraded)
+    api = registry.api_of(_text(request.get("method")), path, upgraded)
     if not api:
         return Digest(Asked())
     if response is None or response.get("websocket") is None:
