@@ -157,6 +157,15 @@ def test_a_span_of_time(command: Any, place: Home) -> None:
     assert (told["both"], len(told["missed_by_client"]), len(told["not_recorded"])) == (0, 1, 1)
 
 
+def test_an_answer_noted_just_after_the_span_began(command: Any, place: Home) -> None:
+    """It was asked for before, but it is recorded."""
+    fill(place.journal, [answered(1, "msg_1", 5, wall=WALL - 100 * 10**9), answered(2, "msg_2", 5)])
+    place.settle()
+    write(place.folder / ".claude/projects/p/s.jsonl", noted("msg_1", 5, when=-50), noted("msg_2", 5))
+    (told,) = json.loads(command("compare", "--json", "--from", at(-75)).stdout)
+    assert (told["both"], told["missed_by_client"], told["not_recorded"]) == (2, [], [])
+
+
 def test_nothing_to_compare(command: Any) -> None:
     """No files, no record: it says so; wrong usage is status 2."""
     done = command("compare")
@@ -201,6 +210,7 @@ def responded(number: int, id: str, fresh: int, cached: int, output: int, sessio
         request=b'{"model":"gpt-5","input":"hi"}',
         request_headers=(f"session-id: {session}", "originator: codex_exec"),
         answer=json.dumps(body).encode(),
+        wall=WALL + number * 10**6,
     )
 
 
