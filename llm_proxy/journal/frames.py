@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 from uuid import UUID
 
-HEADER = struct.Struct("<IBBHQq")  # payload length, kind, flags, (zero), exchange serial, monotonic ns
+HEADER = struct.Struct("<IBBHQq")  # payload length, kind, flags, client port, exchange serial, monotonic ns
 HEADER_SIZE = HEADER.size
 
 _OPEN = struct.Struct("<16sqH")  # exchange id, wall clock ns since 1970, length of the route facts
@@ -50,7 +50,8 @@ class Frame(NamedTuple):
     """One frame as read back.
 
     `serial` numbers the exchanges of one proxy run; `at` is nanoseconds on that run's monotonic clock;
-    `segment` and `offset` say where the payload lies, so that a large body can be fetched later.
+    `segment` and `offset` say where the payload lies, so that a large body can be fetched later; `port` is the client's
+    TCP port, of an OPEN whose client is on this machine, else 0.
     """
 
     kind: int
@@ -60,6 +61,7 @@ class Frame(NamedTuple):
     payload: bytes
     segment: int
     offset: int
+    port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +119,12 @@ def pack_open(exchange_id: bytes, wall_ns: int, facts: bytes, head: bytes) -> by
     return _OPEN.pack(exchange_id, wall_ns, len(facts)) + facts + head
 
 
-def open_frame(flags: int, serial: int, at: int, exchange_id: bytes, wall_ns: int, facts: int, rest: bytes) -> bytes:
+def open_frame(
+    flags: int, port: int, serial: int, at: int, exchange_id: bytes, wall_ns: int, facts: int, rest: bytes
+) -> bytes:
     """A whole OPEN frame; `rest` is the route's facts, `facts` bytes long, and the masked head behind them."""
     length = _OPEN.size + len(rest)
-    return _OPEN_FRAME.pack(length, Kind.OPEN, flags, 0, serial, at, exchange_id, wall_ns, facts) + rest
+    return _OPEN_FRAME.pack(length, Kind.OPEN, flags, port, serial, at, exchange_id, wall_ns, facts) + rest
 
 
 def unpack_open(payload: bytes) -> Opening:
@@ -166,8 +170,8 @@ def scan(block: bytes, segment: int = 0, offset: int = 0) -> Iterator[Frame]:
     """The frames of a block of whole frames. `offset` is where the block starts in its segment."""
     position, size = 0, len(block)
     while position + HEADER_SIZE <= size:
-        length, kind, flags, _, serial, at = HEADER.unpack_from(block, position)
+        length, kind, flags, port, serial, at = HEADER.unpack_from(block, position)
         start = position + HEADER_SIZE
         position = start + length
         if kind != Kind.PAD:
-            yield Frame(kind, flags, serial, at, block[start:position], segment, offset + start)
+            yield Frame(kind, flags, serial, at, block[start:position], segment, offset + start, port)

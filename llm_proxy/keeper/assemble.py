@@ -87,6 +87,7 @@ class Call:
         "key",
         "last_at",
         "opening",
+        "port",
         "position",
         "requested",
         "run",
@@ -99,6 +100,7 @@ class Call:
         self.position = position_of(frame)
         self.at = self.last_at = frame.at
         self.opening = opening
+        self.port = frame.port
         self.requested = bool(frame.flags & Flag.LAST)  # the request has been received to its end
         self.interrupted = False
         self.flags = 0
@@ -182,6 +184,7 @@ class Call:
             retried=bool(notes & Note.RETRIED),
             ended_by_close=bool(notes & Note.ENDED_BY_CLOSE),
             extra_bytes=bool(notes & Note.EXTRA_BYTES),
+            client_port=self.port,
         )
 
 

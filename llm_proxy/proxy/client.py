@@ -12,7 +12,7 @@ from llm_proxy.proxy.gate import Gate, Reason
 from llm_proxy.proxy.relay import Relay
 from llm_proxy.proxy.requests import Forbidden, Request
 from llm_proxy.proxy.router import NoRoute
-from llm_proxy.proxy.transport import break_off, prepare
+from llm_proxy.proxy.transport import break_off, local_port, prepare
 from llm_proxy.wire.head import MAX_HEAD, BadHead, RequestHead
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class ClientConnection(asyncio.Protocol):
         "_scanned",
         "buffer",
         "gate",
+        "port",
         "relay",
         "since",
         "transport",
@@ -47,6 +48,7 @@ class ClientConnection(asyncio.Protocol):
         self._core = core
         self.transport: asyncio.Transport | None = None
         self.gate: Gate
+        self.port = 0  # the client's, where it is on this machine: by it the keeper finds the process
         self.relay: Relay | None = None
         self.buffer = b""  # bytes of the next request(s), not looked at yet
         self.since = time.monotonic()  # when the wait for the current head, or for the next request, began
@@ -60,6 +62,7 @@ class ClientConnection(asyncio.Protocol):
         self.gate = Gate(self.transport)
         try:
             prepare(self.transport)
+            self.port = local_port(self.transport)
             if not self._core.admit(self):
                 self.refuse(503, "too_many_connections", "too many connections are open")
         except Exception as error:

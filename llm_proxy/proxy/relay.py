@@ -109,7 +109,9 @@ class Relay:
             end = self._feed_request(data, position)
         except BadFraming as error:
             core.relays.add(self)
-            self.serial, _ = core.tee.open(request.recorded, facts, self.at, b"", bodiless=False, last=False)
+            self.serial, _ = core.tee.open(
+                request.recorded, facts, self.at, b"", bodiless=False, last=False, port=self.client.port
+            )
             self._refuse(400, "bad_framing", str(error))
             return len(data)
         piece = data[position:end]
@@ -118,7 +120,7 @@ class Relay:
         if long is not None:
             kept = self._cut(long, piece)
         self.serial, whole = core.tee.open(
-            request.recorded, facts, self.at, kept, bodiless=done and not piece, last=done
+            request.recorded, facts, self.at, kept, bodiless=done and not piece, last=done, port=self.client.port
         )
         if not whole:
             self.flags |= _LOSSY

@@ -80,9 +80,10 @@ class Tee:
         self._journal = journal
 
     def open(
-        self, recorded: bytes, facts: int, at: int, body: bytes, *, bodiless: bool, last: bool
+        self, recorded: bytes, facts: int, at: int, body: bytes, *, bodiless: bool, last: bool, port: int = 0
     ) -> tuple[int, bool]:
-        """An exchange begins: `recorded` is its route's facts (`facts` bytes) and masked head, `body` a first piece.
+        """An exchange begins: `recorded` is its route's facts (`facts` bytes) and masked head, `body` a first piece,
+        `port` the client's where it is on this machine.
 
         Returns its serial (0: it cannot be recorded) and whether the body piece was kept.
         """
@@ -93,7 +94,7 @@ class Tee:
             self._catch_up(at)
         self._serial = serial = self._serial + 1
         wall = time.time_ns()
-        frame = open_frame(_LAST if bodiless else 0, serial, at, exchange_id(wall), wall, facts, recorded)
+        frame = open_frame(_LAST if bodiless else 0, port, serial, at, exchange_id(wall), wall, facts, recorded)
         if not body:
             if self._put(frame):
                 return serial, True

@@ -28,6 +28,15 @@ def prepare(transport: asyncio.Transport) -> None:
         pass
 
 
+def local_port(transport: asyncio.BaseTransport) -> int:
+    """The peer's TCP port where the peer is on this machine, else 0."""
+    peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+    if not isinstance(peer, tuple) or not isinstance(own, tuple):  # gone already, or no TCP
+        return 0
+    host = peer[0].removeprefix("::ffff:")  # RFC 4291 §2.5.5.2: IPv4 through a socket of both families
+    return int(peer[1]) if host.startswith("127.") or host == "::1" or peer[0] == own[0] else 0
+
+
 def break_off(transport: asyncio.BaseTransport | None) -> None:
     """End a connection so that the peer cannot take it for a proper end.
 

@@ -54,6 +54,7 @@ class Exchange:
 
     Times: `opened` is nanoseconds since 1970; `first_byte` and `ended` are nanoseconds after it (0: never).
     `status` is the upstream's, None where none arrived; `answered` the status this proxy gave itself (0: none).
+    `client_port` is the client's TCP port where it was on this machine (0: it was not).
     """
 
     id: UUID
@@ -81,6 +82,7 @@ class Exchange:
     retried: bool
     ended_by_close: bool
     extra_bytes: bool
+    client_port: int = 0
 
     @property
     def path(self) -> str:
