@@ -453,10 +453,6 @@ class Stream:
         if take is not None:
             take(self, event)
 
-    def fail(self, kind: str, words: str) -> None:
-        """The envelope around the events says that they broke off."""
-        self._error_type, self._error = kind, words
-
     def answers(self) -> tuple[Answer, ...]:
         """Complete after `message_stop` only."""
         parts = [part for opened in self._blocks.values() for part in opened.parts()]
@@ -507,8 +503,8 @@ class Stream:
         self._ended = True
 
     def _on_error(self, event: _Event) -> None:
-        kind, words = reading.error_of(event.error)
-        self.fail(kind, words or "error")
+        self._error_type, words = reading.error_of(event.error)
+        self._error = words or "error"
 
     def _take_counts(self, raw: msgspec.Raw) -> None:
         counts = reading.read(_COUNTS, raw)

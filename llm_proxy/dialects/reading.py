@@ -143,10 +143,12 @@ def count(value: Any) -> int:
 
 
 def mapping(value: Any) -> dict[str, Any]:
+    """`value` where it is an object, else an empty one."""
     return value if type(value) is dict else {}
 
 
 def sequence(value: Any) -> list[Any]:
+    """`value` where it is an array, else an empty one."""
     return value if type(value) is list else []
 
 
