@@ -14,7 +14,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from llm_proxy.dialects import registry
 from llm_proxy.dialects.content import Content
+from llm_proxy.dialects.digest import Message
 
 Json = Any
 WORDS = ("the", "file", "café", "returns", "None", "\n    ", "self.value", "=", '"text"', "index", "→", "of", "a")
@@ -169,6 +170,12 @@ def milliseconds(work: Callable[[], object], rounds: int) -> tuple[float, float]
     return min(taken), statistics.median(taken)
 
 
+def first_keys(messages: Sequence[Message]) -> tuple[float, int]:
+    """Milliseconds, and how many messages."""
+    taken, _ = milliseconds(lambda: [message.key for message in messages], 1)
+    return taken, len(messages)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--messages", type=int, default=1000)
@@ -183,9 +190,9 @@ def main() -> None:
         best, median = milliseconds(
             lambda api=api, path=path, body=body: registry.asked(api, path, body), options.rounds
         )
-        told = registry.asked(api, path, body).messages
-        keys, _ = milliseconds(lambda told=told: [message.key for message in told], options.rounds)
-        print(f"{api:<20} {len(body):>9} {len(told):>8} {best:>7.1f} {median:>7.1f} {keys:>7.1f}")
+        # A message makes its key once.
+        keys, told = min(first_keys(registry.asked(api, path, body).messages) for _ in range(options.rounds))
+        print(f"{api:<20} {len(body):>9} {told:>8} {best:>7.1f} {median:>7.1f} {keys:>7.1f}")
     print(f"\n{'stream':<20} {'bytes':>9} {'events':>8} {'best':>7} {'median':>7}")
     words = [prose(chance, 12) for _ in range(10_000)]
     for api, stream in STREAMS.items():
