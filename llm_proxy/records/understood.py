@@ -21,22 +21,25 @@ _LONGEST = 255  # characters of a name; what providers call things is shorter
 _MOST = 1 << 53  # what numbers in JSON can say
 
 
-def understand(request: Entry, response: Entry | None) -> Digest:
-    """What the call means, as far as it is known and understood. Never raises: `trouble` says what went wrong."""
+def understand(request: Entry, response: Entry | None, asked: Asked | None = None) -> Digest:
+    """What the call means, as far as it is known and understood. Never raises: `trouble` says what went wrong.
+
+    `asked` spares understanding the request again where that was done before; its entry then needs no body.
+    """
     try:
-        return _understand(request, response)
+        return _understand(request, response, asked)
     except Exception as error:  # entries may be anybody's, and a bug of ours must not cost the record
         return Digest(Asked(trouble=f"not understood: {error!r}"[:_LONGEST]))
 
 
-def _understand(request: Entry, response: Entry | None) -> Digest:
+def _understand(request: Entry, response: Entry | None, asked: Asked | None) -> Digest:
     path = _text(request.get("path")).partition("?")[0]
     upgraded = _header(request, "upgrade").lower() == "websocket"
     api = registry.api_of(_text(request.get("method")), path, upgraded)
     if not api:
         return Digest(Asked())
     if response is None or response.get("websocket") is None:
-        asked = registry.asked(api, path, body_of(request))
+        asked = asked or registry.asked(api, path, body_of(request))
         answers = registry.answers(api, path, _content(response)) if response is not None else ()
     else:
         content = Content("messages", messages=tuple(messages_of(response)), complete=_complete(response))
@@ -90,7 +93,7 @@ def _complete(response: Entry) -> bool:
 
 def messages_of(response: Entry) -> Iterable[tuple[str, bytes]]:
     """(side, text) of the text messages of an upgraded connection, in order."""
-    for message in response["websocket"].get("messages", ()):
+    for message in response.get("websocket", {}).get("messages", ()):
         if message.get("type") == "text":
             yield _text(message.get("from")), _raw(message)
 
