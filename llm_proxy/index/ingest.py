@@ -2,7 +2,7 @@
 
 Each file has a cursor, committed together with the rows of the lines before it: whatever is killed, no line counts
 twice or not at all. A file that was cut, replaced or taken away loses its rows, and with them those of its sessions,
-whose other files are then read again.
+whose other files are then read again: the files of one session are read in the order of their names.
 """
 
 from __future__ import annotations
@@ -91,9 +91,12 @@ class Indexer:
                     stale.append(file)
                     continue
                 end = lines[-1].offset + lines[-1].length
+                new = not row.id
                 row = writer.put_file(row._replace(cursor=end, tail=_tail(self.root / file, end)))
                 writer.apply(row.id, self._facts(writer, lines))
-        return stale
+                if new and writer.comes_late(row):
+                    stale += [file, *writer.drop_file(row)]
+        return sorted(stale, key=log_reader.order)
 
     # -- catching up
 
@@ -101,7 +104,8 @@ class Indexer:
         """What has become of one file: it grew, or is another, or gone."""
         todo = [file]
         while todo:
-            todo += self._insist(partial(self._catch_up, todo.pop()))
+            more = self._insist(partial(self._catch_up, todo.pop()))
+            todo = sorted({*todo, *more}, key=log_reader.order, reverse=True)
 
     def catch_up_all(self, go_on: Callable[[], bool] = lambda: True) -> bool:
         """Every file, also those that are gone. Gives whether it came to the end before `go_on` said no."""
@@ -133,8 +137,11 @@ class Indexer:
                 others, row = writer.drop_file(row), None
             if found is None or (row is not None and _nothing_new(row, found)):
                 return others
+            new = row is None
             row = writer.put_file(row or FileRow(0, file, found.inode, 0, 0, b"", 0))
             more = self._read(writer, row, found)
+            if new and writer.comes_late(row):
+                return [*others, file, *writer.drop_file(row)]
             return [*others, file] if more else others
 
     def _is_same(self, row: FileRow, found: _Found) -> bool:

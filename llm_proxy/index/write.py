@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from llm_proxy.index.rows import COLUMNS, SESSION_COLUMNS, CallFact, Fact, Known, SessionFact, Spoken
+from llm_proxy.sinks import log_reader
 
 _PLACES = ("request_file", "request_offset", "request_length", "response_file", "response_offset", "response_length")
 _SESSION = ("id", *SESSION_COLUMNS)
@@ -27,8 +28,8 @@ def _update(table: str, columns: Sequence[str]) -> str:
 _INSERT_CALL, _UPDATE_CALL = _insert("calls", _CALL), _update("calls", _CALL)
 _INSERT_SESSION, _UPDATE_SESSION = _insert("sessions", _SESSION), _update("sessions", _SESSION)
 _PUT_BOUNDS = """
-    UPDATE sessions SET started = min(coalesce(started, :first), :first), last = max(coalesce(last, :last), :last),
-        title = coalesce(title, :title), upstream = coalesce(upstream, :upstream) WHERE key = :key
+    UPDATE sessions SET started = min(coalesce(started, :first), coalesce(:first, started)),
+        last = max(coalesce(last, :last), coalesce(:last, last)), title = coalesce(title, :title), upstream = coalesce(upstream, :upstream) WHERE key = :key
 """
 
 
@@ -196,6 +197,15 @@ class Writer:
         )
         self.forget()
         return list(others)
+
+    def comes_late(self, row: FileRow) -> bool:
+        """Whether a file holds sessions of which files are indexed that stand behind it in order."""
+        query = """
+            SELECT DISTINCT path FROM session_files AS mine JOIN session_files AS others USING (session)
+            JOIN files ON id = others.file WHERE mine.file = ?
+        """
+        place = log_reader.order(row.path)
+        return any(log_reader.order(path) > place for (path,) in self._db.execute(query, (row.id,)))
 
     def _drop_session(self, key: int) -> None:
         db = self._db

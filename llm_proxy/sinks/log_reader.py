@@ -44,6 +44,13 @@ def files(root: Path | str) -> Iterator[str]:
             yield from _session_files(root, f"{top}/{day}")
 
 
+def order(file: str) -> tuple[str, str, str, bool]:
+    """By what `files` sorts. What was compressed is the older part of a session that went on."""
+    folder, _, name = file.rpartition("/")
+    top, _, day = folder.partition("/")
+    return top, day, name.removesuffix(COMPRESSED).removesuffix(PLAIN), name.endswith(PLAIN)
+
+
 def entries(
     path: Path | str, start: int = 0, skipped: Callable[[int, int], None] | None = None
 ) -> Iterator[tuple[int, int, Entry]]:
@@ -139,17 +146,12 @@ def _folders(path: Path | str) -> list[str]:
 
 
 def _session_files(root: Path | str, folder: str) -> list[str]:
-    names = (
-        one.name
+    found = (
+        f"{folder}/{one.name}"
         for one in _listing(f"{root}/{folder}")
         if one.name.endswith((PLAIN, COMPRESSED)) and one.is_file(follow_symlinks=False)
     )
-    return [f"{folder}/{name}" for name in sorted(names, key=_in_order)]
-
-
-def _in_order(name: str) -> tuple[str, bool]:
-    """What was compressed is the older part of a session that went on."""
-    return name.removesuffix(COMPRESSED).removesuffix(PLAIN), name.endswith(PLAIN)
+    return sorted(found, key=order)
 
 
 def _listing(path: Path | str) -> list[os.DirEntry[str]]:
