@@ -476,19 +476,15 @@ def test_an_index_of_no_use_is_moved_aside_and_made_again(logs, tmp_path, damage
     indexer.close()
 
 
-def test_another_log_folder_has_another_index(indexer, logs, tmp_path):
-    """A daemon that runs beside with logs of its own neither mixes its rows in nor throws ours away."""
+def test_the_index_follows_the_log_folder(indexer, logs, tmp_path):
+    """Another folder's index becomes this one's."""
     Log(logs).start()
     indexer.catch_up_all()
     other = tmp_path / "other-logs"
     Log(other, "20261110-101010-0000000c").start()
     second = Indexer(indexer.path, other)
     second.catch_up_all()
-    assert second.path != indexer.path and second.path == database.of_root(indexer.path, other)
-    assert database.of_root(indexer.path, logs) == indexer.path
-    for one, name in ((indexer, "20261110-101010-0000000a"), (second, "20261110-101010-0000000c")):
-        with open_index(one.path) as index:
-            assert [session.id for session in index.sessions(Filter())] == [name]
+    assert_as_rebuilt(second, tmp_path)
     second.close()
 
 

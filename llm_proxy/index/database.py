@@ -11,7 +11,6 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 
 from llm_proxy.dialects.digest import TOKEN_CLASSES
@@ -25,7 +24,6 @@ _WORDS, _DRAFT_WORDS = 1 << 20, 32 << 20
 # `total` milliseconds. Texts are kept once, however many sessions (`messages`) hold them.
 MIGRATIONS = (
     f"""
-    CREATE TABLE about (root TEXT NOT NULL);
     CREATE TABLE files (
         id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, inode INTEGER NOT NULL, disk_size INTEGER NOT NULL,
         cursor INTEGER NOT NULL, tail BLOB NOT NULL, skipped INTEGER NOT NULL
@@ -180,21 +178,6 @@ def identity_of(path: Path) -> int:
         return 0
 
 
-def of_root(path: Path, root: Path) -> Path:
-    """The index that belongs to these logs: `path`, or a name beside it where that is another log folder's."""
-    try:
-        db = open_for_reading(path)
-    except (Unusable, sqlite3.Error):
-        return path
-    try:
-        row = db.execute("SELECT root FROM about").fetchone()
-    finally:
-        db.close()
-    if row is None or row[0] == str(root):
-        return path
-    return path.with_name(f"{path.stem}-{blake2b(str(root).encode(), digest_size=4).hexdigest()}{path.suffix}")
-
-
 def open_draft(path: Path) -> sqlite3.Connection:
     """A new index that nobody else sees: not safe from crashes, and quick. Raises sqlite3.Error, OSError."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
@@ -211,8 +194,7 @@ def open_draft(path: Path) -> sqlite3.Connection:
     return db
 
 
-def finish_draft(db: sqlite3.Connection, root: str) -> None:
-    """Ready to replace the index of the log folder `root`."""
-    db.execute("INSERT INTO about VALUES (?)", (root,))
+def finish_draft(db: sqlite3.Connection) -> None:
+    """Ready to replace another."""
     db.execute("INSERT INTO words (words) VALUES ('optimize')")
     db.execute("INSERT INTO words (words, rank) VALUES ('hashsize', ?)", (_WORDS,))

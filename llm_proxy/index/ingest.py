@@ -62,7 +62,7 @@ class Indexer:
 
     def __init__(self, path: Path, logs_root: Path) -> None:
         self.root = logs_root.absolute()
-        self.path = database.of_root(path, self.root)
+        self.path = path
         self.complete = False
         self._open()
 
@@ -84,7 +84,7 @@ class Indexer:
         stale = []
         with self._transaction() as writer:
             for file, lines in by_file.items():
-                row, found = writer.file(file), _look(self.root / file)
+                row, found = writer.file(file), _look(f"{self.root}/{file}")
                 if row is None and found is not None:
                     row = FileRow(0, file, found.inode, 0, 0, b"", 0)
                 if row is None or found is None or found.inode != row.inode or not _follow(lines, row.cursor):
@@ -109,11 +109,11 @@ class Indexer:
 
     def catch_up_all(self, go_on: Callable[[], bool] = lambda: True) -> bool:
         """Every file, also those that are gone. Gives whether it came to the end before `go_on` said no."""
-        known = self._insist(self._files)
+        known = self._insist(self._known)
         present = dict.fromkeys(log_reader.files(self.root))
         # Those that are gone first: they may have been compressed.
         for file in [*(one for one in known if one not in present), *present]:
-            row, found = known.get(file), _look(self.root / file)
+            row, found = known.get(file), _look(f"{self.root}/{file}")
             if row is None or found is None or not _nothing_new(row, found):
                 self.catch_up(file)
             if not go_on():
@@ -121,15 +121,15 @@ class Indexer:
         self.complete = True
         return True
 
-    def _files(self) -> dict[str, FileRow]:
-        with self._transaction() as writer:
-            return writer.files()
+    def _known(self) -> dict[str, FileRow]:
+        self._look_after()
+        with database.told():
+            return self._writer.files()
 
     def _catch_up(self, file: str) -> list[str]:
         """One step. Gives the files that are to be looked at next: this one again, or others of its sessions."""
-        path = self.root / file
         with self._transaction() as writer:
-            row, found = writer.file(file), _look(path)
+            row, found = writer.file(file), _look(f"{self.root}/{file}")
             others: list[str] = []
             if row is not None and not (found is not None and self._is_same(row, found)):
                 if found is None and self._was_compressed(writer, row):
@@ -156,7 +156,7 @@ class Indexer:
     def _was_compressed(self, writer: Writer, row: FileRow) -> bool:
         """Compressed, a file has the same lines at the same places: only its name is another."""
         file = row.path.removesuffix(PLAIN) + COMPRESSED
-        path = self.root / file
+        path = f"{self.root}/{file}"
         found = _look(path)
         if not row.path.endswith(PLAIN) or found is None or writer.file(file) is not None:
             return False
@@ -213,7 +213,7 @@ class Indexer:
 
     def _build(self, db: sqlite3.Connection, progress: Callable[[Progress], None] | None, workers: int | None) -> int:
         writer = Writer(db)
-        sizes = {file: found.size for file in log_reader.files(self.root) if (found := _look(self.root / file))}
+        sizes = {file: found.size for file in log_reader.files(self.root) if (found := _look(f"{self.root}/{file}"))}
         total = sum(sizes.values())
         done = calls = 0
         db.execute("BEGIN")
@@ -225,7 +225,7 @@ class Indexer:
             if progress is not None:
                 progress(Progress(done, total, calls))
         db.execute("COMMIT")
-        database.finish_draft(db, str(self.root))
+        database.finish_draft(db)
         return calls
 
     def _paired(self, writer: Writer, given: Iterable[Fact]) -> Iterator[Fact]:
@@ -254,7 +254,6 @@ class Indexer:
         self._identity = database.identity_of(self.path)
         self._writer = Writer(self._db)
         self._version = -1
-        self._db.execute("INSERT INTO about SELECT ? WHERE NOT EXISTS (SELECT 1 FROM about)", (str(self.root),))
 
     def _look_after(self) -> None:
         """Another process may have moved a damaged index aside."""
@@ -328,9 +327,9 @@ class _Reading:
         return row._replace(disk_size=size, cursor=self.end, tail=tail, skipped=row.skipped + self.skipped)
 
 
-def _look(path: Path) -> _Found | None:
+def _look(path: str) -> _Found | None:
     try:
-        found = path.lstat()
+        found = os.lstat(path)
     except OSError:
         return None
     return _Found(found.st_ino, found.st_size) if stat.S_ISREG(found.st_mode) else None
@@ -349,7 +348,7 @@ def _follow(lines: Sequence[Line], offset: int) -> bool:
     return True
 
 
-def _tail(path: Path, end: int) -> bytes:
+def _tail(path: Path | str, end: int) -> bytes:
     start = max(0, end - TAIL)
     return blake2b(log_reader.data_at(path, start, end - start), digest_size=8).digest() if end else b""
 
@@ -402,7 +401,7 @@ def _read_files(task: tuple[Path, list[str]]) -> list[_FileFacts]:
 
 
 def _read_file(root: Path, file: str) -> _FileFacts | None:
-    found = _look(root / file)
+    found = _look(f"{root}/{file}")
     if found is None:
         return None
     reading = _Reading(root, file, 0)

@@ -29,7 +29,8 @@ _INSERT_CALL, _UPDATE_CALL = _insert("calls", _CALL), _update("calls", _CALL)
 _INSERT_SESSION, _UPDATE_SESSION = _insert("sessions", _SESSION), _update("sessions", _SESSION)
 _PUT_BOUNDS = """
     UPDATE sessions SET started = min(coalesce(started, :first), coalesce(:first, started)),
-        last = max(coalesce(last, :last), coalesce(:last, last)), title = coalesce(title, :title), upstream = coalesce(upstream, :upstream) WHERE key = :key
+        last = max(coalesce(last, :last), coalesce(:last, last)), title = coalesce(title, :title),
+        upstream = coalesce(upstream, :upstream) WHERE key = :key
 """
 
 
@@ -171,7 +172,7 @@ class Writer:
         return FileRow(*row) if row else None
 
     def files(self) -> dict[str, FileRow]:
-        return {row[1]: FileRow(*row) for row in self._db.execute("SELECT * FROM files")}
+        return {row[1]: FileRow._make(row) for row in self._db.execute("SELECT * FROM files")}
 
     def put_file(self, row: FileRow) -> FileRow:
         """`id` 0 for a new one."""
