@@ -53,3 +53,7 @@ class NotFound(LlmProxyError):
 
 class PricesUnusable(LlmProxyError):
     """A list of prices cannot be had, or is none. The one that was used before is still used."""
+
+
+class ExtraMissing(LlmProxyError):
+    """A package is needed that only an extra installs."""

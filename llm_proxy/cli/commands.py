@@ -221,6 +221,7 @@ WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": _word("compare"),
     "detach": _word("attach", "detach"),
     "doctor": _word("doctor"),
+    "export": _word("export"),
     "prices": _word("prices"),
     "reprice": _word("prices", "reprice"),
     "run": _run,

@@ -1,0 +1,117 @@
+"""`llm-proxy export --format F [--output FILE|-]`: recorded calls in other formats, as a stream."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
+
+from llm_proxy.cli import filters, show
+from llm_proxy.errors import UsageError
+from llm_proxy.formats import markdown
+from llm_proxy.formats.call import Call
+from llm_proxy.index.queries import CallRow, Filter
+from llm_proxy.service.ask import Record, record
+
+FORMATS = ("jsonl", "taco", "csv", "har", "markdown", "parquet", "dataset")
+# These tell conversations: calls of one session stand together.
+_BY_SESSION = ("markdown", "dataset")
+
+
+def export(arguments: Sequence[str]) -> int:
+    """Raises UsageError, ConfigError, IndexTrouble, ExtraMissing."""
+    if any(word.lstrip("-").partition("=")[0] == "recordings" for word in arguments if word.startswith("-")):
+        from llm_proxy.cli import recordings
+
+        return recordings.export(arguments)
+    parser = filters.parser("export")
+    filters.add_filters(parser)
+    parser.add_argument("--format", choices=FORMATS, default="jsonl")
+    parser.add_argument("--output", default="-")
+    given = filters.parse(parser, arguments)
+    wanted = filters.filter_from(given)
+    with record(filters.places_from(given)) as opened:
+        counted = opened.index.stats(wanted, "total")
+        total = counted[0].calls if counted else 0
+        with _output(given.output) as out:
+            number = _write(opened, wanted, given.format, total, out, utc=given.utc)
+    if given.json:
+        print(f'{{"calls": {number}}}', file=sys.stderr if given.output == "-" else sys.stdout)
+    elif given.output != "-":
+        print(f"{number} calls written to {show.line(given.output)}")
+    return 0
+
+
+def _write(opened: Record, wanted: Filter, name: str, total: int, out: IO[bytes], *, utc: bool) -> int:
+    """The number of calls written."""
+    rows = _by_session(opened, wanted) if name in _BY_SESSION else opened.index.calls(wanted)
+    counter = _Counter()
+    with _progress(total) as told:
+        if name == "markdown":
+            for session in reversed(opened.index.sessions(wanted, None)):
+                calls = counter.over(opened.index.calls_of(session.id), told)
+                for block in markdown.conversation(session, calls, opened.digest, utc=utc):
+                    out.write(f"{block}\n\n".encode("utf-8", "replace"))
+        else:
+            calls_read = (Call(row, *opened.entries(row)) for row in counter.over(rows, told))
+            import_module(f"llm_proxy.formats.{name}").write(calls_read, out)
+    return counter.number
+
+
+def _by_session(opened: Record, wanted: Filter) -> Iterator[CallRow]:
+    for session in reversed(opened.index.sessions(wanted, None)):
+        yield from opened.index.calls_of(session.id)
+
+
+class _Counter:
+    """Counts what passes."""
+
+    number = 0
+
+    def over(self, rows: Iterable[CallRow], told: Any) -> Iterator[CallRow]:
+        for row in rows:
+            self.number += 1
+            yield row
+            told(self.number)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A function to be told how many are done; it shows a bar where a person looks."""
+    if not sys.stderr.isatty():
+        yield lambda number: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=show.console(sys.stderr), transient=True) as progress:
+        task = progress.add_task("calls", total=total)
+        yield lambda number: progress.update(task, completed=number)
+
+
+@contextmanager
+def _output(path: str) -> Iterator[IO[bytes]]:
+    """Standard output, or a private file that is there only when it is whole. Raises UsageError where it cannot be."""
+    if path == "-":
+        sys.stdout.flush()
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError(f"--output must be a file that can be written, got {path!r}: {error.strerror}") from error
+    try:
+        with os.fdopen(fd, "wb", 1 << 20) as file:
+            yield file
+        draft.replace(target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
