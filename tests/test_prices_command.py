@@ -411,6 +411,22 @@ def test_what_a_killed_keeper_left_is_still_found(place: Home) -> None:
     store.close()
 
 
+def test_prices_whose_writer_was_killed(place: Home) -> None:
+    """They stand in the file and nobody settled it: the keeper takes them for what they are and remembers nothing."""
+    fill(place.journal, calls(1))
+    place.settle()
+    (file,) = place.files()
+    request = place.entries()[1]
+    price = {"type": "price", "seq": 1, "_meta": request["_meta"], "price": {"usd": 1, "basis": "list"}}
+    file.write_bytes(file.read_bytes() + json.dumps(price).encode() + b"\n")
+    fill(place.journal, calls(1, first=2))
+    place.settle()
+    assert [entry["type"] for entry in place.entries()][3:] == ["price", "request", "response"]
+    store = Store(place.state / "sessions.db", "")
+    assert store.written() == {}
+    store.close()
+
+
 def test_a_file_that_was_cut(place: Home) -> None:
     """A price begins on a line of its own, and the session still begins anew when it goes on."""
     fill(place.journal, calls(1))

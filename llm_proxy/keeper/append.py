@@ -66,4 +66,4 @@ class Appender:
         """Lines that a killed keeper wrote and did not settle: its successor must find them behind the grown size."""
         found = [Written(known.id, known.type, Seat(session.id, known.seq)) for known in file.known_after(session.size)]
         session.last_seq = max([session.last_seq, *(one.seat.seq for one in found)])
-        self._store.remember_written(one for one in found if one.type in ("request", "response"))
+        self._store.remember_written(found)

@@ -25,14 +25,9 @@ from llm_proxy.service import receipt
 _LARGEST = 64 << 20
 
 
-def data_file() -> Path:
-    """Where fetched and imported prices stand."""
-    return Path(paths.price_file())
-
-
 def book(configured: settings.Settings) -> PriceBook:
     """The prices that hold with these settings."""
-    return PriceBook({model: dict(prices) for model, prices in configured.prices}, str(data_file()))
+    return PriceBook({model: dict(prices) for model, prices in configured.prices}, paths.price_file())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +44,7 @@ class Used:
 
 
 def used() -> Used:
-    data = price_data.stored(str(data_file()))
+    data = price_data.stored(paths.price_file())
     kept = _kept() if not data.trouble else {}
     counts = tuple((provider.id, len(provider.models)) for provider in data.providers)
     origin, day, digest = (str(kept.get(name, "")) for name in ("origin", "date", "sha256"))
@@ -72,7 +67,7 @@ def offers(wanted: str, configured: settings.Settings) -> Iterator[Offer]:
         if _fits(name, wanted) or fnmatchcase(wanted.lower(), name.lower()):
             yield Offer(CONFIGURED, name, tuple((kind, 0, Decimal(value)) for kind, value in prices), ())
     now = datetime.now(UTC)
-    for provider in price_data.stored(str(data_file())).providers:
+    for provider in price_data.stored(paths.price_file()).providers:
         for model in provider.models:
             if _fits(model.id, wanted) or model.is_match(wanted):
                 when = (variant.when for variant in model.price_variants or ())
@@ -128,7 +123,7 @@ def _keep(content: bytes, origin: str) -> tuple[Used, int]:
         "sha256": digest,
         "providers": providers,
     }
-    file = data_file()
+    file = Path(paths.price_file())
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         receipt.replace(file, json.dumps(kept).encode())
@@ -153,7 +148,7 @@ def _read(content: bytes, origin: str) -> tuple[str, Any, int]:
 
 def _kept() -> dict[str, Any]:
     try:
-        kept = json.loads(data_file().read_bytes())
+        kept = json.loads(Path(paths.price_file()).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return kept if isinstance(kept, dict) else {}

@@ -22,6 +22,10 @@ _FILE = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os
 _READ_AT_ONCE = 1 << 20
 
 
+# Types of entries that are written once per exchange; others, such as prices, may stand between them.
+_ONCE = frozenset({"request", "response", "gap"})
+
+
 class Known(NamedTuple):
     """An entry found in a file: which half of which exchange, with which number."""
 
@@ -98,7 +102,8 @@ class LogFile:
 def _known(data: bytes) -> Iterator[Known]:
     try:
         found = _read_found(data)
-        yield Known(UUID(found.meta.request_id), found.type, found.seq)
+        if found.type in _ONCE:
+            yield Known(UUID(found.meta.request_id), found.type, found.seq)
     except (msgspec.MsgspecError, ValueError):  # a session_start, or no entry of ours
         return
 
