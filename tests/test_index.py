@@ -231,7 +231,7 @@ def test_reading_files_in_slices_equals_a_rebuild(indexer, logs, tmp_path, monke
 
 def test_workers_make_the_same_rows(indexer, logs, tmp_path, monkeypatch):
     """Parsing in processes of their own changes nothing."""
-    monkeypatch.setattr("llm_proxy.index.ingest.TASK", 100_000)
+    monkeypatch.setattr("llm_proxy.index.ingest._groups.__defaults__", (100_000,))
     make(logs, calls=200, sessions=20, end=END)
     seen = []
     assert indexer.rebuild(seen.append, workers=2) == 200

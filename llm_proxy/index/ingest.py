@@ -29,7 +29,7 @@ from llm_proxy.sinks.log_reader import COMPRESSED, PLAIN
 
 TAIL = 64  # bytes before the cursor by which a file is known again
 SLICE = 16 << 20  # bytes of lines read in one transaction
-TASK = 4 << 20  # bytes of files that a worker reads at once
+TASK = 4 << 20  # bytes of files that are read at once
 
 T = TypeVar("T")
 
@@ -102,47 +102,56 @@ class Indexer:
 
     def catch_up(self, file: str) -> None:
         """What has become of one file: it grew, or is another, or gone."""
-        todo = [file]
-        while todo:
-            more = self._insist(partial(self._catch_up, todo.pop()))
-            todo = sorted({*todo, *more}, key=log_reader.order, reverse=True)
+        self._bring([file])
 
     def catch_up_all(self, go_on: Callable[[], bool] = lambda: True) -> bool:
         """Every file, also those that are gone. Gives whether it came to the end before `go_on` said no."""
+        for group in _groups(self._stale()):
+            if not go_on():
+                return False
+            self._bring(group)
+        self.complete = True
+        return True
+
+    def _stale(self) -> Iterator[tuple[str, int]]:
+        """(file, bytes to read) of those that are not as they were. Gone ones first: they may have been compressed."""
         known = self._insist(self._known)
         present = dict.fromkeys(log_reader.files(self.root))
-        # Those that are gone first: they may have been compressed.
         for file in [*(one for one in known if one not in present), *present]:
             row, found = known.get(file), _look(f"{self.root}/{file}")
             if row is None or found is None or not _nothing_new(row, found):
-                self.catch_up(file)
-            if not go_on():
-                return False
-        self.complete = True
-        return True
+                yield file, found.size if found else 0
 
     def _known(self) -> dict[str, FileRow]:
         self._look_after()
         with database.told():
             return self._writer.files()
 
-    def _catch_up(self, file: str) -> list[str]:
-        """One step. Gives the files that are to be looked at next: this one again, or others of its sessions."""
+    def _bring(self, files: list[str]) -> None:
+        while files:
+            # Once more: what is too long for one transaction, and files whose rows went with another's.
+            files = sorted(set(self._insist(partial(self._catch_up, files))), key=log_reader.order)
+
+    def _catch_up(self, files: list[str]) -> list[str]:
         with self._transaction() as writer:
-            row, found = writer.file(file), _look(f"{self.root}/{file}")
-            others: list[str] = []
-            if row is not None and not (found is not None and self._is_same(row, found)):
-                if found is None and self._was_compressed(writer, row):
-                    return []
-                others, row = writer.drop_file(row), None
-            if found is None or (row is not None and _nothing_new(row, found)):
-                return others
-            new = row is None
-            row = writer.put_file(row or FileRow(0, file, found.inode, 0, 0, b"", 0))
-            more = self._read(writer, row, found)
-            if new and writer.comes_late(row):
-                return [*others, file, *writer.drop_file(row)]
-            return [*others, file] if more else others
+            return [again for file in files for again in self._step(writer, file)]
+
+    def _step(self, writer: Writer, file: str) -> list[str]:
+        """Gives the files that are to be looked at next: this one again, or others of its sessions."""
+        row, found = writer.file(file), _look(f"{self.root}/{file}")
+        others: list[str] = []
+        if row is not None and not (found is not None and self._is_same(row, found)):
+            if found is None and self._was_compressed(writer, row):
+                return []
+            others, row = writer.drop_file(row), None
+        if found is None or (row is not None and _nothing_new(row, found)):
+            return others
+        new = row is None
+        row = writer.put_file(row or FileRow(0, file, found.inode, 0, 0, b"", 0))
+        more = self._read(writer, row, found)
+        if new and writer.comes_late(row):
+            return [*others, file, *writer.drop_file(row)]
+        return [*others, file] if more else others
 
     def _is_same(self, row: FileRow, found: _Found) -> bool:
         if found.inode != row.inode:
@@ -369,7 +378,7 @@ def _workers(wanted: int | None, total: int) -> int:
 
 def _read_all(root: Path, sizes: dict[str, int], workers: int) -> Iterator[list[_FileFacts]]:
     """Facts of all files, in order."""
-    tasks = [(root, files) for files in _tasks(sizes)]
+    tasks = [(root, files) for files in _groups(sizes.items())]
     if not workers:
         yield from map(_read_files, tasks)
         return
@@ -382,17 +391,18 @@ def _read_all(root: Path, sizes: dict[str, int], workers: int) -> Iterator[list[
             ahead += [pool.apply_async(_read_files, (task,)) for task in islice(rest, 1)]
 
 
-def _tasks(sizes: dict[str, int]) -> Iterator[list[str]]:
-    task: list[str] = []
-    size = 0
-    for file in sizes:
-        task.append(file)
-        size += sizes[file]
-        if size >= TASK:
-            yield task
-            task, size = [], 0
-    if task:
-        yield task
+def _groups(files: Iterable[tuple[str, int]], limit: int = TASK) -> Iterator[list[str]]:
+    """Files in their order, so many at a time that they are about `limit` bytes long together."""
+    group: list[str] = []
+    total = 0
+    for file, size in files:
+        group.append(file)
+        total += size
+        if total >= limit:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
 
 
 def _read_files(task: tuple[Path, list[str]]) -> list[_FileFacts]:
