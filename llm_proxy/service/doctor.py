@@ -21,11 +21,12 @@ from llm_proxy.settings import Settings
 
 
 class Check(NamedTuple):
-    """`about` is what is true where nothing is found."""
+    """`about` is what is true where nothing is found; `online`: only where the network may be asked."""
 
     name: str
     about: str
     look: Callable[[Scene], Iterator[Finding]]
+    online: bool = False
 
 
 CHECKS = (
@@ -47,7 +48,7 @@ CHECKS = (
     Check("clock", "the clock is not far off", machine.clock),
     Check("disk", "there is room on the disk", machine.disk),
     Check("certificates", "there are CA certificates", machine.certificates),
-    Check("providers", "the providers can be reached (asked with --online only)", machine.providers),
+    Check("providers", "the providers can be reached", machine.providers, online=True),
 )
 
 
@@ -62,8 +63,9 @@ class Result:
 
 def examine(environ: Mapping[str, str], *, online: bool, platform: str = sys.platform) -> list[Result]:
     """Run every check. Takes a few seconds at most, `online` some more; nothing is raised for what is found."""
-    scene = _scene(environ, online, platform)
-    return [Result(check.name, check.about, tuple(_findings(check, scene))) for check in CHECKS]
+    scene = _scene(environ, platform)
+    checks = [check for check in CHECKS if online or not check.online]
+    return [Result(check.name, check.about, tuple(_findings(check, scene))) for check in checks]
 
 
 def exit_status(results: Iterable[Result]) -> int:
@@ -92,7 +94,7 @@ def _findings(check: Check, scene: Scene) -> Iterator[Finding]:
         yield note(f"{check.name} could not be looked at: {exc}", "llm-proxy --status")
 
 
-def _scene(environ: Mapping[str, str], online: bool, platform: str) -> Scene:
+def _scene(environ: Mapping[str, str], platform: str) -> Scene:
     error, configured = "", 0
     try:
         values, sources = settings.load({}, environ, None)
@@ -100,4 +102,4 @@ def _scene(environ: Mapping[str, str], online: bool, platform: str) -> Scene:
     except ConfigError as exc:
         error, values = str(exc), Settings(log_dir=paths.expand(Settings().log_dir))
     found = status.look(values, dict(environ))
-    return Scene(environ, found, paths.state_folder(), platform, error, configured, online)
+    return Scene(environ, found, paths.state_folder(), platform, error, configured)

@@ -23,7 +23,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """This machine as one user's shell sees it. `state` is the state folder; `online` allows asking the providers."""
+    """This machine as one user's shell sees it. `state` is the state folder."""
 
     environ: Mapping[str, str]
     status: Status
@@ -31,7 +31,6 @@ class Scene:
     platform: str
     config_error: str = ""
     configured_port: int = 0  # one that the user has set; 0: none
-    online: bool = False
 
     def unset(self, name: str) -> str:
         """The command of the user's shell."""
