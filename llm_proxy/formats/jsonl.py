@@ -10,6 +10,7 @@ import msgspec
 
 from llm_proxy.dialects.digest import TOKEN_CLASSES
 from llm_proxy.formats.call import Call, headers_of
+from llm_proxy.records import understood
 
 _encode = msgspec.json.Encoder().encode
 
@@ -39,7 +40,7 @@ def as_object(call: Call) -> dict[str, Any]:
         "ending": row.ending or "open",
         "error": row.error or None,
         "model": row.model or None,
-        "digest": response.get("digest"),
+        "digest": response.get("digest") or understood.facts(call.digest) or None,
         "usage": {name: getattr(row.usage, name) for name in TOKEN_CLASSES} if row.usage is not None else None,
         "usd": None if row.usd is None else float(row.usd),
         "price_basis": row.basis or None,
