@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+_SHELLS = ("bash", "zsh", "fish")
 COLUMNS = ("direct", "nginx", "mitmdump", "ours", "ours, asyncio")
 
 
@@ -44,7 +45,12 @@ LIMITS = {
     "keeper, journal to session logs": Limit(3000, 1500, " exchanges/s", at_least=True),
     "--env, daemon alive, p50": Limit(3, 50, " ms"),
     "--env, daemon dead, p50": Limit(5, 50, " ms"),
-    **{f"prompt hook, {shell}, mean": Limit(0.5, None, " ms") for shell in ("bash", "zsh", "fish")},
+    **{f"prompt hook, {shell}, mean": Limit(0.5, None, " ms") for shell in _SHELLS},
+    **{
+        f"a new {shell}, daemon {it}, added p50": Limit(50, None, " ms")
+        for shell in _SHELLS
+        for it in ("alive", "dead")
+    },
 }
 
 
