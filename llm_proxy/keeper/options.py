@@ -10,6 +10,16 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """What becomes of session files that are closed; 0 is never. Days since the last line, bytes of the log folder."""
+
+    days: float = 0  # then they are deleted
+    bodies_days: float = 0  # then what was said is taken out, and what it cost stays
+    compress_days: float = 0
+    max_size: int = 0  # the oldest are deleted until the rest fits
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """The defaults are what a keeper does that is told nothing: it writes the log, and no index."""
 
@@ -20,6 +30,7 @@ class Options:
     redact_off_for: tuple[str, ...] = ()  # projects by name, folders by glob
     metadata_only: bool = False
     prices: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()  # (model, ((class, USD), ...))
+    retention: Retention = Retention()
     price_data: str = ""  # the stored list, "" for the one that came with the package
 
     def to_json(self) -> str:
