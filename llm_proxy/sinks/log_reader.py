@@ -36,7 +36,8 @@ _AT_ONCE = 1 << 20
 def files(root: Path | str) -> Iterator[str]:
     """Session files below the log folder, relative to it, in an order in which the parts of a session follow another.
 
-    Files directly in `root` are no session files, links are not followed, folders that cannot be read are passed over.
+    Files directly in `root` and names that begin with a dot are none. Links are not followed, folders that cannot be
+    read are passed over.
     """
     for top in _folders(root):
         yield from _session_files(root, top)
@@ -149,7 +150,7 @@ def _session_files(root: Path | str, folder: str) -> list[str]:
     found = (
         f"{folder}/{one.name}"
         for one in _listing(f"{root}/{folder}")
-        if one.name.endswith((PLAIN, COMPRESSED)) and one.is_file(follow_symlinks=False)
+        if one.name.endswith((PLAIN, COMPRESSED)) and one.name[0] != "." and one.is_file(follow_symlinks=False)
     )
     return sorted(found, key=order)
 
