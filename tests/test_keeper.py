@@ -26,8 +26,11 @@ from llm_proxy.journal.reader import Reader
 from llm_proxy.journal.writer import writer_lock
 from llm_proxy.keeper.assemble import Assembler
 from llm_proxy.keeper.assemble import Call as Entered
-from llm_proxy.keeper.settle import Item, Recorder, Tally
+from llm_proxy.keeper.options import Options
+from llm_proxy.keeper.places import Item
+from llm_proxy.keeper.settle import Recorder, Tally
 from llm_proxy.keeper.store import Store, StoreDamaged
+from llm_proxy.keeper.telling import Teller
 from llm_proxy.records.exchange import Ending
 from llm_proxy.sinks.log_files import Logs
 from tests.journals import WALL, Call, Journal
@@ -633,15 +636,18 @@ def test_one_odd_exchange_does_not_hold_up_the_rest(place: Place) -> None:
     items[0].exchange = dataclasses.replace(items[0].exchange, interim=None, first_byte="odd")  # type: ignore[arg-type]
     tally = Tally()
     store = Store(place.state / "sessions.db", str(place.journal))
-    Recorder(store, Logs(place.logs), "me@here", tally).settle(items, batch.run, batch.end)
+    teller = Teller("me@here", Options(), tally.troubles)
+    recorder = Recorder(store, Logs(place.logs), "me@here", tally, teller)
+    assert recorder.decide(items) == len(items)
+    recorder.settle(items, batch.run, batch.end)
     place.assert_told_once(calls)
     (odd,) = [entry for entry in place.entries() if "record_error" in entry]
-    assert odd["type"] == "response" and tally.unwritable == 1
+    assert odd["type"] == "response" and tally.troubles.counts["tell"] == 1
     store.close()
     reader.close()
 
 
-@pytest.mark.parametrize("table", ["sessions", "journals", "in_flight", "settled", "written"])
+@pytest.mark.parametrize("table", ["sessions", "journals", "in_flight", "settled", "written", "turns"])
 def test_damage_in_any_table_is_told_as_damage(tmp_path: Path, table: str) -> None:
     """Only then is the database moved aside; told as anything else it would be tried for ever."""
     path = tmp_path / "sessions.db"
@@ -661,3 +667,4 @@ def test_damage_in_any_table_is_told_as_damage(tmp_path: Path, table: str) -> No
         store.in_flight()
         store.written()
         store.by_id("x")
+        store.turns([b"x"])

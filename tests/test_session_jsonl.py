@@ -106,11 +106,15 @@ def test_entries_are_as_the_format_says() -> None:
         b'"ending":"complete","headers":{"Content-Type":["application/json"]},"reason":"OK","seq":3,"size":11,'
         b'"status":200,"timing":{"ttfb_ms":300,"total_ms":453},"type":"response"}\n'
     )
-    start = session_jsonl.session_start(PLAIN, "s", "me@here", "c1", "x-session-id")
+    start = session_jsonl.session_start(PLAIN, "s", "me@here", {"parent_seq": 2, "client_session": "c1", "agent": ""})
     assert line(start) == (
         b'{"_meta":{"host":"api.anthropic.com","machine":"me@here","session":"s","ts":"2025-11-21T04:40:00.25Z"},'
-        b'"client_session":"c1","client_session_source":"x-session-id","provider":"anthropic",'
+        b'"client_session":"c1","parent_seq":2,"provider":"anthropic",'
         b'"type":"session_start","upstream":"api.anthropic.com"}\n'
+    )
+    assert line(session_jsonl.fork_entry(PLAIN, "s", "me@here", "p", 2)) == (
+        b'{"_meta":{"host":"api.anthropic.com","machine":"me@here","session":"s","ts":"2025-11-21T04:40:00.25Z"},'
+        b'"from_seq":2,"parent_session":"p","reason":"message_history_diverged","type":"fork"}\n'
     )
 
 
@@ -503,6 +507,6 @@ def test_every_field_is_on_the_page() -> None:
     for exchange in (PLAIN, odd, left, websocket()):
         for entry in entries(exchange, "s", 1, "m"):
             collect(entry)
-    collect(session_jsonl.session_start(PLAIN, "s", "m", "c", "x"))
+    collect(session_jsonl.session_start(PLAIN, "s", "m", {"client_session": "c"}))
     assert {"wire_ending", "body_encoding", "base64", "messages", "client_session", "decode_error"} <= seen
     assert {name for name in seen if f"`{name}`" not in page} == set()

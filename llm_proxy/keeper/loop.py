@@ -17,6 +17,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -28,8 +29,11 @@ from llm_proxy.journal.reader import Position, Reader
 from llm_proxy.journal.writer import JournalBusy, recover, writer_lock
 from llm_proxy.keeper.assemble import Assembler, Call, Gap
 from llm_proxy.keeper.options import Options
-from llm_proxy.keeper.settle import Item, Recorder, Tally
+from llm_proxy.keeper.places import Item
+from llm_proxy.keeper.sessions import is_undecided
+from llm_proxy.keeper.settle import Recorder, Tally
 from llm_proxy.keeper.store import Store, StoreDamaged, open_store
+from llm_proxy.keeper.telling import Teller
 from llm_proxy.sinks.log_files import Logs
 
 TICK = 1.0  # seconds between two looks without being woken; also what a power cut may cost
@@ -157,6 +161,8 @@ class Keeper:
         self.database = state / "sessions.db"
         self.snapshot = Snapshot(journal / "keeper.json")
         self.tally = Tally()
+        self.machine = machine()
+        self.teller = Teller(self.machine, options, self.tally.troubles)
         self.store: Store
         self.reader: Reader
         self.assembler: Assembler
@@ -193,9 +199,12 @@ class Keeper:
         start = self._start()
         self.reader = Reader(self.journal, start)
         self.assembler = Assembler(self.store.settled() if start else (), start or Position(0, 0))
-        self.recorder = Recorder(self.store, self.logs, machine(), self.tally)
+        self._record()
         self._opened = True
         self._say("ok", now=True)
+
+    def _record(self) -> None:
+        self.recorder = Recorder(self.store, self.logs, self.machine, self.tally, self.teller)
 
     def _start(self) -> Position | None:
         """Where the last life's checkpoint is, unless the journal is not the one it belongs to any more."""
@@ -249,22 +258,31 @@ class Keeper:
 
     def _item(self, one: Call | Gap) -> Item | None:
         if isinstance(one, Gap):
-            return Item(one, None)
+            return Item(one)
         if one.over:
             return Item(one, one.exchange(self.reader.fetch))
         exchange = one.request_arrived(self.reader.fetch)
-        return Item(one, exchange) if exchange is not None else None
+        return Item(one, exchange) if exchange is not None and not is_undecided(exchange) else None
 
     def _commit(self, group: list[Item]) -> None:
-        over = [item.one for item in group if item.one.over]
-        run, checkpoint = self.assembler.checkpoint(over)
-        if not group and checkpoint == self._settled:
+        if not group and self.assembler.checkpoint()[1] == self._settled:
             return
-        self._insist(lambda: self.recorder.settle(group, run, checkpoint))
+        while True:
+            group = group[self._insist(partial(self._commit_some, group)) :]
+            if not group:
+                break
+        self._say("ok")
+
+    def _commit_some(self, group: list[Item]) -> int:
+        """Settle items of the group, from the first on; returns how many."""
+        count = self.recorder.decide(group)
+        over = [item.one for item in group[:count] if item.one.over]
+        run, checkpoint = self.assembler.checkpoint(over)
+        self.recorder.settle(group[:count], run, checkpoint)
         self.assembler.forget(over)
         self._settled = checkpoint
         self._unsynced = True
-        self._say("ok")
+        return count
 
     def _sync(self, every: float) -> None:
         """The log files, then what is known of them, to disk; then the journal need not hold it any longer."""
@@ -310,7 +328,7 @@ class Keeper:
         except Trouble as error:
             self.snapshot.trouble(str(error))
             return
-        self.recorder = Recorder(self.store, self.logs, machine(), self.tally)
+        self._record()
 
     # -- ending
 
@@ -358,7 +376,9 @@ class Keeper:
             truncated_exchanges=tally.truncated,
             gaps=tally.gaps,
             torn_lines=tally.torn,
-            unwritable=tally.unwritable,
+            unwritable=tally.troubles.counts["tell"],
+            troubles=dict(tally.troubles.counts),
+            last_trouble=tally.troubles.last,
         )
 
     def _lag(self) -> int:

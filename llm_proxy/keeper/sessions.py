@@ -1,6 +1,6 @@
-"""Which session a call belongs to: the client's own id where it gives one, else a session of its own, else the day's.
+"""Where a call belongs as far as it tells itself: to a client's own session, to one of its agents, to nobody known.
 
-Decides only; files and numbers are somebody else's (`settle`, `store`).
+Decides only; what earlier calls tell is `stitch`'s, files and numbers are somebody else's (`settle`, `store`).
 """
 
 from __future__ import annotations
@@ -9,36 +9,57 @@ import secrets
 import time
 from typing import NamedTuple
 
-from llm_proxy.dialects.hints import client_session, is_conversation
+from llm_proxy.dialects.hints import Hint, client_session, is_conversation
 from llm_proxy.keeper.store import Key, Session
 from llm_proxy.records.exchange import Exchange
 from llm_proxy.sinks import session_jsonl
 
 
 class Belonging(NamedTuple):
-    """The session's key, and what the client's own id was found in ("" where there is none)."""
+    """The session's key, and what the client's own id was found in ("" where there is none).
+
+    `parent` is the key of the session that the client says a sub-agent's came from. `stitched`: the key is the call's
+    own, and what it says may yet show that it belongs to a session that is there already.
+    """
 
     key: Key
-    source: str
+    source: str = ""
+    parent: Key | None = None
+    agent: str = ""
+    stitched: bool = False
 
 
-def belonging(exchange: Exchange, logs: str) -> Belonging:
-    headers = {name.lower(): value for name, value in exchange.request_headers}
-    body = b"" if exchange.websocket else session_jsonl.plain_request(exchange)
-    hint = client_session(exchange.provider, exchange.path, headers, body)
+def belonging(exchange: Exchange, logs: str, hint: Hint | None, fetched: bool) -> Belonging:
+    """`fetched`: the call is about an answer that was given before."""
     scope = logs, exchange.provider, exchange.upstream
     if hint is not None:
-        return Belonging(Key(*scope, f"id:{hint.id}"), hint.source)
-    if exchange.websocket or is_conversation(exchange.method, exchange.path):
-        return Belonging(Key(*scope, f"call:{exchange.id}"), "")
-    return Belonging(Key(*scope, time.strftime("day:%Y-%m-%d", _local(exchange))), "")
+        agent = hint.agent
+        if agent is None:
+            return Belonging(Key(*scope, _client(hint.id, "")), hint.source)
+        parent = Key(*scope, _client(hint.id, agent.parent))
+        return Belonging(Key(*scope, _client(hint.id, agent.id)), hint.source, parent, agent.name)
+    if not fetched and (exchange.websocket or is_conversation(exchange.method, exchange.path)):
+        return Belonging(Key(*scope, f"call:{exchange.id}"), stitched=True)
+    return Belonging(Key(*scope, time.strftime("day:%Y-%m-%d", _local(exchange))), stitched=fetched)
+
+
+def _client(session: str, agent: str) -> str:
+    return f"agent:{session} {agent}" if agent else f"id:{session}"
+
+
+def is_undecided(exchange: Exchange) -> bool:
+    """Whether an open call's session cannot be told before it has said more: an upgraded one that brought no id."""
+    headers = {name.lower(): value for name, value in exchange.request_headers}
+    upgraded = headers.get("upgrade", "").lower() == "websocket"
+    return upgraded and client_session(exchange.provider, exchange.path, headers, b"") is None
 
 
 def new_session(exchange: Exchange, where: Belonging) -> Session:
     """A session that begins with this exchange; its id is the local time and eight random hex digits."""
     session = time.strftime("%Y%m%d-%H%M%S-", _local(exchange)) + secrets.token_hex(4)
     file = session_jsonl.place(exchange.upstream, session, exchange.opened)
-    return Session(session, where.key, where.source, file, 0, 0, exchange.opened // 1_000_000_000)
+    started = exchange.opened // 1_000_000_000
+    return Session(session, where.key, where.source, file, 0, 0, started, agent=where.agent)
 
 
 def _local(exchange: Exchange) -> time.struct_time:

@@ -2,38 +2,33 @@
 
 First the lines, then one transaction that says how far the files, the sessions and the journal are settled. Killed in
 between, the lines stand beyond the settled size of their file: they are read back there by id and type, and not
-written again. A session is committed before the first line of its file, so that the file can be found. Leaves out
-where calls come from (`loop`).
+written again. Leaves out where calls come from (`loop`) and where they go (`places`).
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from uuid import UUID
 
+from llm_proxy.dialects.digest import Digest
+from llm_proxy.index.lines import Line
 from llm_proxy.journal.reader import Position
 from llm_proxy.keeper.assemble import Call, Gap
-from llm_proxy.keeper.sessions import Belonging, belonging, new_session
-from llm_proxy.keeper.store import Key, Seat, Session, Store, Written
+from llm_proxy.keeper.places import Item, Places
+from llm_proxy.keeper.store import Seat, Session, Store, Written
+from llm_proxy.keeper.telling import Teller, Troubles
 from llm_proxy.records.exchange import Exchange
 from llm_proxy.sinks import session_jsonl
 from llm_proxy.sinks.log_files import LogFile, Logs
 from llm_proxy.sinks.session_jsonl import Entry
 
-GAPS = "recording-gaps.jsonl"
 # Sessions remembered between two groups; more than that are looked up again.
 CACHED = 4096
-
-
-@dataclass(slots=True)
-class Item:
-    """What is to be written: a call that is over, the request of an open one, or a gap (without an exchange)."""
-
-    one: Call | Gap
-    exchange: Exchange | None
-    where: Belonging | None = None
+# Entries of calls and gaps: those that must not stand twice.
+_ONCE = ("request", "response", "gap")
 
 
 @dataclass(slots=True)
@@ -46,157 +41,105 @@ class Tally:
     truncated: int = 0
     gaps: int = 0
     torn: int = 0  # half lines that a killed keeper left, cut off
-    unwritable: int = 0  # exchanges that could not be told as they are: a bug of ours
     last_exchange: int = 0  # wall ns
+    troubles: Troubles = field(default_factory=Troubles)
 
 
 class Recorder:
-    """The one that writes, for one journal. After any exception `settle` can be called again with the same items."""
+    """The one that writes, for one journal. After any exception both steps can be done again with the same items."""
 
-    def __init__(self, store: Store, logs: Logs, machine: str, tally: Tally) -> None:
+    def __init__(self, store: Store, logs: Logs, machine: str, tally: Tally, teller: Teller) -> None:
         self.tally = tally
         self._store = store
         self._logs = logs
-        self._scope = str(logs.root)
         self._machine = machine
-        self._in_flight = store.in_flight()
-        self._by_id: dict[str, Session] = {}
-        self._by_key: dict[Key, Session] = {}
+        self._teller = teller
+        self._places = Places(store, str(logs.root), self._reread)
         self._written: dict[tuple[UUID, str], Seat] = store.written()
-        self._entries = 0
+        self._lines: list[Line] = []
 
-    def settle(self, items: Sequence[Item], run: str, checkpoint: Position) -> None:
-        """Write `items`; from now on reading begins at `checkpoint`. Raises OSError, sqlite3.Error, StoreDamaged."""
+    def decide(self, items: Sequence[Item]) -> int:
+        """Tell what the items mean and find their places; how many of them, from the first on, can be settled next.
+
+        Raises OSError, sqlite3.Error, StoreDamaged.
+        """
+        for item in items:
+            if item.told is None and item.exchange is not None:
+                item.told = self._teller.over(item.exchange) if item.one.over else self._teller.open(item.exchange)
+        return self._places.decide(items)
+
+    def settle(self, items: Sequence[Item], run: str, checkpoint: Position) -> list[Line]:
+        """Write what was decided; from now on reading begins at `checkpoint`. Returns the lines that were written.
+
+        Raises OSError, sqlite3.Error, StoreDamaged.
+        """
+        self._lines = []
         try:
-            self._entries = 0
-            places = self._places(items)
             with self._store.transaction() as changed:
                 if changed:
-                    self._reload()
+                    self._reread()
                 touched: dict[str, Session] = {}
-                seats = [self._write(item, place, touched) for item, place in zip(items, places, strict=True)]
+                seats = [self._write(item, touched) for item in items]
                 self._commit(items, seats, touched, run, checkpoint)
         except BaseException:
             # The files may hold more than is settled now: that is found out again from what is committed.
-            self._forget_sessions()
+            self._places.forget()
             raise
         self._account(items, seats)
-        if len(self._by_id) > CACHED:
-            self._forget_sessions()
+        if len(self._places) > CACHED:
+            self._places.forget()
+        return self._lines
 
-    # -- sessions
-
-    def _places(self, items: Sequence[Item]) -> list[str]:
-        """The session of each item; new ones are committed first."""
-        places = []
-        missing: dict[Key, tuple[Item, Belonging]] = {}
-        for item in items:
-            seat = self._in_flight.get(item.one.id)
-            if seat is not None and self._session(seat.session) is not None:
-                places.append(seat.session)
-                continue
-            if item.where is None:
-                item.where = self._belonging(item)
-            session = self._find(item.where.key)
-            if session is None:
-                missing.setdefault(item.where.key, (item, item.where))
-            places.append(session.id if session else "")
-        if not missing:
-            return places
-        with self._store.transaction() as changed:
-            if changed:
-                self._reload()
-            for item, where in missing.values():
-                if self._find(where.key) is None:
-                    self._add(item, where)
-        return [
-            place or self._by_key[item.where.key].id if item.where else place
-            for item, place in zip(items, places, strict=True)
-        ]
-
-    def _belonging(self, item: Item) -> Belonging:
-        if item.exchange is None:
-            return Belonging(Key(self._scope, "", "", "gaps:"), "")
-        return belonging(item.exchange, self._scope)
-
-    def _find(self, key: Key) -> Session | None:
-        session = self._by_key.get(key)
-        return session if session is not None else self._remember(self._store.by_key(key))
-
-    def _session(self, name: str) -> Session | None:
-        session = self._by_id.get(name)
-        return session if session is not None else self._remember(self._store.by_id(name))
-
-    def _remember(self, session: Session | None) -> Session | None:
-        if session is not None:
-            self._by_id[session.id] = self._by_key[session.key] = session
-        return session
-
-    def _add(self, item: Item, where: Belonging) -> None:
-        if item.exchange is None:
-            session = Session(f"{GAPS} of {self._scope}", where.key, "", GAPS, 0, 0, 1 << 40)
-            self._store.add(session)
-        else:
-            session = self._add_new(item.exchange, where)
-        self._remember(session)
-
-    def _add_new(self, exchange: Exchange, where: Belonging) -> Session:
-        while True:
-            session = new_session(exchange, where)
-            try:
-                self._store.add(session)
-            except sqlite3.IntegrityError:  # the id is taken
-                continue
-            return session
-
-    def _forget_sessions(self) -> None:
-        self._by_id.clear()
-        self._by_key.clear()
-
-    def _reload(self) -> None:
+    def _reread(self) -> None:
         """Another keeper has written: nothing that is remembered of the store holds any more."""
-        self._forget_sessions()
+        self._places.forget()
         self._written = self._store.written()
 
     # -- entries
 
-    def _write(self, item: Item, place: str, touched: dict[str, Session]) -> Seat:
-        one, exchange = item.one, item.exchange
-        seat = self._in_flight.get(one.id)
-        session = self._session(place)
+    def _write(self, item: Item, touched: dict[str, Session]) -> Seat:
+        one, exchange, told = item.one, item.exchange, item.told
+        session = self._places.session(item.place)
         if session is None:
-            raise sqlite3.OperationalError(f"session {place} has gone from the database")
+            raise sqlite3.OperationalError(f"session {item.place} has gone from the database")
         file = self._ready(session, exchange)
-        touched[place] = session
-        if isinstance(one, Gap) or exchange is None:
+        touched[session.id] = session
+        if isinstance(one, Gap) or exchange is None or told is None:
             return self._write_gap(one, session, file)
-        seat = self._written.get((one.id, "request"), seat)
-        if seat is None or seat.session != place:
+        seat = self._written.get((one.id, "request"), self._places.in_flight.get(one.id))
+        if seat is None or not seat.seq or seat.session != session.id:
             session.last_seq += 1
-            seat = Seat(place, session.last_seq)
-            self._append(session, file, self._line(session_jsonl.request_entry, exchange, seat))
+            seat = Seat(session.id, session.last_seq)
+            request = told.request if told.whole else self._teller.request(exchange)
+            self._append_half(session, file, exchange, seat, request, told.digest)
         if one.over and (one.id, "response") not in self._written:
-            self._append(session, file, self._line(session_jsonl.response_entry, exchange, seat))
+            self._append_half(session, file, exchange, seat, self._teller.answered(exchange, told), told.digest)
         session.last_activity = max(session.last_activity, (exchange.opened + exchange.ended) // 1_000_000_000)
         return seat
 
     def _write_gap(self, gap: Call | Gap, session: Session, file: LogFile) -> Seat:
         if isinstance(gap, Gap) and (gap.id, "gap") not in self._written:
-            self._append(session, file, session_jsonl.line(gap_entry(gap, self._machine)))
+            entry = gap_entry(gap, self._machine)
+            self._append(session, file, session_jsonl.line(entry), entry)
         return Seat(session.id, 0)
 
-    def _line(self, make: Callable[[Exchange, str, int, str], Entry], exchange: Exchange, seat: Seat) -> bytes:
+    def _append_half(
+        self, session: Session, file: LogFile, exchange: Exchange, seat: Seat, entry: Entry, digest: Digest
+    ) -> None:
+        """The request or the response of a call."""
+        entry["_meta"]["session"], entry["seq"] = seat
         try:
-            return session_jsonl.line(make(exchange, *seat, self._machine))
+            data = session_jsonl.line(entry)
         except Exception as error:  # a bug of ours must not hold up everybody else's record for ever
-            self.tally.unwritable += 1
-            kind = "request" if make is session_jsonl.request_entry else "response"
-            return session_jsonl.line(session_jsonl.bare_entry(exchange, *seat, self._machine, kind, repr(error)))
+            self.tally.troubles.take("tell", repr(error))
+            entry = session_jsonl.bare_entry(exchange, *seat, self._machine, entry["type"], repr(error))
+            data = session_jsonl.line(entry)
+        self._append(session, file, data, entry, digest)
 
-    def _append(self, session: Session, file: LogFile, data: bytes) -> None:
+    def _append(self, session: Session, file: LogFile, data: bytes, entry: Entry, digest: Digest | None = None) -> None:
+        self._lines.append(Line(session.file, file.size, len(data), entry, digest))
         file.append(data)
         session.size = file.size
-        self._entries += 1
 
     def _ready(self, session: Session, exchange: Exchange | None) -> LogFile:
         """The session's file, with what stands in it beyond the settled size taken into account."""
@@ -206,18 +149,24 @@ class Recorder:
             self._adopt(session, file)
         session.size = file.size
         if exchange is not None and (cut or not file.size):
-            start = session_jsonl.session_start(
-                exchange, session.id, self._machine, session.client_session, session.source
-            )
-            data = session_jsonl.line(start)
-            self._append(session, file, data if file.ends_whole() else b"\n" + data)
+            if not file.ends_whole():
+                file.append(b"\n")
+            self._begin(session, file, exchange)
         return file
+
+    def _begin(self, session: Session, file: LogFile, exchange: Exchange) -> None:
+        start = session_jsonl.session_start(exchange, session.id, self._machine, _origin(session))
+        self._append(session, file, session_jsonl.line(start), start)
+        if session.parent_seq:
+            fork = session_jsonl.fork_entry(exchange, session.id, self._machine, session.parent, session.parent_seq)
+            self._append(session, file, session_jsonl.line(fork), fork)
 
     def _adopt(self, session: Session, file: LogFile) -> None:
         before = file.size
         found = [Written(known.id, known.type, Seat(session.id, known.seq)) for known in file.known_after(session.size)]
         self.tally.torn += file.size < before
         session.last_seq = max([session.last_seq, *(one.seat.seq for one in found)])
+        found = [one for one in found if one.type in _ONCE]
         self._written.update(((one.exchange, one.type), one.seat) for one in found)
         # They may be another keeper's, which must find them though the file's settled size has gone past them.
         self._store.remember_written(found)
@@ -234,18 +183,21 @@ class Recorder:
     ) -> None:
         store = self._store
         over = [item.one for item in items if item.one.over]
-        single = {
-            seat.session
-            for item, seat in zip(items, seats, strict=True)
-            if item.one.over and touched[seat.session].key.client.startswith("call:")
-        }
-        store.save(session for name, session in touched.items() if name not in single)
-        if single:
-            store.drop(single)
+        finished = {item.place for item in items if _is_all(item, touched[item.place])}
+        store.save(session for name, session in touched.items() if name not in finished)
+        if finished:
+            store.drop(finished)
+        for item, seat in zip(items, seats, strict=True):
+            for turn in item.turns:
+                turn.seq = turn.seq or seat.seq
+            if item.turns:
+                store.save_turns(item.turns)
+            if item.spent:
+                store.drop_turns(item.spent)
         began = [(item.one.id, seat) for item, seat in zip(items, seats, strict=True) if not item.one.over]
         if began:
             store.take_off(began)
-        landed = [one.id for one in over if one.id in self._in_flight]
+        landed = [one.id for one in over if one.id in self._places.in_flight]
         if landed:
             store.land(landed)
         store.settle((one.position, one.id) for one in over if one.position >= checkpoint)
@@ -255,20 +207,19 @@ class Recorder:
 
     def _account(self, items: Sequence[Item], seats: Sequence[Seat]) -> None:
         tally = self.tally
-        tally.entries += self._entries
+        tally.entries += len(self._lines)
         for item, seat in zip(items, seats, strict=True):
             one, exchange = item.one, item.exchange
             if not one.over:
-                self._in_flight[one.id] = seat
+                self._places.in_flight[one.id] = seat
                 continue
-            self._in_flight.pop(one.id, None)
+            self._places.in_flight.pop(one.id, None)
             if self._written:
-                for kind in ("request", "response", "gap"):
+                for kind in _ONCE:
                     self._written.pop((one.id, kind), None)
-            session = self._by_id.get(seat.session)
-            if session is not None and session.key.client.startswith("call:"):
-                del self._by_id[session.id]
-                self._by_key.pop(session.key, None)
+            session = self._places.session_known(item.place)
+            if session is not None and _is_all(item, session):
+                self._places.dropped(session)
             if exchange is None:
                 tally.gaps += 1
                 continue
@@ -276,6 +227,22 @@ class Recorder:
             tally.interrupted += isinstance(one, Call) and one.interrupted
             tally.truncated += bool(exchange.request.truncated or exchange.response.truncated)
             tally.last_exchange = max(tally.last_exchange, exchange.opened + exchange.ended)
+
+
+def _is_all(item: Item, session: Session) -> bool:
+    """Whether nothing will be added to the session any more: it is one call's, which is over and left nothing."""
+    return item.one.over and not item.turns and session.key.client == f"call:{item.one.id}"
+
+
+def _origin(session: Session) -> Entry:
+    return {
+        "agent": session.agent,
+        "client": json.loads(session.process) if session.process else None,
+        "client_session": session.client_session,
+        "client_session_source": session.source,
+        "parent_seq": session.parent_seq,
+        "parent_session": session.parent,
+    }
 
 
 def gap_entry(gap: Gap, machine: str) -> Entry:

@@ -11,18 +11,20 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from llm_proxy.journal.reader import Position
 
 BUSY_TIMEOUT = 30.0  # seconds
-# A conversation that is taken up again later than this many seconds begins a new file.
+# A conversation that is taken up again later than this many seconds begins a new file: by its own id, by its messages.
 REMEMBERED = 400 * 86_400
+TURNS_REMEMBERED = 30 * 86_400
+MOST_TURNS = 500_000
 
 
 class StoreDamaged(Exception):
@@ -35,7 +37,9 @@ class Key(NamedTuple):
     logs: str
     provider: str
     upstream: str
-    client: str  # "id:..." the client's own, "day:..." calls that are no conversation, "call:..." a single call
+    # "id:SESSION" the client's own, "agent:SESSION AGENT" a sub-agent's in it, "call:ID" of the call it begins with,
+    # "day:DATE" calls that are no conversation
+    client: str
 
 
 @dataclass(slots=True)
@@ -49,11 +53,33 @@ class Session:
     size: int
     last_seq: int
     last_activity: int  # seconds since 1970
+    parent: str = ""  # id of the session it came from
+    parent_seq: int = 0  # of a fork: the last call that both have in common
+    agent: str = ""  # what kind of sub-agent it is
+    process: str = ""  # what is known of the process that began it, as JSON
 
     @property
     def client_session(self) -> str:
         kind, _, client = self.key.client.partition(":")
-        return client if kind == "id" else ""
+        return client.partition(" ")[0] if kind in ("id", "agent") else ""
+
+
+@dataclass(slots=True)
+class Turn:
+    """A call that a later one may refer to: by the messages up to its answer, by its answer's id, or as a failed one.
+
+    `who` and `process` tell clients apart, `at` is seconds since 1970. Mutable: a turn is `continued` when a call that
+    builds upon it has been answered, and `counted` when its usage stands in the log.
+    """
+
+    key: bytes
+    session: str
+    seq: int
+    who: bytes
+    process: int
+    at: int
+    continued: bool = False
+    counted: bool = False
 
 
 class Seat(NamedTuple):
@@ -93,9 +119,26 @@ MIGRATIONS = (
         PRIMARY KEY (exchange, type)
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE sessions ADD COLUMN parent TEXT NOT NULL DEFAULT '';
+    ALTER TABLE sessions ADD COLUMN parent_seq INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE sessions ADD COLUMN agent TEXT NOT NULL DEFAULT '';
+    ALTER TABLE sessions ADD COLUMN process TEXT NOT NULL DEFAULT '';
+    CREATE TABLE turns (
+        key BLOB NOT NULL, session TEXT NOT NULL, seq INTEGER NOT NULL, who BLOB NOT NULL, process INTEGER NOT NULL,
+        at INTEGER NOT NULL, continued INTEGER NOT NULL, counted INTEGER NOT NULL, PRIMARY KEY (key, session)
+    ) WITHOUT ROWID;
+    CREATE INDEX turns_by_time ON turns (at);
+    """,
 )
 
-_SESSION = "SELECT id, logs, provider, upstream, client, source, file, size, last_seq, last_activity FROM sessions"
+_SESSION = """
+    SELECT id, logs, provider, upstream, client, source, file, size, last_seq, last_activity, parent, parent_seq, agent,
+        process
+    FROM sessions
+"""
+# What SQLite takes in one statement is more.
+_KEYS_AT_ONCE = 500
 
 
 @contextmanager
@@ -128,7 +171,7 @@ class Store:
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 self._migrate()
                 self._version = self._data_version()
-                self._purge()
+                self.purge()
                 self._settled_rows = self._count_settled()
         except BaseException:
             self._db.close()
@@ -188,8 +231,12 @@ class Store:
             session.size,
             session.last_seq,
             session.last_activity,
+            session.parent,
+            session.parent_seq,
+            session.agent,
+            session.process,
         )
-        self._db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._db.execute(f"INSERT INTO sessions VALUES ({', '.join('?' * len(row))})", row)
 
     def save(self, sessions: Iterable[Session]) -> None:
         self._db.executemany(
@@ -200,6 +247,37 @@ class Store:
     def drop(self, sessions: Iterable[str]) -> None:
         """Sessions that nothing will be added to any more."""
         self._db.executemany("DELETE FROM sessions WHERE id = ?", [(one,) for one in sessions])
+
+    # -- turns
+
+    @_told()
+    def turns(self, keys: Sequence[bytes]) -> list[Turn]:
+        """All that is known of these keys, in no order."""
+        found = []
+        for start in range(0, len(keys), _KEYS_AT_ONCE):
+            some = keys[start : start + _KEYS_AT_ONCE]
+            query = f"SELECT * FROM turns WHERE key IN ({', '.join('?' * len(some))})"
+            found += [
+                Turn(key, session, seq, who, process, at, bool(continued), bool(counted))
+                for key, session, seq, who, process, at, continued, counted in self._db.execute(query, some)
+            ]
+        return found
+
+    def save_turns(self, turns: Iterable[Turn]) -> None:
+        rows = [
+            (one.key, one.session, one.seq, one.who, one.process, one.at, one.continued, one.counted) for one in turns
+        ]
+        self._db.executemany("INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def drop_turns(self, turns: Iterable[Turn]) -> None:
+        query = "DELETE FROM turns WHERE key = ? AND session = ?"
+        self._db.executemany(query, [(one.key, one.session) for one in turns])
+
+    @_told()
+    def busy(self, logs: str) -> set[str]:
+        """Files of a log folder that an open call will be written to."""
+        query = "SELECT file FROM sessions WHERE logs = ? AND id IN (SELECT session FROM in_flight)"
+        return {file for (file,) in self._db.execute(query, (logs,))}
 
     # -- entries that stand in files already
 
@@ -276,9 +354,18 @@ class Store:
             self._db.execute("ROLLBACK")
             raise
 
-    def _purge(self) -> None:
-        query = "DELETE FROM sessions WHERE last_activity < ? AND id NOT IN (SELECT session FROM in_flight)"
-        self._db.execute(query, (int(time.time()) - REMEMBERED,))
+    def purge(self) -> None:
+        """Forget what nobody will come back to. Raises sqlite3.Error, StoreDamaged."""
+        now = int(time.time())
+        with _told():
+            query = """
+                DELETE FROM sessions
+                WHERE last_activity < iif(client LIKE 'call:%', ?, ?) AND id NOT IN (SELECT session FROM in_flight)
+            """
+            self._db.execute(query, (now - TURNS_REMEMBERED, now - REMEMBERED))
+            self._db.execute("DELETE FROM turns WHERE at < ?", (now - TURNS_REMEMBERED,))
+            oldest = "SELECT at FROM turns ORDER BY at DESC LIMIT 1 OFFSET ?"
+            self._db.execute(f"DELETE FROM turns WHERE at <= ({oldest})", (MOST_TURNS,))
 
     def _data_version(self) -> int:
         (version,) = self._db.execute("PRAGMA data_version").fetchone()
@@ -298,7 +385,7 @@ def open_store(path: Path, journal: str) -> tuple[Store, bool]:
         return Store(path, journal), True
 
 
-def _session(row: tuple[str, str, str, str, str, str, str, int, int, int] | None) -> Session | None:
+def _session(row: tuple[Any, ...] | None) -> Session | None:
     if row is None:
         return None
     return Session(row[0], Key(*row[1:5]), *row[5:])

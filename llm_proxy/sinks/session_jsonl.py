@@ -37,14 +37,26 @@ def entries(exchange: Exchange, session: str, seq: int, machine: str) -> tuple[E
     return request_entry(exchange, session, seq, machine), response_entry(exchange, session, seq, machine)
 
 
-def session_start(exchange: Exchange, session: str, machine: str, client_session: str, source: str) -> Entry:
-    """The first entry of a file. `client_session` is the client's own id of the conversation, "" where it gave none."""
+def session_start(exchange: Exchange, session: str, machine: str, origin: Entry) -> Entry:
+    """The first entry of a file. `origin`: what is known of where the session comes from, empty values left out."""
     entry: Entry = {
         "_meta": {"host": exchange.upstream, "machine": machine, "session": session, "ts": utc(exchange.opened)},
+        "provider": exchange.provider,
+        "type": "session_start",
+        "upstream": exchange.upstream,
     }
-    if client_session:
-        entry |= {"client_session": client_session, "client_session_source": source}
-    return entry | {"provider": exchange.provider, "type": "session_start", "upstream": exchange.upstream}
+    return dict(sorted((entry | {name: value for name, value in origin.items() if value}).items()))
+
+
+def fork_entry(exchange: Exchange, session: str, machine: str, parent: str, seq: int) -> Entry:
+    """Stands behind the start of a session that has the calls up to `seq` in common with another, `parent`."""
+    return {
+        "_meta": {"host": exchange.upstream, "machine": machine, "session": session, "ts": utc(exchange.opened)},
+        "from_seq": seq,
+        "parent_session": parent,
+        "reason": "message_history_diverged",
+        "type": "fork",
+    }
 
 
 def request_entry(exchange: Exchange, session: str, seq: int, machine: str) -> Entry:
@@ -283,14 +295,6 @@ def decode(pieces: Pieces, coding: str, limit: int = DECODED_LIMIT) -> Decoded:
     except CodingError as error:  # a stream that was cut: what came before the cut is good
         trouble = str(error)
     return Decoded(tuple(out), trouble, True, decoder.truncated)
-
-
-def plain_request(exchange: Exchange) -> bytes:
-    """The request body without its content coding; empty where that cannot be taken off."""
-    coding = coding_of(exchange.request_headers)
-    if not coding:
-        return exchange.request.data
-    return b"".join(piece for _, piece in decode(exchange.request.pieces, coding).pieces)
 
 
 def coding_of(fields: Fields) -> str:

@@ -1,0 +1,138 @@
+"""From an exchange to what is written of it: its entries, and what they mean and cost.
+
+Nothing here can hold up the record: whatever fails is left out, counted and named. Leaves out to which session the call
+belongs and under which number (`settle`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from uuid import UUID
+
+from llm_proxy.dialects.digest import Asked, Digest
+from llm_proxy.dialects.hints import Hint, client_session
+from llm_proxy.keeper.options import Options
+from llm_proxy.records import understood
+from llm_proxy.records.exchange import Exchange
+from llm_proxy.records.pricing import PriceBook, to_entry
+from llm_proxy.sinks import session_jsonl
+from llm_proxy.sinks.session_jsonl import Entry
+
+# Bytes of requests of open calls that are remembered as understood; beyond that they are understood once more.
+OPEN_BYTES = 32 << 20
+_LONGEST = 500  # characters of a trouble
+
+
+@dataclass(slots=True)
+class Troubles:
+    """What could not be done for some call since this keeper started, by what was to be done."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    last: str = ""
+
+    def take(self, what: str, why: object) -> None:
+        self.counts[what] += 1
+        self.last = f"{what}: {why}"[:_LONGEST]
+
+
+@dataclass(slots=True)
+class Told:
+    """What there is to say of an exchange. The entries have no session and no number yet.
+
+    `whole`: the request entry has its body; it was written before where it has none. `response` is None as long as the
+    call is open. Mutable: whether its usage counts is found out later.
+    """
+
+    hint: Hint | None
+    request: Entry
+    whole: bool
+    response: Entry | None
+    digest: Digest
+
+
+class _Open(NamedTuple):
+    """What is remembered of an open call's request; the entry has no body any more."""
+
+    hint: Hint | None
+    request: Entry
+    asked: Asked
+    size: int
+
+
+class Teller:
+    """Tells exchanges; those of open calls first without their response."""
+
+    def __init__(self, machine: str, options: Options, troubles: Troubles) -> None:
+        self._machine = machine
+        self._troubles = troubles
+        self._prices = PriceBook({model: dict(prices) for model, prices in options.prices}, options.price_data)
+        self._open: OrderedDict[UUID, _Open] = OrderedDict()
+        self._open_bytes = 0
+
+    def open(self, exchange: Exchange) -> Told:
+        """A call whose request has arrived."""
+        request = self.request(exchange)
+        told = Told(_hint(exchange, request, None), request, True, None, understood.understand(request, None))
+        self._remember(exchange, told)
+        return told
+
+    def over(self, exchange: Exchange) -> Told:
+        known = self._recall(exchange.id)
+        request = known.request if known else self.request(exchange)
+        response = self._entry(session_jsonl.response_entry, exchange, "response")
+        hint = known.hint if known else _hint(exchange, request, response)
+        digest = understood.understand(request, response, known.asked if known else None)
+        return Told(hint, request, known is None, response, digest)
+
+    def request(self, exchange: Exchange) -> Entry:
+        """The request entry, for itself."""
+        return self._entry(session_jsonl.request_entry, exchange, "request")
+
+    def answered(self, exchange: Exchange, told: Told) -> Entry:
+        """The response entry, with what it means and what it cost."""
+        entry = told.response or {}
+        if trouble := told.digest.last.trouble or told.digest.asked.trouble:
+            self._troubles.take("understand", trouble)
+        try:
+            facts = understood.facts(told.digest)
+            price = self._prices.of(told.request, exchange.provider, told.digest) if facts else None
+        except Exception as error:  # a bug of ours, or of the price list's
+            self._troubles.take("price", repr(error))
+        else:
+            entry |= {"digest": facts} if facts else {}
+            entry |= {"price": to_entry(price)} if price is not None else {}
+        return dict(sorted(entry.items()))
+
+    def _entry(self, make: Callable[[Exchange, str, int, str], Entry], exchange: Exchange, kind: str) -> Entry:
+        try:
+            return make(exchange, "", 0, self._machine)
+        except Exception as error:  # a bug of ours must not hold up everybody else's record for ever
+            self._troubles.take("tell", repr(error))
+            return session_jsonl.bare_entry(exchange, "", 0, self._machine, kind, repr(error))
+
+    def _remember(self, exchange: Exchange, told: Told) -> None:
+        bare = {name: value for name, value in told.request.items() if name != "body"}
+        known = self._open[exchange.id] = _Open(told.hint, bare, told.digest.asked, exchange.request.size)
+        self._open_bytes += known.size
+        while self._open_bytes > OPEN_BYTES:
+            self._open_bytes -= self._open.popitem(last=False)[1].size
+
+    def _recall(self, id: UUID) -> _Open | None:
+        known = self._open.pop(id, None)
+        if known is not None:
+            self._open_bytes -= known.size
+        return known
+
+
+def _hint(exchange: Exchange, request: Entry, response: Entry | None) -> Hint | None:
+    """Over a WebSocket the body is what the client says first."""
+    headers = {name.lower(): value for name, value in exchange.request_headers}
+    if not exchange.websocket:
+        body = understood.body_of(request)
+    else:
+        said = understood.messages_of(response or {})
+        body = next((data for side, data in said if side == "client"), b"")
+    return client_session(exchange.provider, exchange.path, headers, body)
