@@ -50,11 +50,14 @@ def rows(*, quick: bool) -> list[Row]:
             hooked = _p50(launcher, environ, runs, "--shell", "bash", says=True)
             prompts = {shell: _prompt(shell, environ, runs * 10) for shell in shells}
             new = [_new_shell(shell, "alive", plain, environ, runs) for shell in shells]
+            run = home / ".local/state/llm-proxy/run"
+            statement = run.read_text()
         finally:
             daemon.send_signal(signal.SIGTERM)
             daemon.wait(PATIENCE)
+        run.touch(0o600)
+        run.write_text(statement)  # as a kill would leave it
         dead = _p50(launcher, environ, runs, says=False)
-        # as after a clean stop: no new shell starts it again while it is measured
         _forget_autostart(home)
         new += [_new_shell(shell, "dead", plain, environ, runs) for shell in shells]
     return [
