@@ -67,6 +67,11 @@ def _seconds(low: float, high: float) -> Rule:
     return Rule(f"a number of seconds from {low:g} to {high:g}", read)
 
 
+def _days() -> Rule:
+    seconds = _seconds(0, 36_500)
+    return Rule("a number of days, 0 for never", seconds.read)
+
+
 def _size(low: int, high: int) -> Rule:
     def read(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, str | int):
@@ -260,6 +265,24 @@ class Settings:
     )
     body_limit: int = _setting(
         "record.body_limit", 32 * MIB, _size(0, 1 << 40), "Bytes kept of each body; more is carried, not recorded."
+    )
+    retention_days: float = _setting(
+        "retention.days", 0.0, _days(), "Age at which session files are deleted; also from the index and all sums."
+    )
+    retention_bodies_days: float = _setting(
+        "retention.bodies_days",
+        0.0,
+        _days(),
+        "Age at which requests' and answers' bodies are taken out of session files; tokens, cost and times stay.",
+    )
+    retention_compress_days: float = _setting(
+        "retention.compress_days", 0.0, _days(), "Age at which session files are compressed (zstd)."
+    )
+    retention_max_size: int = _setting(
+        "retention.max_size",
+        0,
+        _size(0, 1 << 50),
+        "Disk the log folder may take; beyond it the oldest closed session files are deleted. 0 is no limit.",
     )
     prices: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = _setting(
         "prices",

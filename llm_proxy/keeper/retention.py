@@ -12,11 +12,11 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from llm_proxy.keeper.options import Retention
 from llm_proxy.keeper.store import Store
@@ -33,6 +33,7 @@ LEVEL = 6
 
 DAY = 86_400
 _AT_ONCE = 1 << 20
+_FRAME_HEAD = 18  # bytes: RFC 8878 §3.1.1
 # <upstream>/<day>/<id>, as `session_jsonl.place` names them and as imported ones are named.
 _OURS = re.compile(r"[^/]+/\d{4}-\d\d-\d\d/([^/]+?)\.jsonl(?:\.zst)?")
 # What is said in an entry, as against what is known of it.
@@ -71,19 +72,21 @@ def run(policy: Retention, root: Path, store: Store, *, now: float | None = None
     """
     moment = time.time() if now is None else now
     hand = _Hand(root, store, dry)
-    files = list(session_files(root))
-    for kind, file in plan(policy, _closed(files, store.busy(str(root)), moment), moment):
-        yield from hand.do(kind, file)
-    if policy.max_size:
-        # The sizes have changed, and with them what has to go.
-        files = list(session_files(root))
-        excess = sum(file.size for file in files) - policy.max_size
-        for file in _closed(files, store.busy(str(root)), moment):
-            if excess <= 0:
-                return
-            for done in hand.do("delete", file):
-                excess -= done.before
-                yield done
+    gone = set()
+    for kind, file in plan(policy, _closed(root, store, moment), moment):
+        for done in hand.do(kind, file):
+            gone |= {done.file} if kind == "delete" else set()
+            yield done
+    if not policy.max_size:
+        return
+    # The sizes have changed, and with them what has to go.
+    excess = sum(file.size for file in session_files(root) if file.path not in gone) - policy.max_size
+    for file in _closed(root, store, moment):
+        if excess <= 0:
+            return
+        for done in hand.do("delete", file) if file.path not in gone else ():
+            excess -= done.before
+            yield done
 
 
 def plan(policy: Retention, closed: Iterable[File], now: float) -> Iterator[tuple[Kind, File]]:
@@ -115,9 +118,10 @@ def _look(root: Path, path: str) -> File | None:
     return File(path, found.st_size, found.st_mtime, (found.st_ino, found.st_size, found.st_mtime_ns))
 
 
-def _closed(files: Iterable[File], busy: set[str], now: float) -> list[File]:
+def _closed(root: Path, store: Store, now: float) -> list[File]:
     """Oldest first."""
-    closed = (file for file in files if now - file.modified > CLOSED * DAY and file.path not in busy)
+    busy = store.busy(str(root))
+    closed = (file for file in session_files(root) if now - file.modified > CLOSED * DAY and file.path not in busy)
     return sorted(closed, key=lambda file: (file.modified, file.path))
 
 
@@ -165,10 +169,11 @@ class _Hand:
 
     def _strip(self, file: File) -> int:
         path = self._root / file.path
-        return self._replace(file, path, _stripped(path), _length(path))
+        lines = _stripped(path)
+        return self._replace(file, path, lines, sum(map(len, lines)))
 
     def _replace(self, file: File, target: Path, content: Iterable[bytes], size: int) -> int:
-        """Write `content`, of at most about `size` bytes, beside the target, read it back, and put it in its place."""
+        """Write `content`, `size` bytes of it, beside the target, read it back, and put it in its place."""
         draft = target.with_name(f".new-{target.name}")
         draft.unlink(missing_ok=True)
         try:
@@ -207,12 +212,11 @@ def _is_due(path: Path, kind: Kind) -> bool:
     return kind != "strip" or entry.get(REMOVED) != _length(path) - length
 
 
-def _stripped(path: Path) -> Iterator[bytes]:
+def _stripped(path: Path) -> list[bytes]:
     """The file's lines without what was said; the first tells how many bytes follow it, and so whether more came."""
     first, *rest = _without_bodies(path)
     lines = [session_jsonl.line(entry) for entry in rest]
-    yield session_jsonl.line(dict(sorted((first | {REMOVED: sum(map(len, lines))}).items())))
-    yield from lines
+    return [session_jsonl.line(dict(sorted((first | {REMOVED: sum(map(len, lines))}).items()))), *lines]
 
 
 def _without_bodies(path: Path) -> Iterator[Entry]:
@@ -238,7 +242,16 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 
 def _length(path: Path) -> int:
-    return sum(map(len, _pieces(path))) if path.name.endswith(COMPRESSED) else path.stat().st_size
+    """Bytes of the lines, which a frame's head tells."""
+    if not path.name.endswith(COMPRESSED):
+        return path.stat().st_size
+    zstd = log_reader.zstandard()
+    with path.open("rb") as file:
+        try:
+            told: int | None = zstd.get_frame_info(file.read(_FRAME_HEAD)).decompressed_size
+        except zstd.ZstdError as error:
+            raise OSError(f"{path} is damaged: {error}") from error
+    return sum(map(len, _pieces(path))) if told is None else told
 
 
 def _hash(pieces: Iterable[bytes]) -> bytes:
@@ -261,16 +274,20 @@ def _write(draft: Path, content: Iterable[bytes], size: int) -> bytes:
     """The hash of what was written, all of it on disk."""
     seen = sha256()
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as out:
-        with _packer(out, size) if draft.name.endswith(COMPRESSED) else nullcontext(out) as sink:
+        packer = _packer(size) if draft.name.endswith(COMPRESSED) else None
+        try:
             for data in content:
                 seen.update(data)
-                sink.write(data)
+                out.write(packer.compress(data) if packer else data)
+            out.write(packer.flush() if packer else b"")
+        except log_reader.zstandard().ZstdError as error:  # not as long as it was: somebody has written to it
+            raise Changed(str(draft)) from error
         out.flush()
         os.fsync(out.fileno())
     return seen.digest()
 
 
-def _packer(out: IO[bytes], size: int) -> Any:
+def _packer(size: int) -> Any:
     """One frame; who reads it needs memory for its window, so that is no longer than the file."""
     zstd = log_reader.zstandard()
     name = zstd.CompressionParameter
@@ -280,7 +297,9 @@ def _packer(out: IO[bytes], size: int) -> Any:
         name.enable_long_distance_matching: 1,
         name.checksum_flag: 1,
     }
-    return zstd.ZstdFile(out, "wb", options=options)
+    packer = zstd.ZstdCompressor(options=options)
+    packer.set_pledged_input_size(size)
+    return packer
 
 
 def _sync(folder: Path) -> None:

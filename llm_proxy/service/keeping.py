@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_proxy import paths
-from llm_proxy.keeper.options import Options
+from llm_proxy.keeper.options import Options, Retention
 
 if TYPE_CHECKING:
     from llm_proxy.settings import Settings
@@ -26,4 +26,10 @@ def options(settings: Settings) -> Options:
         index=paths.index_file(settings.log_dir),
         prices=settings.prices,
         price_data=paths.price_file(),
+        retention=Retention(
+            days=settings.retention_days,
+            bodies_days=settings.retention_bodies_days,
+            compress_days=settings.retention_compress_days,
+            max_size=settings.retention_max_size,
+        ),
     )
