@@ -177,6 +177,17 @@ def test_bodies_of_compressed_files_and_of_what_came_later_go_too(logs, store):
     assert not any("body" in entry for _, _, entry in log_reader.entries(logs / packed))
 
 
+def test_bodies_that_were_written_after_the_others_went_go_too(logs, store):
+    """A session may go on in its file, and be closed again."""
+    (file,) = {one.file for one in run(logs, store, bodies_days=28)}
+    with (logs / file).open("a") as later:
+        later.write(json.dumps({"type": "request", "body": "later"}) + "\n")
+    os.utime(logs / file, (NOW - 29 * DAY,) * 2)
+    assert [one.file for one in run(logs, store, bodies_days=28)] == [file]
+    assert not any("body" in entry for _, _, entry in log_reader.entries(logs / file))
+    assert run(logs, store, bodies_days=28) == []
+
+
 def test_a_disk_cap_holds(logs, store):
     """The oldest go first, and no more than needed."""
     sizes = {file: (logs / file).stat().st_size for file in log_reader.files(logs)}
