@@ -288,6 +288,31 @@ def test_a_wrong_setting(bed):
     assert the_one(examined(bed, LLM_PROXY_PORT="x"), "configuration")[2] == "unset LLM_PROXY_PORT"
 
 
+def test_a_setting_that_is_not_in_force_yet(bed):
+    """The file is younger than the daemon: a note, and its command starts the daemon anew, which takes the setting."""
+    config = bed.home / ".config/llm-proxy/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text("")
+    os.utime(config, (1e9, 1e9))
+    daemon, _ = serving(bed)
+    assert examined(bed)["configuration"] == []
+    config.write_text("log_dir = '~/elsewhere'\n")
+    os.utime(config, (time.time() + 3,) * 2)
+    severity, text, mend = the_one(examined(bed), "configuration")
+    assert severity == "note" and str(config) in text
+    mending = subprocess.Popen(["sh", "-c", mend], env=_shell(bed) | {"SHELL": "/bin/sh"}, stdout=subprocess.DEVNULL)
+    assert daemon.wait() == 0, "it was asked to stop, not killed"
+    assert mending.wait(60) == 3  # there is no shell here whose files it could edit
+    facts = json.loads(bed.command("--status", "--json").stdout)
+    try:
+        assert facts["running"] and facts["logs"]["folder"] == f"{bed.home}/elsewhere"
+    finally:
+        os.kill(facts["pid"], signal.SIGTERM)
+        run = state.read_run(str(bed.state))
+        while run is not None and state.alive(run):
+            time.sleep(0.02)
+
+
 def test_certificates(bed):
     """A variable that names a file that is not there breaks every TLS connection."""
     found = the_one(examined(bed, SSL_CERT_FILE="/nonexistent/ca.pem"), "certificates")

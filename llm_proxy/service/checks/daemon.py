@@ -18,6 +18,7 @@ from llm_proxy.service.status import LARGE_LOGS
 
 _STATE_FILES = ("run", "port", "last_port", "secret")
 _WALK_LIMIT = 1.0  # seconds
+_UPTIME_GRAIN = 2.0  # seconds; the kernel tells its boot time in whole ones
 
 
 def configuration(scene: Scene) -> Iterator[Finding]:
@@ -25,6 +26,11 @@ def configuration(scene: Scene) -> Iterator[Finding]:
         source = scene.config_error.partition(":")[0]
         mend = scene.unset(source) if source.startswith("LLM_PROXY_") else edit(paths.config_file())
         yield problem(scene.config_error, mend)
+        return
+    path = Path(paths.config_file())
+    started = time.time() - scene.status.uptime
+    if scene.status.running and path.exists() and path.stat().st_mtime > started + _UPTIME_GRAIN:
+        yield note(f"{path} has been changed since the daemon started, which reads it only then", scene.restart())
 
 
 def runs(scene: Scene) -> Iterator[Finding]:

@@ -37,13 +37,16 @@ class Scene:
         return f"set -e {name}" if self.environ.get("SHELL", "").endswith("/fish") else f"unset {name}"
 
     def restart(self) -> str:
-        """The command of whatever started the daemon."""
+        """The command of whatever started the daemon; one that still answers may finish its calls."""
+        pid = self.status.pid
+        end = f"timeout 30 sh -c 'kill {pid}; while kill -0 {pid}; do sleep 0.2; done' 2>/dev/null"
         commands = {
             "systemd": f"systemctl --user restart {units.SERVICE}",
             "launchd": f"launchctl kickstart -k gui/{os.getuid()}/{units.LABEL}",
             "brew": "brew services restart llm-proxy",
         }
-        return commands.get(self.status.autostart.means, f"kill -9 {self.status.pid}; llm-proxy --setup")
+        by_hand = f"{f'kill -9 {pid}' if self.status.reason else end}; llm-proxy --setup"
+        return commands.get(self.status.autostart.means, by_hand)
 
 
 def problem(text: str, mend: str) -> Finding:
