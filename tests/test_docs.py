@@ -66,6 +66,17 @@ def test_help_names_every_option_that_is_parsed():
     assert parsed and {flag for flag in parsed if flag not in help_page()} == set()
 
 
+def test_every_option_on_the_page_of_installation_exists():
+    """Of the command or of install.sh; and the exit statuses are those that install.sh names."""
+    page, script = (ROOT / "docs/install.md").read_text(), (ROOT / "scripts/install.sh").read_text()
+    options = set(re.findall(r"`(?:llm-proxy )?(--[a-z-]+)", page)) | set(
+        re.findall(r"llm-proxy[a-z -]* (--[a-z-]+)", page)
+    )
+    assert len(options) > 6 and {option for option in options if option not in help_page() + script} == set()
+    said = re.search(r"^# Exit status: (.*?)\n\n", script, re.MULTILINE | re.DOTALL)
+    assert said and re.findall(r"(\d) ", said[1]) == re.findall(r"(\d) ", page.partition("Exit status: ")[2])[:4]
+
+
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
 def test_links_between_pages_lead_somewhere(page):
     """Every relative link names a file that is there."""
