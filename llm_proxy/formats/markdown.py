@@ -13,6 +13,7 @@ from llm_proxy.dialects.digest import Answer, Digest, Message, Part, PartKind
 from llm_proxy.index.queries import CallRow, SessionRow
 
 ROLES = {"user": "User", "assistant": "Assistant", "system": "System", "tool": "Tool"}
+_REMEMBERED = 16  # conversations of one session that are followed at a time
 Understand = Callable[[CallRow], Digest | None]
 
 
@@ -27,12 +28,36 @@ def conversation(
         kind = "A fork of" if session.forked else f"A sub-agent ({session.agent}) of" if session.agent else "Child of"
         after = f" after call #{session.parent_seq}" if session.parent_seq else ""
         yield f"{kind} {session.parent}{after}."
-    seen: set[bytes] = set()
-    system = ""
+    told = _Told()
     for call in calls:
-        digest = understand(call)
-        yield from _call(call, digest, seen, system, utc=utc)
-        system = digest.asked.system if digest is not None else system
+        yield from _call(call, understand(call), told, utc=utc)
+
+
+class _Told:
+    """What has been shown: the system prompt, and the messages of the conversations a session holds, newest first."""
+
+    def __init__(self) -> None:
+        self.system = ""
+        self._conversations: list[tuple[bytes, ...]] = []
+
+    def known(self, digest: Digest) -> int:
+        """How many of a call's messages stand above, at the beginning; from now on all of them and its answer do."""
+        keys = tuple(message.key for message in digest.asked.messages)
+        lengths = [_common(keys, other) for other in self._conversations]
+        known = max(lengths, default=0)
+        if known and known == len(self._conversations[lengths.index(known)]):
+            del self._conversations[lengths.index(known)]  # it goes on, as what is put before it now
+        answers = tuple(answer.message.key for answer in digest.answers if answer.message is not None)
+        self._conversations.insert(0, keys + answers)
+        del self._conversations[_REMEMBERED:]
+        return known
+
+
+def _common(one: tuple[bytes, ...], other: tuple[bytes, ...]) -> int:
+    """The length of what both begin with."""
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
 
 
 def single(call: CallRow, digest: Digest | None, *, utc: bool = False) -> Iterator[str]:
@@ -41,46 +66,44 @@ def single(call: CallRow, digest: Digest | None, *, utc: bool = False) -> Iterat
     yield " · ".join(
         fact for fact in (f"session {call.session} #{call.seq}", call.provider, call.project, call.program) if fact
     )
-    yield from _call(call, digest, set(), "", utc=utc)
+    yield from _call(call, digest, _Told(), utc=utc)
 
 
-def _call(call: CallRow, digest: Digest | None, seen: set[bytes], system: str, *, utc: bool) -> Iterator[str]:
+def _call(call: CallRow, digest: Digest | None, told: _Told, *, utc: bool) -> Iterator[str]:
     yield f"## #{call.seq} · {_moment(call.started_ns, utc=utc)} · {call.model or call.method + ' ' + call.path}"
     if digest is None:
         yield "*The log of this call is no longer there.*"
     else:
-        yield from _asked(digest, seen, system)
+        yield from _asked(digest, told)
         for answer in digest.answers:
-            yield from _answer(answer, seen)
+            yield from _answer(answer)
         trouble = digest.asked.trouble or next((answer.trouble for answer in digest.answers if answer.trouble), "")
         if trouble:
             yield f"*Not understood: {trouble}*"
     yield f"*{summary(call)}*"
 
 
-def _asked(digest: Digest, seen: set[bytes], system: str) -> Iterator[str]:
-    if digest.asked.system and digest.asked.system != system:
+def _asked(digest: Digest, told: _Told) -> Iterator[str]:
+    if digest.asked.system and digest.asked.system != told.system:
+        told.system = digest.asked.system
         yield from _block("System prompt", digest.asked.system)
-    known = sum(message.key in seen for message in digest.asked.messages)
+    known = told.known(digest)
     if known:
-        yield f"*{known} earlier messages, shown above*" if known > 1 else "*One earlier message, shown above*"
-    for message in digest.asked.messages:
-        yield from _message(message, seen)
+        yield f"*After {known} messages shown above*" if known > 1 else "*After one message shown above*"
+    for message in digest.asked.messages[known:]:
+        yield from _message(message)
 
 
-def _answer(answer: Answer, seen: set[bytes]) -> Iterator[str]:
+def _answer(answer: Answer) -> Iterator[str]:
     if answer.message is not None:
-        yield from _message(answer.message, seen)
+        yield from _message(answer.message)
     if answer.error or answer.error_type:
         yield f"**Error** {answer.error_type}: {answer.error}"
     if answer.partial:
         yield "*The answer breaks off here.*"
 
 
-def _message(message: Message, seen: set[bytes]) -> Iterator[str]:
-    if message.key in seen:
-        return
-    seen.add(message.key)
+def _message(message: Message) -> Iterator[str]:
     yield f"### {ROLES.get(message.role, message.role)}"
     for part in message.parts:
         yield from _part(part)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
-from itertools import islice
 from typing import IO, Any
 
 from llm_proxy.dialects.digest import TOKEN_CLASSES
 from llm_proxy.errors import ExtraMissing
 from llm_proxy.formats.call import Call
 
-_AT_ONCE = 256  # calls in a row group: what is held in memory
-_TEXTS: tuple[str, ...] = ("id", "session", "provider", "upstream", "project", "program", "method", "url", "ending", "error")
+_GROUP = 16 << 20  # characters of bodies in a row group: what is held in memory
+_TEXTS: tuple[str, ...] = (
+    "id",
+    "session",
+    "provider",
+    "upstream",
+    "project",
+    "program",
+    "method",
+    "url",
+    "ending",
+    "error",
+)
 _TEXTS += ("api", "model", "stop_reason", "service_tier", "price_basis", "request_body", "response_body")
 
 
@@ -25,7 +35,7 @@ def write(calls: Iterable[Call], out: IO[bytes]) -> None:
     schema = _schema(arrow)
     rest = iter(calls)
     with parquet.ParquetWriter(out, schema, compression="zstd") as writer:
-        while rows := [_row(call) for call in islice(rest, _AT_ONCE)]:
+        while rows := _group(rest):
             writer.write_table(arrow.Table.from_pylist(rows, schema=schema))
 
 
@@ -35,6 +45,17 @@ def _schema(arrow: Any) -> Any:
     fields += [("ttfb_ms", arrow.int64()), ("total_ms", arrow.int64()), ("usd", arrow.float64())]
     fields += [("partial", arrow.bool_()), *((f"tokens_{name}", arrow.int64()) for name in TOKEN_CLASSES)]
     return arrow.schema(fields)
+
+
+def _group(calls: Iterator[Call]) -> list[dict[str, Any]]:
+    rows, size = [], 0
+    for call in calls:
+        row = _row(call)
+        rows.append(row)
+        size += 1000 + len(row["request_body"]) + len(row["response_body"])
+        if size > _GROUP:
+            break
+    return rows
 
 
 def _row(call: Call) -> dict[str, Any]:
