@@ -49,7 +49,8 @@ class Call:
 
     @property
     def streamed(self) -> bool:
-        return bool(self.response) and ("chunks" in self.response or "websocket" in self.response)
+        response = self.response or {}
+        return "chunks" in response or "websocket" in response
 
     @property
     def query(self) -> str:
