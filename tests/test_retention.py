@@ -240,7 +240,7 @@ def test_what_is_not_ours_is_never_touched(logs, store):
         "api.host/letters/a.jsonl": entry,
         "api.host/2026-01-01/a.txt": entry,
         "api.host/2026-01-01/b.jsonl": entry,  # the session of another file
-        "api.host/2026-01-01/c.jsonl": {"type": "request", "_meta": {"session": "c"}},
+        "api.host/2026-01-01/c.jsonl": {"type": "letter", "_meta": {"session": "c"}},
         "api.host/2026-01-01/d.jsonl": ["d"],
     }
     for file, said in files.items():

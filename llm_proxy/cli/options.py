@@ -43,6 +43,10 @@ Questions about what was recorded
     --provider, --model, --project, --session NAME    --status 404|5xx|none    --errors
     --json    --utc    --limit N    --log-dir DIR
 
+Looking after it
+  llm-proxy reindex             make the index anew from the logs
+  llm-proxy retention           compress, strip or delete old logs now, as the settings say; --dry-run
+
 What it costs
   llm-proxy prices show [MODEL] which list of prices is used; what a model costs now, at each seller
   llm-proxy prices update       fetch today's list from its project; --url URL: from a mirror

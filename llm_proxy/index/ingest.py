@@ -101,8 +101,9 @@ class Indexer:
     # -- catching up
 
     def catch_up(self, file: str) -> None:
-        """What has become of one file: it grew, or is another, or gone."""
-        self._bring([file])
+        """What has become of one file: it grew, is another, was compressed or gone; and of its session's next part."""
+        plain = file.removesuffix(COMPRESSED).removesuffix(PLAIN)
+        self._bring([plain + COMPRESSED, plain + PLAIN])
 
     def catch_up_all(self, go_on: Callable[[], bool] = lambda: True) -> bool:
         """Every file, also those that are gone. Gives whether it came to the end before `go_on` said no."""

@@ -38,7 +38,9 @@ _FRAME_HEAD = 18  # bytes: RFC 8878 §3.1.1
 _OURS = re.compile(r"[^/]+/\d{4}-\d\d-\d\d/([^/]+?)\.jsonl(?:\.zst)?")
 # What is said in an entry, as against what is known of it.
 _SAID = frozenset({"body", "body_encoding", "chunks", "content_encoding", "decode_error", "websocket"})
-REMOVED = "bodies_removed"  # in a `session_start`: bytes of the lines behind it when their bodies were taken out
+# What a file of ours may begin with: the part behind a compressed one begins with anything.
+_TYPES = frozenset({"session_start", "fork", "request", "response", "price"})
+REMOVED = "bodies_removed"  # in a file's first entry: bytes of the lines behind it when their bodies were taken out
 
 Kind = Literal["compress", "strip", "delete"]
 
@@ -205,7 +207,7 @@ def _is_due(path: Path, kind: Kind) -> bool:
     """Whether a file is ours by its first line, and the bodies are still in it where they are to go."""
     offset, length, entry = next(log_reader.entries(path), (0, 0, {}))
     meta = entry.get("_meta")
-    if offset or entry.get("type") != "session_start" or not isinstance(meta, dict):
+    if offset or entry.get("type") not in _TYPES or not isinstance(meta, dict):
         return False
     if meta.get("session") != path.name.partition(".")[0]:
         return False
