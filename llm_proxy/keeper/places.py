@@ -127,10 +127,11 @@ class Places:
         if session is None and not wanted.fetched:
             session = self._find(where.key)
         if session is None and where.stitched and item.exchange is not None:
-            told = self._told_by_others(wanted, turns)
-            if told is not None and told.continued and not told.seq and not wanted.fetched:
+            turn = self._told_by_others(wanted, turns)
+            fork = turn if turn is not None and self._went_on(turn, wanted) else None
+            if fork is not None and not fork.seq:
                 return False
-            session = self._follow(item.exchange, where, told, joins=bool(wanted.fetched))
+            session = self._add_new(item.exchange, where, fork) if fork else self._follow(item.exchange, where, turn)
             if session.key != where.key:
                 decided[item.one.id] = Seat(session.id, 0)
         if session is None:
@@ -143,14 +144,15 @@ class Places:
 
     def _told_by_others(self, wanted: _Wanted, turns: Turns) -> Turn | None:
         if wanted.fetched:
-            return stitch.choose(turns.at(wanted.fetched), wanted.client)
-        failed = stitch.choose(turns.failed(wanted.track, wanted.at), wanted.client)
-        return failed or stitch.choose(turns.built_upon(wanted.track), wanted.client)
+            return wanted.choose(turns.at(wanted.fetched))
+        return wanted.choose(turns.failed(wanted.track, wanted.at)) or wanted.choose(turns.built_upon(wanted.track))
 
-    def _follow(self, exchange: Exchange, where: Belonging, turn: Turn | None, *, joins: bool) -> Session:
-        """The turn's session where it goes on there, a fork of it where it went on otherwise, else a new one."""
-        if turn is not None and turn.continued and not joins:
-            return self._add_new(exchange, where, turn)
+    def _went_on(self, turn: Turn, wanted: _Wanted) -> bool:
+        """Whether the conversation had gone on otherwise when this call began."""
+        return not wanted.fetched and turn.continued_before(wanted.opened)
+
+    def _follow(self, exchange: Exchange, where: Belonging, turn: Turn | None) -> Session:
+        """The turn's session, or a new one where there is none."""
         session = self.session(turn.session) if turn is not None else None
         return session or self._find(where.key) or self._add_new(exchange, where)
 
@@ -202,7 +204,7 @@ class Places:
         turns.remove(item.spent)
         for turn in turns.built_upon(wanted.track):
             if turn.session == item.place and not turn.continued:
-                turn.continued = True
+                turn.continued = wanted.at
                 item.turns.append(turn)
 
     def _count_once(self, wanted: _Wanted, told: Told, turns: Turns) -> None:
@@ -213,7 +215,7 @@ class Places:
         if any(turn.counted for turn in known):
             told.digest = replace(told.digest, counted=False)
             return
-        turn = stitch.choose(known, wanted.client) or turns.put(wanted.turn(wanted.fetched))
+        turn = wanted.choose(known) or turns.put(wanted.turn(wanted.fetched))
         turn.counted = True
         wanted.item.turns.append(turn)
 
@@ -221,7 +223,7 @@ class Places:
 class _Wanted:
     """An item, and what its call says of where it belongs."""
 
-    __slots__ = ("at", "client", "fetched", "item", "leaves", "scope", "track", "where")
+    __slots__ = ("at", "client", "fetched", "item", "leaves", "opened", "scope", "track", "where")
 
     def __init__(self, item: Item, logs: str) -> None:
         self.item = item
@@ -234,7 +236,7 @@ class _Wanted:
         asked = told.digest.asked
         id = stitch.fetched(asked.api, exchange.path)
         self.where = belonging(exchange, logs, told.hint, bool(id))
-        self.at = (exchange.opened + exchange.ended) // 1_000_000_000
+        self.opened, self.at = exchange.opened, exchange.opened + exchange.ended
         named = asked.api == "openai.responses"
         if self.where.stitched or named:
             self.scope = stitch.scope(logs, exchange)
@@ -242,6 +244,9 @@ class _Wanted:
             self.fetched = stitch.response_key(self.scope, id) if id else b""
             self.track = stitch.track(self.scope, self.client, asked)
             self.leaves = item.one.over
+
+    def choose(self, turns: list[Turn]) -> Turn | None:
+        return stitch.choose(turns, self.client, self.opened)
 
     def turn(self, key: bytes) -> Turn:
         return Turn(key, self.item.place, 0, self.client.who, self.client.process, self.at)

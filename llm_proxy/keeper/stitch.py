@@ -1,9 +1,9 @@
 """Recognises conversations whose client gives them no id: by the messages a request repeats, or the answer it names.
 
 Every answered call leaves a `Turn`, found again by a key over all messages up to its answer, system prompts left out,
-and over its provider and upstream. A request that repeats them continues that turn; where the turn was continued before
-by another, it is a fork. Requests that share no answer have nothing in common, however alike they begin. Decides only;
-leaves out where turns are kept (`store`).
+and over its provider and upstream. A request that repeats them continues that turn; where another had continued it and
+was answered before this one began, it is a fork. Requests that share no answer have nothing in common, however alike
+they begin. Decides only; leaves out where turns are kept (`store`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from llm_proxy.dialects.digest import Answer, Asked, Digest
 from llm_proxy.keeper.store import Turn
 from llm_proxy.records.exchange import Exchange
 
-# A failed request that comes again later than this many seconds is a new one.
-RETRIED_WITHIN = 3600
+# A failed request that comes again later than this many nanoseconds is a new one.
+RETRIED_WITHIN = 3600 * 1_000_000_000
 # Answers in a request that are looked up, the last first; mostly the very last one is known.
 _FIRST_LOOK, _DEEPEST = 2, 1000
 
@@ -140,10 +140,8 @@ class Turns:
 
     def failed(self, track: Track, now: int) -> list[Turn]:
         """Calls that failed with the very same request, not long ago."""
-        return [turn for turn in self.at(track.retry, *track.back[:1]) if self._is_retry(turn, track, now)]
-
-    def _is_retry(self, turn: Turn, track: Track, now: int) -> bool:
-        return turn.key == track.retry and abs(now - turn.at) <= RETRIED_WITHIN
+        found = self.at(track.retry, *track.back[:_FIRST_LOOK])  # the others will be asked for next
+        return [turn for turn in found if turn.key == track.retry and abs(now - turn.at) <= RETRIED_WITHIN]
 
     def built_upon(self, track: Track) -> list[Turn]:
         """The turns with the longest history that the request repeats."""
@@ -155,11 +153,14 @@ class Turns:
         return []
 
 
-def choose(turns: Iterable[Turn], who: Client) -> Turn | None:
-    """The one that most likely is meant: the same client's, then one that was not continued yet, then the last one."""
+def choose(turns: Iterable[Turn], who: Client, when: int) -> Turn | None:
+    """The one that most likely is meant: the same client's, then one that was not continued yet, then the last one.
+
+    `when` is the moment of the request (ns): what went on at the same time has not gone on before.
+    """
 
     def likeness(turn: Turn) -> tuple[bool, int, bool, int]:
         alike = 1 if not (turn.process and who.process) else 2 * (turn.process == who.process)
-        return turn.who == who.who, alike, not turn.continued, turn.at
+        return turn.who == who.who, alike, not turn.continued_before(when), turn.at
 
     return max(turns, key=likeness, default=None)

@@ -68,8 +68,8 @@ class Session:
 class Turn:
     """A call that a later one may refer to: by the messages up to its answer, by its answer's id, or as a failed one.
 
-    `who` and `process` tell clients apart, `at` is seconds since 1970. Mutable: a turn is `continued` when a call that
-    builds upon it has been answered, and `counted` when its usage stands in the log.
+    `who` and `process` tell clients apart. `at` is when it ended, `continued` when the first call that builds upon it
+    was answered (0: not yet), in nanoseconds since 1970; `counted`: its usage stands in the log. Mutable: these two.
     """
 
     key: bytes
@@ -78,8 +78,11 @@ class Turn:
     who: bytes
     process: int
     at: int
-    continued: bool = False
+    continued: int = 0
     counted: bool = False
+
+    def continued_before(self, ns: int) -> bool:
+        return 0 < self.continued <= ns
 
 
 class Seat(NamedTuple):
@@ -258,7 +261,7 @@ class Store:
             some = keys[start : start + _KEYS_AT_ONCE]
             query = f"SELECT * FROM turns WHERE key IN ({', '.join('?' * len(some))})"
             found += [
-                Turn(key, session, seq, who, process, at, bool(continued), bool(counted))
+                Turn(key, session, seq, who, process, at, continued, bool(counted))
                 for key, session, seq, who, process, at, continued, counted in self._db.execute(query, some)
             ]
         return found
@@ -363,7 +366,7 @@ class Store:
                 WHERE last_activity < iif(client LIKE 'call:%', ?, ?) AND id NOT IN (SELECT session FROM in_flight)
             """
             self._db.execute(query, (now - TURNS_REMEMBERED, now - REMEMBERED))
-            self._db.execute("DELETE FROM turns WHERE at < ?", (now - TURNS_REMEMBERED,))
+            self._db.execute("DELETE FROM turns WHERE at < ?", ((now - TURNS_REMEMBERED) * 1_000_000_000,))
             oldest = "SELECT at FROM turns ORDER BY at DESC LIMIT 1 OFFSET ?"
             self._db.execute(f"DELETE FROM turns WHERE at <= ({oldest})", (MOST_TURNS,))
 
