@@ -126,6 +126,25 @@ def test_another_tools_variable(bed, free_port):
     ]
 
 
+def test_nothing_of_a_variable_reaches_the_terminal_as_it_is(bed):
+    """Neither doctor nor --status shows a secret of an address, or lets a terminal obey it."""
+    variables = {
+        "ANTHROPIC_BASE_URL": "https://user:secret@x\x1bc\u202e.example/a?key=secret",
+        "OPENAI_BASE_URL": "\x07",
+    }
+    for words in (["doctor"], ["--status"], ["--status", "--json"], ["doctor", "--json"]):
+        said = bed.command(*words, env=variables).stdout
+        assert ".example/a" in said and "secret" not in said and not set(said) & set("\x1b\x07\u202e")
+
+
+def test_status_names_the_files_of_new_shells(bed):
+    """Or says that there are none, and what changes that."""
+    (bed.home / ".bashrc").write_text("# mine\n")
+    assert "New shells: do not use it; `llm-proxy --setup-shell`" in bed.command("--status").stdout
+    bed.command("--setup-shell", env={"SHELL": "/bin/bash"})
+    assert f"New shells: {bed.home}/.bashrc, {bed.home}/.profile\n" in bed.command("--status").stdout
+
+
 def test_a_base_url_that_is_written_down(bed):
     """In an rc file, or where every program of a session gets it: file and line are named."""
     (bed.home / ".zshenv").write_text(f"# x\nexport ANTHROPIC_BASE_URL='{DEAD}'\n")

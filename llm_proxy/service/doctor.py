@@ -84,7 +84,7 @@ def as_text(results: Sequence[Result]) -> str:
         for finding in (finding for result in results for finding in result.findings):
             if finding.severity == severity:
                 lines += [f"{mark}  {finding.text}", f"      {finding.mend}"]
-    return "\n".join(lines)
+    return status.printable("\n".join(lines))
 
 
 def _findings(check: Check, scene: Scene) -> Iterator[Finding]:

@@ -13,10 +13,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from llm_proxy import __version__, paths
 from llm_proxy.errors import SetupFailed
-from llm_proxy.service import activation, attached, environment, launchd, process, receipt, state, systemd, units
+from llm_proxy.service import (
+    activation,
+    attached,
+    environment,
+    launchd,
+    process,
+    receipt,
+    shells,
+    state,
+    systemd,
+    units,
+)
 from llm_proxy.service.attached import Attached
 from llm_proxy.service.passthrough import is_safe
 
@@ -50,7 +62,7 @@ class Logs:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A base URL variable of this shell: "ours", "elsewhere", "old port" or "unset"."""
+    """A base URL variable of this shell: "ours", "elsewhere", "old port" or "unset". No value holds a secret."""
 
     name: str
     value: str
@@ -83,6 +95,7 @@ class Status:
     autostart: Autostart = field(default_factory=Autostart)
     keeper: Keeper = field(default_factory=Keeper)
     logs: Logs = field(default_factory=lambda: Logs("", 0, 0, True))
+    shells: tuple[str, ...] = ()  # the files that point new ones here
     variables: tuple[Variable, ...] = ()
     attached: tuple[Attached, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -108,6 +121,7 @@ def look(settings: Settings, environ: dict[str, str]) -> Status:
             version=__version__,
             autostart=started,
             logs=logs,
+            shells=tuple(shells.patched(environ)),
             variables=tuple(variables(0, environ)),
             attached=clients,
             warnings=(*_warnings(logs, Keeper()), *_astray(clients, 0)),
@@ -129,6 +143,7 @@ def look(settings: Settings, environ: dict[str, str]) -> Status:
         autostart=started,
         keeper=keeper,
         logs=logs,
+        shells=tuple(shells.patched(environ)),
         variables=tuple(variables(run.port, environ)),
         attached=clients,
         warnings=(*_warnings(logs, keeper), *_astray(clients, run.port)),
@@ -155,12 +170,13 @@ def as_text(status: Status) -> str:
     more = "" if status.logs.counted else "more than "
     rows.append(("Started by", _autostart_sentence(status.autostart)))
     rows.append(("Logs", f"{status.logs.folder} ({more}{_size(status.logs.size)} in {status.logs.files} files)"))
+    rows.append(("New shells", ", ".join(status.shells) or "do not use it; `llm-proxy --setup-shell` changes that"))
     rows += [("Attached" if not n else "", f"{c.client} ({', '.join(c.files)})") for n, c in enumerate(status.attached)]
     rows += [("This shell" if not n else "", _sentence(v)) for n, v in enumerate(status.variables)]
     lines = [f"{label + ':' if label else '':<12}{value}" for label, value in rows]
     if status.running and status.reason:
         lines.append(f"Warning: {status.reason}")
-    return "\n".join([*lines, *(f"Warning: {text}" for text in status.warnings)])
+    return printable("\n".join([*lines, *(f"Warning: {text}" for text in status.warnings)]))
 
 
 def variables(port: int, environ: dict[str, str]) -> list[Variable]:
@@ -173,7 +189,22 @@ def variables(port: int, environ: dict[str, str]) -> list[Variable]:
             return "elsewhere"
         return "ours" if value == environment.base_url(name, port) else "old port"
 
-    return [Variable(name, v, points(name, v)) for name in environment.VARIABLES for v in (environ.get(name, ""),)]
+    values = ((name, environ.get(name, "")) for name in environment.VARIABLES)
+    return [Variable(name, shown(value) if value else "", points(name, value)) for name, value in values]
+
+
+def shown(url: str) -> str:
+    """A URL without what may be secret in it."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "no URL"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else "no URL"
+
+
+def printable(text: str) -> str:
+    """Text that does nothing to a terminal but stand there, line by line."""
+    return "".join(char if char.isprintable() or char == "\n" else f"\\x{ord(char):02x}" for char in text)
 
 
 def walk(folder: str, limit: float = _WALK_LIMIT) -> Logs:

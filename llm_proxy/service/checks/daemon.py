@@ -42,7 +42,10 @@ def runs(scene: Scene) -> Iterator[Finding]:
         yield problem(f"it runs, but {status.reason}", scene.restart())
         return
     if status.safe_mode:
-        yield problem("it runs in safe mode after crashes: calls are carried, not recorded", "llm-proxy --setup")
+        yield problem(
+            "it runs in safe mode, as it crashed or could not read its configuration: calls are carried, not recorded",
+            "llm-proxy --setup",
+        )
     elif status.recording != "ok":
         why = status.recording_reason or status.keeper.last_error or "no reason given"
         yield problem(f"recording is {status.recording}: {why}", scene.restart())

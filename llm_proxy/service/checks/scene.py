@@ -6,7 +6,6 @@ import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from llm_proxy.service import units
 from llm_proxy.service.status import Status
@@ -64,12 +63,3 @@ def quoted(path: object) -> str:
 def edit(path: object, line: int = 0) -> str:
     """The command that opens a file in the user's editor."""
     return f'"${{EDITOR:-vi}}" {f"+{line} " if line else ""}{quoted(path)}'
-
-
-def shown(url: str) -> str:
-    """A URL without what may be secret in it."""
-    try:
-        parts = urlsplit(url)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    except ValueError:
-        return "no URL"

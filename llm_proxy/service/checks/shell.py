@@ -16,7 +16,8 @@ from llm_proxy import paths
 from llm_proxy.errors import LlmProxyError
 from llm_proxy.service import block, environment, process, receipt, shells
 from llm_proxy.service.checks.daemon import listens
-from llm_proxy.service.checks.scene import Finding, Scene, edit, note, problem, quoted, shown
+from llm_proxy.service.checks.scene import Finding, Scene, edit, note, problem, quoted
+from llm_proxy.service.status import shown
 
 _SHELL_FILES = (
     *(".bashrc", ".bash_profile", ".bash_login", ".profile", ".zshrc", ".zshenv", ".zprofile", ".zlogin"),
