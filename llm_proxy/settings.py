@@ -188,6 +188,66 @@ def _prices() -> Rule:
     return Rule(f"a table per model or pattern of models, such as {example} (JSON in the environment)", read)
 
 
+_PATTERN_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
+_LONGEST_PATTERN = 500
+
+
+def _patterns() -> Rule:
+    words = "a regular expression of at most 500 characters that matches no empty text and repeats no repetition"
+
+    def pattern(name: str, value: object) -> str:
+        if _PATTERN_NAME.fullmatch(name) is None:
+            raise _WrongItem(f'"{name}"', "named in capitals, digits and _, such as EMPLOYEE_ID", name)
+        if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_PATTERN:
+            raise _WrongItem(name, words, value)
+        try:
+            compiled = re.compile(value)
+        except (re.error, OverflowError, RecursionError):
+            raise _WrongItem(name, words, value) from None
+        if compiled.search("") or _repeats_a_repetition(value):
+            raise _WrongItem(name, words, value)
+        return value
+
+    def read(value: object) -> tuple[tuple[str, str], ...]:
+        import json
+
+        table = json.loads(value) if isinstance(value, str) else dict(value)  # type: ignore[call-overload]
+        if not isinstance(table, dict):
+            raise ValueError
+        return tuple((str(name), pattern(str(name), given)) for name, given in table.items())
+
+    return Rule(
+        "a table of names and regular expressions, such as {EMPLOYEE_ID = 'E-[0-9]{6}'} (JSON in the environment)", read
+    )
+
+
+def _repeats_a_repetition(pattern: str) -> bool:
+    """Whether it holds something like `(a+)*`, which can take for ever on a text that it does not match."""
+    from re import _constants, _parser  # type: ignore[attr-defined]
+
+    loops = (_constants.MAX_REPEAT, _constants.MIN_REPEAT)
+
+    def within(part: Any, inside: bool) -> bool:
+        if isinstance(part, tuple) and len(part) == 2 and part[0] in loops:
+            _, high, repeated = part[1]
+            endless = high == _constants.MAXREPEAT
+            return (endless and inside) or within(repeated, inside or endless)
+        return isinstance(part, tuple | list | _parser.SubPattern) and any(within(one, inside) for one in part)
+
+    return within(_parser.parse(pattern), False)
+
+
+def _projects() -> Rule:
+    def read(value: object) -> tuple[str, ...]:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+            raise ValueError
+        kept = [item.strip() for item in items if item.strip()]
+        return tuple(paths.expand(item) if item.startswith("~") else item for item in kept)
+
+    return Rule("a list (with commas in the environment) of names, or of folders such as ~/oss/*", read)
+
+
 def size_text(size: int) -> str:
     """The shortest exact spelling: "8 MiB", "2 GB", else bytes."""
     return next(f"{size // unit} {name}" for name, unit in _UNITS.items() if size % unit == 0 and (size or unit == 1))
@@ -266,6 +326,12 @@ class Settings:
     body_limit: int = _setting(
         "record.body_limit", 32 * MIB, _size(0, 1 << 40), "Bytes kept of each body; more is carried, not recorded."
     )
+    metadata_only: bool = _setting(
+        "record.metadata_only",
+        False,
+        _yes_or_no(),
+        "Record who called what, when, with which tokens and cost, and no word of what was said.",
+    )
     retention_days: float = _setting(
         "retention.days", 0.0, _days(), "Age at which session files are deleted; also from the index and all sums."
     )
@@ -283,6 +349,18 @@ class Settings:
         0,
         _size(0, 1 << 50),
         "Disk the log folder may take; beyond it the oldest closed session files are deleted. 0 is no limit.",
+    )
+    redact: bool = _setting(
+        "redaction.enabled",
+        True,
+        _yes_or_no(),
+        "Put tokens such as `<AWS_KEY#3>` in the place of secrets in the record.",
+    )
+    patterns: tuple[tuple[str, str], ...] = _setting(
+        "redaction.patterns", (), _patterns(), "What else is a secret here, by kinds of your own."
+    )
+    redact_off_for: tuple[str, ...] = _setting(
+        "redaction.off_for", (), _projects(), "Projects whose calls are recorded as they are."
     )
     prices: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = _setting(
         "prices",

@@ -65,7 +65,7 @@ def is_off(off_for: Iterable[str], client: Client) -> bool:
 
 
 class Numbers:
-    """The numbers of the secrets seen so far, shared by all keepers of a state; its file is made at the first secret."""
+    """The numbers of the secrets seen so far, for all keepers of a state; the file is made at the first secret."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

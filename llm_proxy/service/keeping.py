@@ -24,6 +24,10 @@ def arguments(settings: Settings, journal: Path) -> tuple[str, ...]:
 def options(settings: Settings) -> Options:
     return Options(
         index=paths.index_file(settings.log_dir),
+        redact=settings.redact,
+        patterns=settings.patterns,
+        redact_off_for=settings.redact_off_for,
+        metadata_only=settings.metadata_only,
         prices=settings.prices,
         price_data=paths.price_file(),
         retention=Retention(
