@@ -143,6 +143,9 @@ def test_status_names_the_files_of_new_shells(bed):
     assert "New shells: do not use it; `llm-proxy --setup-shell`" in bed.command("--status").stdout
     bed.command("--setup-shell", env={"SHELL": "/bin/bash"})
     assert f"New shells: {bed.home}/.bashrc, {bed.home}/.profile\n" in bed.command("--status").stdout
+    assert "This shell: does not use it\n" in bed.command("--status").stdout + "\n"
+    serving(bed)
+    assert "This shell: does not use it, new ones do\n" in bed.command("--status").stdout + "\n"
 
 
 def test_a_base_url_that_is_written_down(bed):

@@ -172,7 +172,7 @@ def as_text(status: Status) -> str:
     rows.append(("Logs", f"{status.logs.folder} ({more}{_size(status.logs.size)} in {status.logs.files} files)"))
     rows.append(("New shells", ", ".join(status.shells) or "do not use it; `llm-proxy --setup-shell` changes that"))
     rows += [("Attached" if not n else "", f"{c.client} ({', '.join(c.files)})") for n, c in enumerate(status.attached)]
-    rows += [("This shell" if not n else "", _sentence(v)) for n, v in enumerate(status.variables)]
+    rows += [("This shell" if not n else "", text) for n, text in enumerate(_shell_sentences(status))]
     lines = [f"{label + ':' if label else '':<12}{value}" for label, value in rows]
     if status.running and status.reason:
         lines.append(f"Warning: {status.reason}")
@@ -317,6 +317,12 @@ def _moment(value: object) -> str:
     if isinstance(value, int | float) and value:
         return datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds")
     return ""
+
+
+def _shell_sentences(status: Status) -> list[str]:
+    if any(variable.value for variable in status.variables):
+        return [_sentence(variable) for variable in status.variables]
+    return ["does not use it, new ones do" if status.shells and status.running else "does not use it"]
 
 
 def _sentence(variable: Variable) -> str:
