@@ -15,6 +15,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import msgspec
+
 from llm_proxy.dialects.digest import TOKEN_CLASSES, Usage
 from llm_proxy.index import database, text
 
@@ -274,22 +276,13 @@ class Index:
         if not about_session and by not in _OF_SESSION:
             tables = "calls"
         where = _all(about_session + about_call)
-        group = _GROUPS[by]
-        sums: dict[str, list[Any]] = {}
-        named = _days(utc) if by == "day" else _text
-        for key, *numbers in self._rows(f"SELECT {group}, {_SUMS} FROM {tables} WHERE {where} GROUP BY 1", values):
-            _add(sums.setdefault(named(key), []), numbers)
-        times: dict[str, tuple[list[int], list[int]]] = {key: ([], []) for key in sums}
-        query = f"SELECT {group}, total, ttfb FROM {tables} WHERE {where} AND total IS NOT NULL"
-        names: dict[Any, tuple[list[int], list[int]]] = {}
-        for key, total, ttfb in self._rows(query, values):
-            lists = names.get(key)
-            if lists is None:
-                lists = names[key] = times.setdefault(named(key), ([], []))
-            lists[0].append(total)
-            if ttfb is not None:
-                lists[1].append(ttfb)
-        rows = [_stat(key, numbers, *times[key]) for key, numbers in sums.items() if numbers[0]]
+        query = f"SELECT {_GROUPS[by]}, {_SUMS}, {_TIMES} FROM {tables} WHERE {where} GROUP BY 1"
+        named = _days(utc) if by == "day" else _name
+        groups: dict[str, _Group] = {}
+        for key, *numbers, totals, ttfbs in self._rows(query, values):
+            group = groups.setdefault(named(key), _Group())
+            group.add(numbers, totals, ttfbs)
+        rows = [_stat(key, group) for key, group in groups.items() if group.numbers[0]]
         if by == "day":
             return sorted(rows, key=lambda row: row.key)
         return sorted(rows, key=lambda row: (-row.cost.usd - row.cost.equivalent, -row.calls, row.key))
@@ -317,6 +310,12 @@ class Index:
     def last(self) -> SessionRow | None:
         """The session used last."""
         return next(iter(self.sessions(Filter(), 1)), None)
+
+    def answered(self, ids: Sequence[str]) -> set[str]:
+        """Which of these calls are recorded to their end. At most some hundred at a time."""
+        query = f"SELECT DISTINCT id FROM calls WHERE response_file IS NOT NULL AND id IN ({', '.join('?' * len(ids))})"
+        with _told(self._path), database.told():
+            return {id for (id,) in self._db.execute(query, ids)}
 
     # -- rows
 
@@ -411,6 +410,12 @@ _SUMS = ", ".join(
         "coalesce(sum(basis = 'unpriced'), 0)",
     )
 )
+_FIRST, _LAST = 3, 4
+# All times of a group in one value: a row for each would take longer than all the rest.
+_TIMES = (
+    "json_group_array(calls.total) FILTER (WHERE calls.total IS NOT NULL),"
+    " json_group_array(calls.ttfb) FILTER (WHERE calls.ttfb IS NOT NULL)"
+)
 _WIDTH = 5 + len(TOKEN_CLASSES) + 5
 _QUARTER = 900 * 10**9  # ns: every time zone is a multiple of it away from the next
 _GROUPS: dict[By, str] = {
@@ -433,28 +438,35 @@ def _days(utc: bool) -> Callable[[Any], str]:
     return day
 
 
-def _text(value: Any) -> str:
+def _name(value: Any) -> str:
     return value or ""
 
 
-def _add(sums: list[Any], numbers: Sequence[Any]) -> None:
-    """Into `sums`, empty for none so far."""
-    if not sums:
-        sums += numbers
-        return
-    first, last = sums[3], sums[4]
-    sums[:] = [
-        one + other if number not in (3, 4) else 0
-        for number, (one, other) in enumerate(zip(sums, numbers, strict=True))
-    ]
-    sums[3] = min((one for one in (first, numbers[3]) if one is not None), default=None)
-    sums[4] = max((one for one in (last, numbers[4]) if one is not None), default=None)
+class _Group:
+    """What the rows of one key come to."""
+
+    def __init__(self) -> None:
+        self.numbers: list[Any] = []
+        self.totals: list[int] = []
+        self.ttfbs: list[int] = []
+
+    def add(self, numbers: list[Any], totals: str, ttfbs: str) -> None:
+        self.totals += msgspec.json.decode(totals)
+        self.ttfbs += msgspec.json.decode(ttfbs)
+        if not self.numbers:
+            self.numbers = numbers
+            return
+        first, last = (
+            choose((one for one in (self.numbers[place], numbers[place]) if one is not None), default=None)
+            for choose, place in ((min, _FIRST), (max, _LAST))
+        )
+        self.numbers = [(one or 0) + (other or 0) for one, other in zip(self.numbers, numbers, strict=True)]
+        self.numbers[_FIRST], self.numbers[_LAST] = first, last
 
 
-def _stat(key: str, numbers: Sequence[Any], totals: list[int], ttfbs: list[int]) -> StatRow:
-    calls, errors, open_, first, last, *rest = numbers
-    totals.sort()
-    ttfbs.sort()
+def _stat(key: str, group: _Group) -> StatRow:
+    calls, errors, open_, first, last, *rest = group.numbers
+    totals, ttfbs = sorted(group.totals), sorted(group.ttfbs)
     return StatRow(
         key=key,
         calls=calls,
