@@ -636,7 +636,7 @@ def test_one_odd_exchange_does_not_hold_up_the_rest(place: Place) -> None:
     items[0].exchange = dataclasses.replace(items[0].exchange, interim=None, first_byte="odd")  # type: ignore[arg-type]
     tally = Tally()
     store = Store(place.state / "sessions.db", str(place.journal))
-    teller = Teller("me@here", Options(), tally.troubles)
+    teller = Teller("me@here", Options(), place.state, tally.troubles)
     recorder = Recorder(store, Logs(place.logs), "me@here", tally, teller)
     assert recorder.decide(items) == len(items)
     recorder.settle(items, batch.run, batch.end)

@@ -27,7 +27,9 @@ import msgspec
 from llm_proxy.journal import segments
 from llm_proxy.journal.reader import Position, Reader
 from llm_proxy.journal.writer import JournalBusy, recover, writer_lock
+from llm_proxy.keeper import retention
 from llm_proxy.keeper.assemble import Assembler, Call, Gap
+from llm_proxy.keeper.indexing import Indexing
 from llm_proxy.keeper.options import Options
 from llm_proxy.keeper.places import Item
 from llm_proxy.keeper.sessions import is_undecided
@@ -42,6 +44,9 @@ LETTING_GO = 2.0  # seconds a killed proxy may take: the kernel ends its pipe be
 READ = 1 << 20  # bytes of journal at once
 # The journal can wait, the proxy's streams cannot: where cores are short, the keeper has what is left of them.
 LAST_IN_LINE = 19
+# With this much of the journal waiting, its cap may be near: the log files come first, the index later.
+HURRY = 256 << 20  # bytes
+UPKEEP = 3600.0  # seconds between two looks at what may be forgotten
 # One transaction holds about this many bytes of bodies and this many calls, or a single larger one.
 GROUP_BYTES = 8 << 20
 GROUP_CALLS = 512
@@ -159,10 +164,11 @@ class Keeper:
         self.told = Told()
         self.logs = Logs(logs)
         self.database = state / "sessions.db"
+        self.indexing = Indexing(options.index, logs)
         self.snapshot = Snapshot(journal / "keeper.json")
         self.tally = Tally()
         self.machine = machine()
-        self.teller = Teller(self.machine, options, self.tally.troubles)
+        self.teller = Teller(self.machine, options, state, self.tally.troubles)
         self.store: Store
         self.reader: Reader
         self.assembler: Assembler
@@ -171,6 +177,8 @@ class Keeper:
         self._settled = Position(0, 0)  # the committed checkpoint
         self._unsynced = False
         self._synced_at = 0.0
+        self._kept_up_at = -UPKEEP
+        self._retained: Iterator[retention.Done] = iter(())
 
     def run(self) -> int:
         """The process's exit status: 0 unless something is left in the journal that could not be written."""
@@ -182,6 +190,7 @@ class Keeper:
                 self._insist(self._open)
                 self._look()
                 while not self.told.stop:
+                    self._upkeep()
                     self.told.wait(TICK)
                     self._look()
                 complete = self._finish()
@@ -276,9 +285,10 @@ class Keeper:
     def _commit_some(self, group: list[Item]) -> int:
         """Settle items of the group, from the first on; returns how many."""
         count = self.recorder.decide(group)
-        over = [item.one for item in group[:count] if item.one.over]
+        over = [one for item in group[:count] if isinstance(one := item.one, Call | Gap) and one.over]
         run, checkpoint = self.assembler.checkpoint(over)
-        self.recorder.settle(group[:count], run, checkpoint)
+        lines = self.recorder.settle(group[:count], run, checkpoint)
+        self.indexing.take(lines, hurry=self._lag() > HURRY)
         self.assembler.forget(over)
         self._settled = checkpoint
         self._unsynced = True
@@ -294,6 +304,25 @@ class Keeper:
         self.store.make_durable()
         self._unsynced = False
         self.reader.forget(self._settled)
+
+    # -- between calls
+
+    def _upkeep(self) -> None:
+        """What can wait: the index where it is behind, and once an hour what is old. Pauses when the journal grows."""
+        self.indexing.catch_up(self._is_wanted)
+        now = time.monotonic()
+        try:
+            if now - self._kept_up_at >= UPKEEP:
+                self._kept_up_at = now
+                self.store.purge()
+                self._retained = retention.run(self.options.retention, self.logs.root, self.store)
+            while not self._is_wanted() and next(self._retained, None) is not None:
+                self.indexing.look_again()
+        except Trouble as error:  # tried again in an hour; damage is found by whoever writes next
+            self.snapshot.trouble(f"old records were not looked after: {error}")
+
+    def _is_wanted(self) -> bool:
+        return self.told.stop or self._lag() > 0
 
     # -- trouble
 
@@ -379,6 +408,8 @@ class Keeper:
             unwritable=tally.troubles.counts["tell"],
             troubles=dict(tally.troubles.counts),
             last_trouble=tally.troubles.last,
+            index=self.indexing.state,
+            index_trouble=self.indexing.trouble,
         )
 
     def _lag(self) -> int:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 from uuid import UUID
 
+from llm_proxy.journal.reader import Position
 from llm_proxy.keeper import stitch
 from llm_proxy.keeper.assemble import Call, Gap
+from llm_proxy.keeper.projects import Client
 from llm_proxy.keeper.sessions import Belonging, belonging, new_session
 from llm_proxy.keeper.stitch import Turns
 from llm_proxy.keeper.store import Key, Seat, Session, Store, Turn
@@ -23,6 +26,14 @@ from llm_proxy.records.exchange import Exchange
 GAPS = "recording-gaps.jsonl"
 
 
+class Brought(NamedTuple):
+    """A call that is over and comes from no journal; its position is before all that stand in one."""
+
+    id: UUID
+    position: Position = Position(0, 0)
+    over: bool = True
+
+
 @dataclass(slots=True)
 class Item:
     """What is to be written: a call that is over, the request of an open one, or a gap (without exchange and told).
@@ -30,7 +41,7 @@ class Item:
     `place` is the session's id. `turns` are to be kept, `spent` to be forgotten when it has been written.
     """
 
-    one: Call | Gap
+    one: Call | Gap | Brought
     exchange: Exchange | None = None
     told: Told | None = None
     place: str = ""
@@ -126,16 +137,16 @@ class Places:
         session = self._current(item)
         if session is None and not wanted.fetched:
             session = self._find(where.key)
-        if session is None and where.stitched and item.exchange is not None:
+        fork = None
+        if session is None and where.stitched:
             turn = self._told_by_others(wanted, turns)
-            fork = turn if turn is not None and self._went_on(turn, wanted) else None
-            if fork is not None and not fork.seq:
-                return False
-            session = self._add_new(item.exchange, where, fork) if fork else self._follow(item.exchange, where, turn)
-            if session.key != where.key:
+            if turn is not None and not wanted.fetched and turn.continued_before(wanted.opened):
+                fork = turn  # the conversation had gone on otherwise when this call began
+                if not fork.seq:
+                    return False
+            elif turn is not None and (session := self.session(turn.session)) is not None:
                 decided[item.one.id] = Seat(session.id, 0)
-        if session is None:
-            session = self._find(where.key) or self._add(item, where)
+        session = session or self._find(where.key) or self._add(item, where, fork)
         item.place = session.id
         item.turns, item.spent = [], []
         if wanted.leaves:
@@ -147,27 +158,19 @@ class Places:
             return wanted.choose(turns.at(wanted.fetched))
         return wanted.choose(turns.failed(wanted.track, wanted.at)) or wanted.choose(turns.built_upon(wanted.track))
 
-    def _went_on(self, turn: Turn, wanted: _Wanted) -> bool:
-        """Whether the conversation had gone on otherwise when this call began."""
-        return not wanted.fetched and turn.continued_before(wanted.opened)
-
-    def _follow(self, exchange: Exchange, where: Belonging, turn: Turn | None) -> Session:
-        """The turn's session, or a new one where there is none."""
-        session = self.session(turn.session) if turn is not None else None
-        return session or self._find(where.key) or self._add_new(exchange, where)
-
-    def _add(self, item: Item, where: Belonging) -> Session:
-        if item.exchange is not None:
-            return self._add_new(item.exchange, where)
-        session = Session(f"{GAPS} of {self._logs}", where.key, "", GAPS, 0, 0, 1 << 40)
-        self._store.add(session)
+    def _add(self, item: Item, where: Belonging, fork: Turn | None) -> Session:
+        if item.exchange is None:
+            session = Session(f"{GAPS} of {self._logs}", where.key, "", GAPS, 0, 0, 1 << 40)
+            self._store.add(session)
+        else:
+            session = self._add_new(item.exchange, where, item.told.client if item.told else None, fork)
         self._remember(session)
         return session
 
-    def _add_new(self, exchange: Exchange, where: Belonging, fork: Turn | None = None) -> Session:
+    def _add_new(self, exchange: Exchange, where: Belonging, client: Client | None, fork: Turn | None) -> Session:
         parent = self._find(where.parent) if where.parent is not None else None
         while True:
-            session = new_session(exchange, where)
+            session = new_session(exchange, where, client)
             if fork is not None:
                 session.parent, session.parent_seq = fork.session, fork.seq
             elif parent is not None:
@@ -176,7 +179,6 @@ class Places:
                 self._store.add(session)
             except sqlite3.IntegrityError:  # the id is taken
                 continue
-            self._remember(session)
             return session
 
     # -- what a call leaves behind
@@ -240,7 +242,7 @@ class _Wanted:
         named = asked.api == "openai.responses"
         if self.where.stitched or named:
             self.scope = stitch.scope(logs, exchange)
-            self.client = stitch.client(exchange, 0)
+            self.client = stitch.client(exchange, told.client.pid if told.client else 0)
             self.fetched = stitch.response_key(self.scope, id) if id else b""
             self.track = stitch.track(self.scope, self.client, asked)
             self.leaves = item.one.over

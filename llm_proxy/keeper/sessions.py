@@ -5,11 +5,13 @@ Decides only; what earlier calls tell is `stitch`'s, files and numbers are someb
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from typing import NamedTuple
 
 from llm_proxy.dialects.hints import Hint, client_session, is_conversation
+from llm_proxy.keeper.projects import Client
 from llm_proxy.keeper.store import Key, Session
 from llm_proxy.records.exchange import Exchange
 from llm_proxy.sinks import session_jsonl
@@ -54,12 +56,13 @@ def is_undecided(exchange: Exchange) -> bool:
     return upgraded and client_session(exchange.provider, exchange.path, headers, b"") is None
 
 
-def new_session(exchange: Exchange, where: Belonging) -> Session:
+def new_session(exchange: Exchange, where: Belonging, client: Client | None) -> Session:
     """A session that begins with this exchange; its id is the local time and eight random hex digits."""
     session = time.strftime("%Y%m%d-%H%M%S-", _local(exchange)) + secrets.token_hex(4)
     file = session_jsonl.place(exchange.upstream, session, exchange.opened)
     started = exchange.opened // 1_000_000_000
-    return Session(session, where.key, where.source, file, 0, 0, started, agent=where.agent)
+    process = json.dumps(client.entry()) if client is not None else ""
+    return Session(session, where.key, where.source, file, 0, 0, started, agent=where.agent, process=process)
 
 
 def _local(exchange: Exchange) -> time.struct_time:

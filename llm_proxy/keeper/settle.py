@@ -17,7 +17,7 @@ from llm_proxy.dialects.digest import Digest
 from llm_proxy.index.lines import Line
 from llm_proxy.journal.reader import Position
 from llm_proxy.keeper.assemble import Call, Gap
-from llm_proxy.keeper.places import Item, Places
+from llm_proxy.keeper.places import Brought, Item, Places
 from llm_proxy.keeper.store import Seat, Session, Store, Written
 from llm_proxy.keeper.telling import Teller, Troubles
 from llm_proxy.records.exchange import Exchange
@@ -106,18 +106,19 @@ class Recorder:
         touched[session.id] = session
         if isinstance(one, Gap) or exchange is None or told is None:
             return self._write_gap(one, session, file)
+        digest = self._teller.indexed(told.digest)
         seat = self._written.get((one.id, "request"), self._places.in_flight.get(one.id))
         if seat is None or not seat.seq or seat.session != session.id:
             session.last_seq += 1
             seat = Seat(session.id, session.last_seq)
-            request = told.request if told.whole else self._teller.request(exchange)
-            self._append_half(session, file, exchange, seat, request, told.digest)
+            request = told.request if told.whole else self._teller.request(exchange, told.client)
+            self._append_half(session, file, exchange, seat, request, digest)
         if one.over and (one.id, "response") not in self._written:
-            self._append_half(session, file, exchange, seat, self._teller.answered(exchange, told), told.digest)
+            self._append_half(session, file, exchange, seat, self._teller.answered(exchange, told), digest)
         session.last_activity = max(session.last_activity, (exchange.opened + exchange.ended) // 1_000_000_000)
         return seat
 
-    def _write_gap(self, gap: Call | Gap, session: Session, file: LogFile) -> Seat:
+    def _write_gap(self, gap: Call | Gap | Brought, session: Session, file: LogFile) -> Seat:
         if isinstance(gap, Gap) and (gap.id, "gap") not in self._written:
             entry = gap_entry(gap, self._machine)
             self._append(session, file, session_jsonl.line(entry), entry)

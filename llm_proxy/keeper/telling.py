@@ -1,4 +1,4 @@
-"""From an exchange to what is written of it: its entries, and what they mean and cost.
+"""From an exchange to what is written of it: its entries, without secrets, and what they mean and cost.
 
 Nothing here can hold up the record: whatever fails is left out, counted and named. Leaves out to which session the call
 belongs and under which number (`settle`).
@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
 from llm_proxy.dialects.digest import Asked, Digest
 from llm_proxy.dialects.hints import Hint, client_session
 from llm_proxy.keeper.options import Options
+from llm_proxy.keeper.projects import Client, Projects
+from llm_proxy.keeper.redact import Redaction
 from llm_proxy.records import understood
 from llm_proxy.records.exchange import Exchange
 from llm_proxy.records.pricing import PriceBook, to_entry
+from llm_proxy.records.redaction import without_content
 from llm_proxy.sinks import session_jsonl
 from llm_proxy.sinks.session_jsonl import Entry
 
@@ -46,6 +50,7 @@ class Told:
     call is open. Mutable: whether its usage counts is found out later.
     """
 
+    client: Client | None
     hint: Hint | None
     request: Entry
     whole: bool
@@ -56,6 +61,7 @@ class Told:
 class _Open(NamedTuple):
     """What is remembered of an open call's request; the entry has no body any more."""
 
+    client: Client | None
     hint: Hint | None
     request: Entry
     asked: Asked
@@ -65,31 +71,51 @@ class _Open(NamedTuple):
 class Teller:
     """Tells exchanges; those of open calls first without their response."""
 
-    def __init__(self, machine: str, options: Options, troubles: Troubles) -> None:
+    def __init__(self, machine: str, options: Options, state: Path, troubles: Troubles) -> None:
         self._machine = machine
         self._troubles = troubles
+        self._metadata_only = options.metadata_only
+        self._projects = Projects() if options.projects else None
+        self._redaction = Redaction(options, state)
         self._prices = PriceBook({model: dict(prices) for model, prices in options.prices}, options.price_data)
         self._open: OrderedDict[UUID, _Open] = OrderedDict()
         self._open_bytes = 0
 
     def open(self, exchange: Exchange) -> Told:
         """A call whose request has arrived."""
-        request = self.request(exchange)
-        told = Told(_hint(exchange, request, None), request, True, None, understood.understand(request, None))
+        client = self._client(exchange)
+        raw = self._entry(session_jsonl.request_entry, exchange, "request")
+        hint = _hint(exchange, raw, None)
+        request = self._redacted(raw, client)
+        told = Told(client, hint, self._shown(request), True, None, understood.understand(request, None))
         self._remember(exchange, told)
         return told
 
     def over(self, exchange: Exchange) -> Told:
         known = self._recall(exchange.id)
-        request = known.request if known else self.request(exchange)
-        response = self._entry(session_jsonl.response_entry, exchange, "response")
-        hint = known.hint if known else _hint(exchange, request, response)
-        digest = understood.understand(request, response, known.asked if known else None)
-        return Told(hint, request, known is None, response, digest)
+        raw = self._entry(session_jsonl.response_entry, exchange, "response")
+        if known is not None:
+            response = self._redacted(raw, known.client)
+            digest = understood.understand(known.request, response, known.asked)
+            return Told(known.client, known.hint, known.request, False, self._shown(response), digest)
+        client = self._client(exchange)
+        asked = self._entry(session_jsonl.request_entry, exchange, "request")
+        hint = _hint(exchange, asked, raw)
+        request, response = self._redacted(asked, client), self._redacted(raw, client)
+        digest = understood.understand(request, response)
+        return Told(client, hint, self._shown(request), True, self._shown(response), digest)
 
-    def request(self, exchange: Exchange) -> Entry:
-        """The request entry, for itself."""
-        return self._entry(session_jsonl.request_entry, exchange, "request")
+    def request(self, exchange: Exchange, client: Client | None) -> Entry:
+        """The request entry once more."""
+        raw = self._entry(session_jsonl.request_entry, exchange, "request")
+        return self._shown(self._redacted(raw, client))
+
+    def indexed(self, digest: Digest) -> Digest:
+        """What may be searched for."""
+        if not self._metadata_only:
+            return digest
+        answers = (replace(answer, message=None, error="") for answer in digest.answers)
+        return replace(digest, asked=replace(digest.asked, system="", messages=()), answers=tuple(answers))
 
     def answered(self, exchange: Exchange, told: Told) -> Entry:
         """The response entry, with what it means and what it cost."""
@@ -113,9 +139,22 @@ class Teller:
             self._troubles.take("tell", repr(error))
             return session_jsonl.bare_entry(exchange, "", 0, self._machine, kind, repr(error))
 
+    def _client(self, exchange: Exchange) -> Client | None:
+        return self._projects.client(exchange.client_port, exchange.opened) if self._projects else None
+
+    def _redacted(self, entry: Entry, client: Client | None) -> Entry:
+        failures = self._redaction.failures
+        entry = self._redaction.entry(entry, client)
+        if self._redaction.failures > failures:
+            self._troubles.take("redact", self._redaction.trouble)
+        return entry
+
+    def _shown(self, entry: Entry) -> Entry:
+        return without_content(entry, "metadata_only") if self._metadata_only else entry
+
     def _remember(self, exchange: Exchange, told: Told) -> None:
         bare = {name: value for name, value in told.request.items() if name != "body"}
-        known = self._open[exchange.id] = _Open(told.hint, bare, told.digest.asked, exchange.request.size)
+        known = self._open[exchange.id] = _Open(told.client, told.hint, bare, told.digest.asked, exchange.request.size)
         self._open_bytes += known.size
         while self._open_bytes > OPEN_BYTES:
             self._open_bytes -= self._open.popitem(last=False)[1].size
