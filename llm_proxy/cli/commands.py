@@ -222,6 +222,7 @@ WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "detach": _word("attach", "detach"),
     "doctor": _word("doctor"),
     "export": _word("export"),
+    "import": _word("import_"),
     "prices": _word("prices"),
     "reindex": _word("reindex"),
     "reprice": _word("prices", "reprice"),

@@ -247,7 +247,9 @@ def answers(content: Content) -> tuple[Answer, ...]:
 
 
 def _answers(content: Content) -> tuple[Answer, ...]:
-    if content.media_type == eventstream.MEDIA_TYPE or eventstream.begins(content.data):
+    # What old logs cut into lines is no longer what its head says.
+    framed = content.kind == "body" and content.media_type == eventstream.MEDIA_TYPE
+    if framed or eventstream.begins(content.data):
         return _stream(content.data)
     if reading.streamed(content):
         return _pieces(content.data)
