@@ -229,6 +229,20 @@ def test_reading_files_in_slices_equals_a_rebuild(indexer, logs, tmp_path, monke
     assert_as_rebuilt(indexer, tmp_path)
 
 
+def test_much_that_is_new_is_a_rebuild(indexer, logs, tmp_path, monkeypatch):
+    """Unless who asks wants to be asked: a keeper has calls to settle in between."""
+    monkeypatch.setattr("llm_proxy.index.ingest.MUCH", 100_000)
+    make(logs, calls=60, sessions=6, end=END)
+    asked = []
+    assert not indexer.catch_up_all(lambda: bool(asked.append(True)))
+    assert asked and not indexer.complete
+    rebuilt = []
+    monkeypatch.setattr(indexer, "rebuild", lambda: rebuilt.append(Indexer.rebuild(indexer, workers=0)))
+    assert indexer.catch_up_all() and rebuilt == [60]
+    assert indexer.complete and indexer.catch_up_all() and rebuilt == [60]
+    assert_as_rebuilt(indexer, tmp_path)
+
+
 def test_workers_make_the_same_rows(indexer, logs, tmp_path, monkeypatch):
     """Parsing in processes of their own changes nothing."""
     monkeypatch.setattr("llm_proxy.index.ingest._groups.__defaults__", (100_000,))

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
@@ -30,6 +30,7 @@ from llm_proxy.sinks.log_reader import COMPRESSED, PLAIN
 TAIL = 64  # bytes before the cursor by which a file is known again
 SLICE = 16 << 20  # bytes of lines read in one transaction
 TASK = 4 << 20  # bytes of files that are read at once
+MUCH = 64 << 20  # bytes of files from which on processes of their own are worth the while
 
 T = TypeVar("T")
 
@@ -105,23 +106,33 @@ class Indexer:
         plain = file.removesuffix(COMPRESSED).removesuffix(PLAIN)
         self._bring([plain + COMPRESSED, plain + PLAIN])
 
-    def catch_up_all(self, go_on: Callable[[], bool] = lambda: True) -> bool:
-        """Every file, also those that are gone. Gives whether it came to the end before `go_on` said no."""
-        for group in _groups(self._stale()):
-            if not go_on():
+    def catch_up_all(self, go_on: Callable[[], bool] | None = None) -> bool:
+        """Every file, also those that are gone. Gives whether it came to the end before `go_on` said no.
+
+        Who does not want to be asked is spared the wait where there is much, and nothing known: that is a rebuild.
+        """
+        known = self._insist(self._known)
+        stale = self._stale(known)
+        if go_on is None and not known and sum(size for _, size in stale) > MUCH:
+            with suppress(RebuildRuns):
+                self.rebuild()
+                return True
+        for group in _groups(stale):
+            if go_on is not None and not go_on():
                 return False
             self._bring(group)
         self.complete = True
         return True
 
-    def _stale(self) -> Iterator[tuple[str, int]]:
+    def _stale(self, known: dict[str, FileRow]) -> list[tuple[str, int]]:
         """(file, bytes to read) of those that are not as they were. Gone ones first: they may have been compressed."""
-        known = self._insist(self._known)
         present = dict.fromkeys(log_reader.files(self.root))
+        stale = []
         for file in [*(one for one in known if one not in present), *present]:
             row, found = known.get(file), _look(f"{self.root}/{file}")
             if row is None or found is None or not _nothing_new(row, found):
-                yield file, found.size if found else 0
+                stale.append((file, found.size - (row.cursor if row else 0) if found else 0))
+        return stale
 
     def _known(self) -> dict[str, FileRow]:
         self._look_after()
@@ -218,7 +229,7 @@ class Indexer:
             finally:
                 db.close()
                 draft.unlink(missing_ok=True)
-        self.catch_up_all()
+        self.catch_up_all(lambda: True)
         return calls
 
     def _build(self, db: sqlite3.Connection, progress: Callable[[Progress], None] | None, workers: int | None) -> int:
@@ -374,7 +385,7 @@ class _FileFacts(NamedTuple):
 def _workers(wanted: int | None, total: int) -> int:
     if wanted is not None:
         return wanted
-    return min(8, os.cpu_count() or 1) if total > 8 * TASK else 0
+    return min(8, os.cpu_count() or 1) if total > MUCH else 0
 
 
 def _read_all(root: Path, sizes: dict[str, int], workers: int) -> Iterator[list[_FileFacts]]:
