@@ -37,7 +37,7 @@ def export(arguments: Sequence[str]) -> int:
     with record(filters.places_from(given)) as opened:
         counted = opened.index.stats(wanted, "total")
         total = counted[0].calls if counted else 0
-        with _output(given.output) as out:
+        with output(given.output) as out:
             number = _write(opened, wanted, given.format, total, out, utc=given.utc)
     if given.json:
         print(f'{{"calls": {number}}}', file=sys.stderr if given.output == "-" else sys.stdout)
@@ -93,7 +93,7 @@ def _progress(total: int) -> Iterator[Any]:
 
 
 @contextmanager
-def _output(path: str) -> Iterator[IO[bytes]]:
+def output(path: str) -> Iterator[IO[bytes]]:
     """Standard output, or a private file that is there only when it is whole. Raises UsageError where it cannot be."""
     if path == "-":
         sys.stdout.flush()

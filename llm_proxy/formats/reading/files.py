@@ -105,7 +105,7 @@ class Catalogue:
     def _take(self, form: Format, path: str, plain: str) -> None:
         calls: list[Found] = []
         parts: list[Part] = []
-        for one in form.find(path, _numbered(plain, lambda: self.no_calls.add("longer than any line may be", path))):
+        for one in form.find(path, numbered(plain, lambda: self.no_calls.add("longer than any line may be", path))):
             if isinstance(one, Unreadable):
                 self.no_calls.add(str(one), path)
             elif isinstance(one, Part):
@@ -151,7 +151,7 @@ class Catalogue:
     def read(self, form: Format, found: Found) -> Foreign | None:
         """The call; None, and it is counted, where its lines tell none."""
         try:
-            return form.read(found, [_line(place) for place in found.lines])
+            return form.read(found, [line_at(place) for place in found.lines])
         except Unreadable as error:
             why = str(error)
         except OSError as error:
@@ -183,8 +183,8 @@ def opened(path: str) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _numbered(path: str, too_long: Callable[[], None]) -> Iterator[tuple[Place, bytes]]:
-    """The lines of a file that are not empty, with their places."""
+def numbered(path: str, too_long: Callable[[], None]) -> Iterator[tuple[Place, bytes]]:
+    """The lines of a file that are not empty, with their places; `too_long` is told of what is none. Raises OSError."""
     offset = 0
     with opened(path) as file:
         while line := file.readline(LONGEST_LINE):
@@ -199,7 +199,8 @@ def _numbered(path: str, too_long: Callable[[], None]) -> Iterator[tuple[Place, 
             offset += length
 
 
-def _line(place: Place) -> bytes:
+def line_at(place: Place) -> bytes:
+    """Raises OSError."""
     with opened(place.path) as file:
         file.seek(place.offset)
         return file.read(place.length)
@@ -210,7 +211,7 @@ _ANY = msgspec.json.Decoder(dict[str, Any])
 
 def _format(path: str) -> Format | None:
     """By the first line that one of them recognises."""
-    for number, (_, line) in enumerate(_numbered(path, lambda: None)):
+    for number, (_, line) in enumerate(numbered(path, lambda: None)):
         if number == _LOOKED_AT:
             break
         try:

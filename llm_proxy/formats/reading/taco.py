@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -40,6 +41,7 @@ _PROVIDERS = {"claude": "anthropic", "google": "gemini"}
 _BASE64 = "base64:"
 # MIRRA puts the day before the id.
 _DATED = re.compile(r"[0-9]{8}-")
+_FILE = re.compile(r"recordings-.*\.jsonl", re.DOTALL)
 
 
 class _Timing(msgspec.Struct):
@@ -61,14 +63,22 @@ class _Half(msgspec.Struct):
     streaming: Any = False
 
 
+class _Status(msgspec.Struct):
+    status: Any = None
+
+
 class _Line(msgspec.Struct):
     id: Any = None
     timestamp: Any = None
+    provider: Any = None
+    response: _Status | None = None
     timing: _Timing = msgspec.field(default_factory=_Timing)
 
 
-class _Recording(_Line):
+class _Recording(msgspec.Struct):
+    id: Any = None
     provider: str = ""
+    timing: _Timing = msgspec.field(default_factory=_Timing)
     request: _Half = msgspec.field(default_factory=_Half)
     response: _Half | None = None
     responseSize: Any = None
@@ -83,6 +93,34 @@ _TEXT = msgspec.json.Decoder(str)
 def recognises(line: dict[str, Any]) -> bool:
     request = line.get("request")
     return isinstance(request, dict) and "path" in request and "provider" in line and "timing" in line
+
+
+class Seen(NamedTuple):
+    """What a line says at a glance. `at` is nanoseconds since 1970; `ms` None: not told."""
+
+    id: str
+    at: int
+    provider: str
+    status: int
+    ms: int | None
+
+
+def seen(data: bytes) -> Seen:
+    """Raises Unreadable."""
+    line = decoded(_LINE, data)
+    timing = line.timing
+    return Seen(
+        line.id if isinstance(line.id, str) else "",
+        begun(line.timestamp, timing.started_at, timing.startTime),
+        line.provider if isinstance(line.provider, str) else "",
+        (count(line.response.status) if line.response else None) or 0,
+        count(timing.duration_ms if timing.duration_ms is not None else timing.durationMs),
+    )
+
+
+def files(folder: Path) -> list[str]:
+    """The recordings in a folder, by their days. Raises OSError."""
+    return sorted(str(path) for path in folder.iterdir() if _FILE.fullmatch(path.name))
 
 
 def find(path: str, lines: Iterable[tuple[Place, bytes]]) -> Iterator[Found | Part | Unreadable]:
