@@ -178,7 +178,7 @@ class _PieceOf(NamedTuple):
 
 
 def _piece_of(name: str) -> _PieceOf:
-    return _PieceOf(f'"{name}":', re.compile(rf'"{name}": ?"((?:[^"\\]++|\\.)*+)"'))
+    return _PieceOf(f'"{name}":', re.compile(rf'"{name}": ?"([^"\\]*(?:\\.[^"\\]*)*)"'))
 
 
 # What the providers call the pieces in which text, thoughts and arguments come.
@@ -191,7 +191,7 @@ _PIECES = tuple(map(_piece_of, _PIECE_NAMES))
 _MARKS = ("type", "index", "output_index", "content_index", "item_id")
 _DEEPEST = 32
 
-_LITERAL = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_LITERAL = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _JSON_TOKEN = re.compile(rf"({_LITERAL.pattern})|([{{}}\[\]:,])", re.DOTALL)
 _DOCUMENT = re.compile(r"(?:data:)?\s*(?=[{\[])")
 

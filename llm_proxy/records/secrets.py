@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 # Words joined by hyphens and the like: a placeholder, a path, an expression.
 _WORD = r"(?:[A-Za-z]{1,15}\d{0,3}|\d{1,4})"
-_WORDS = re.compile(rf"{_WORD}(?:[-_.~/+=]+{_WORD})*+[-_.~/+=]*+")
+_WORDS = re.compile(rf"{_WORD}(?:[-_.~/+=]+{_WORD})*[-_.~/+=]*")
 _CERTAIN = 80  # characters: what is as long behind a vendor's prefix is a key, however dull
 
 
@@ -54,7 +54,7 @@ class Family(NamedTuple):
 # escape may, or a percent-encoded character.
 _START = r"(?:(?<![A-Za-z0-9_-]..)|(?<=\\[nrtbf]..)|(?<=\\u[0-9a-fA-F]{4}..)|(?<=%[0-9a-fA-F]{2}..))"
 # `<is>` between a name and its value: equals sign or colon, quotes, blanks, in JSON at any depth. Escapes stay whole.
-_IS = r"""(?:\\+[nrt"']|[\s"']){0,8}+[=:]>?(?:\\+[nrt"']|[\s"']){0,8}+"""
+_IS = r"""(?:\\+[nrt"']|[\s"']){0,8}[=:]>?(?:\\+[nrt"']|[\s"']){0,8}"""
 
 
 def _shape(kind: str, pattern: str, check: Callable[[str], bool] = _is_key) -> Shape:
@@ -71,9 +71,9 @@ def _like(hint: str, *shapes: Shape) -> Family:
 
 
 _PEM = "(?:(?:RSA|DSA|EC|OPENSSH|ENCRYPTED|PGP|ANY) )?PRIVATE KEY(?: BLOCK)?-----"
-_PEM_BODY = r"(?:[A-Za-z0-9+/=\s:,.()→|]|-(?!-)|\\+(?:[nrt/]|u[0-9a-fA-F]{4}))*+"
+_PEM_BODY = r"(?:[A-Za-z0-9+/=\s:,.()→|]|-(?!-)|\\+(?:[nrt/]|u[0-9a-fA-F]{4})){0,20000}"
 # Of a block that was cut, its full lines; editors' and agents' line numbers may stand before them.
-_PEM_LINES = r"(?:(?:\\+(?:[nrt]|u[0-9a-fA-F]{4})|[\s0-9→|])*+(?:[A-Za-z0-9+/=]|\\+/){40,}+)++"
+_PEM_LINES = r"(?:(?:\\+(?:[nrt]|u[0-9a-fA-F]{4})|[\s0-9→|]){1,40}(?:[A-Za-z0-9+/=]|\\+/){40,200}){1,400}"
 _BASE64 = r"(?:[A-Za-z0-9+=]|\\*/)"
 _SEGMENT = "[A-Za-z0-9_-]{10,}"
 _PASSWORD = r"""[^\s:/@"'<>\\]{0,64}:(?P<secret>[^\s/@"'<>\\]{3,128})@[A-Za-z0-9\[]"""
