@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from llm_proxy.proxy.authority import Authority, Denied, check_address
 from llm_proxy.proxy.router import PoolKey, Route
+from llm_proxy.proxy.tls import start_tls
 from llm_proxy.proxy.upstream import UpstreamConnection
 
 STAGGER = 0.25  # seconds between attempts on one name's addresses (RFC 8305 §5)
@@ -139,12 +140,12 @@ class Dialler:
         return await self._adopt(key, sock, await self._tls_context())
 
     async def _adopt(self, key: PoolKey, sock: socket.socket, tls: ssl.SSLContext | None) -> UpstreamConnection:
-        loop = asyncio.get_running_loop()
         connection = UpstreamConnection(key)
         try:
-            await loop.create_connection(
-                lambda: connection, sock=sock, ssl=tls, server_hostname=key.host if tls else None
-            )
+            if tls is None:
+                await asyncio.get_running_loop().create_connection(lambda: connection, sock=sock)
+            else:
+                await start_tls(sock, connection, tls, key.host)
         except ConnectionError as error:
             sock.close()
             words = f"TLS with {key.host} failed: the handshake was broken off ({_in_words(error)})"

@@ -428,9 +428,10 @@ class Relay:
 
     # -- endings ------------------------------------------------------------------------------------------------
 
-    def upstream_lost(self, exc: Exception | None) -> None:
-        """The upstream's connection has ended."""
+    def upstream_lost(self, exc: Exception | None, unread: bytes) -> None:
+        """The upstream's connection has ended; `unread` is what had come before, as when a write met the break."""
         upstream, self.upstream = self.upstream, None
+        self.rest += unread
         while self.rest and self.ending is None:  # over TLS an end is told although reading is paused
             rest, self.rest = self.rest, b""
             self.response_data(rest)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 
 # Ours to set: uvloop's low mark is 16 bytes otherwise. Memory per direction is the high mark plus one read.
 HIGH, LOW = 65_536, 16_384
+_READ = 1 << 18
 _RESET = struct.pack("ii", 1, 0)
 # A peer that stopped answering: probes after a minute, given up after about two more.
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 180_000}
@@ -35,6 +37,21 @@ def local_port(transport: asyncio.BaseTransport) -> int:
         return 0
     host = peer[0].removeprefix("::ffff:")  # RFC 4291 §2.5.5.2: IPv4 through a socket of both families
     return int(peer[1]) if host.startswith("127.") or host == "::1" or peer[0] == own[0] else 0
+
+
+def unread(transport: asyncio.BaseTransport) -> bytes:
+    """What came before the connection broke and was not read; only from within `connection_lost`, and not over TLS.
+
+    Both loops stop reading when a write fails. The kernel keeps what it has received, and nothing can be added to it.
+    """
+    sock = transport.get_extra_info("socket")
+    pieces: list[bytes] = []
+    try:
+        while sock is not None and (piece := os.read(sock.fileno(), _READ)):
+            pieces.append(piece)
+    except OSError:  # the break itself, after what came before it
+        pass
+    return b"".join(pieces)
 
 
 def break_off(transport: asyncio.BaseTransport | None) -> None:

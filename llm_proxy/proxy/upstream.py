@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from llm_proxy.proxy.gate import Gate, Reason
 from llm_proxy.proxy.router import PoolKey
-from llm_proxy.proxy.transport import break_off, prepare
+from llm_proxy.proxy.transport import break_off, prepare, unread
 
 if TYPE_CHECKING:
     from llm_proxy.proxy.pool import Pool
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class UpstreamConnection(asyncio.Protocol):
     """Belongs to one relay at a time, or to the pool."""
 
-    __slots__ = ("full", "gate", "idle_since", "key", "pool", "relay", "reused", "transport")
+    __slots__ = ("full", "gate", "idle_since", "key", "pool", "relay", "reused", "transport", "unread")
 
     def __init__(self, key: PoolKey) -> None:
         self.key = key
@@ -28,6 +28,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.reused = False
         self.full = False  # it takes no more for now
         self.idle_since = 0.0
+        self.unread = b""  # where it broke: what had come before
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -48,12 +49,14 @@ class UpstreamConnection(asyncio.Protocol):
             relay.fault(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.transport = None
+        transport, self.transport = self.transport, None
         relay = self.relay
         if relay is not None:
             self.relay = None
             try:
-                relay.upstream_lost(exc)
+                if exc is not None and transport is not None and self.key.scheme == "http":
+                    self.unread = unread(transport)
+                relay.upstream_lost(exc, self.unread)
             except Exception as error:
                 relay.fault(error)
         elif self.pool is not None:
