@@ -9,17 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
 from llm_proxy.records.redaction import Entry, Redactor
 from llm_proxy.records.secrets import FAMILIES
 
+ROOT = Path(__file__).parent.parent
 KEY = "sk-ant-api03-" + "aB3dE5gH7jK9mN1pQ2rS" * 4
 HOSTILE = ("-----BEGIN PRIVATE KEY-----\n", "eyJ", "-eyJ.", "sk-", " AKIA", "a://b:", "\\", "Bearer ", "_API_KEY=\\n")
 
@@ -64,7 +61,8 @@ def main() -> None:
         "2 kB stream, a secret in pieces": stream(answer[:1000] + f" {KEY} " + answer[1000:]),
     }
     redactor = Redactor((), lambda kind, secret: 1)
-    print(f"{sum(len(family.shapes) for family in FAMILIES)} shapes\n{'case':<32} {'bytes':>8} {'best':>8} {'median':>8}")
+    print(sum(len(family.shapes) for family in FAMILIES), "shapes")
+    print(f"{'case':<32} {'bytes':>8} {'best':>8} {'median':>8}")
     for name, entry in cases.items():
         size = len(entry.get("body", "")) or sum(len(chunk["raw"]) for chunk in entry["chunks"])
         best, median = milliseconds(lambda entry=entry: redactor.entry(entry), options.rounds)

@@ -63,6 +63,7 @@ class Projects:
     def __init__(self, server: int | None = None) -> None:
         self._server = os.getppid() if server is None else server
         self._callers: dict[int, _Caller] = {}
+        self._nobodys: dict[int, float] = {}  # ports that nobody was found behind, and when
         self._scans = float(SCANS_AT_ONCE)
         self._scanned = time.monotonic()
 
@@ -81,13 +82,18 @@ class Projects:
             caller.used = now
             return caller
         self._callers.pop(port, None)
-        if abs(time.time() - opened) > RECENT or not self._may_scan(now):
+        if (
+            abs(time.time() - opened) > RECENT
+            or now - self._nobodys.get(port, -LOOK_AGAIN) < LOOK_AGAIN
+            or not self._may_scan(now)
+        ):
             return None
         self._scan(now)
         caller = self._callers.get(port)
-        if caller is None or caller.process.create_time() > opened + _CLOCK:
+        if caller is None:
+            self._nobodys[port] = now
             return None
-        return caller
+        return caller if caller.process.create_time() <= opened + _CLOCK else None
 
     def _refreshed(self, caller: _Caller, now: float) -> bool:
         """Whether it is still alive."""
@@ -116,6 +122,7 @@ class Projects:
             if caller := known[pid]:
                 self._callers[port] = _Caller(caller.process, caller.client, now, now)
         self._callers = {port: one for port, one in self._callers.items() if now - one.used < KEPT}
+        self._nobodys = {port: when for port, when in self._nobodys.items() if now - when < LOOK_AGAIN}
 
 
 # --- sockets and processes
