@@ -134,6 +134,7 @@ def test_bodies_go_and_figures_stay(logs, store, tmp_path):
     for session, entries in content(logs).items():
         said = [entry for entry in entries if "body" in entry or "chunks" in entry]
         assert bool(said) == (session not in stripped)
+        assert {entry.get("left_out") for entry in entries[1:]} == {"expired" if session in stripped else None}
     with open_index(indexer.path) as index:
         assert index.stats(Filter(), "model") == sums
         for call in index.calls(Filter()):
@@ -156,6 +157,28 @@ def test_logs_without_digests_are_understood_before_their_bodies_go(tmp_path, st
     told = [entry["digest"] for entry in entries if entry["type"] == "response"]
     assert len(told) == 10 and not any("chunks" in entry for entry in entries)
     assert sum(digest.get("usage", {}).get("output", 0) for digest in told) == made["output_tokens"]
+
+
+def test_what_was_said_in_odd_entries_goes_too(logs, store):
+    """Messages of a WebSocket, and what only looks like such."""
+    file = next(iter(log_reader.files(logs)))
+    start = next(log_reader.entries(logs / file))[2]
+    said = [
+        {"websocket": {"messages": [{"from": "client", "type": "text", "raw": "secret"}], "client_raw": "secret"}},
+        {"websocket": {"messages": ["secret"]}},
+        {"websocket": "secret", "chunks": "secret", "body": ["secret"]},
+        {"_meta": ["x"], "body": "secret"},
+        {"type": "unheard", "body": "secret"},
+    ]
+    with (logs / file).open("w") as out:
+        for entry in (start, *({"_meta": start["_meta"], "type": "response"} | one for one in said)):
+            out.write(json.dumps(entry) + "\n")
+        out.write('{"type": "response", "body": "secret torn')
+    os.utime(logs / file, (NOW - 40 * DAY,) * 2)
+    assert [one.file for one in run(logs, store, bodies_days=35)] == [file]
+    assert "secret" not in (logs / file).read_text()
+    (messages,) = [e["websocket"]["messages"] for _, _, e in log_reader.entries(logs / file) if "websocket" in e]
+    assert messages == [{"from": "client", "type": "text"}]
 
 
 def test_bodies_of_compressed_files_and_of_what_came_later_go_too(logs, store):

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 from llm_proxy.keeper.options import Retention
 from llm_proxy.keeper.store import Store
 from llm_proxy.records import understood
+from llm_proxy.records.redaction import without_content
 from llm_proxy.sinks import log_reader, session_jsonl
 from llm_proxy.sinks.log_reader import COMPRESSED, PLAIN, WINDOW_LOG
 from llm_proxy.sinks.session_jsonl import Entry
@@ -36,10 +37,10 @@ _AT_ONCE = 1 << 20
 _FRAME_HEAD = 18  # bytes: RFC 8878 §3.1.1
 # <upstream>/<day>/<id>, as `session_jsonl.place` names them and as imported ones are named.
 _OURS = re.compile(r"[^/]+/\d{4}-\d\d-\d\d/([^/]+?)\.jsonl(?:\.zst)?")
-# What is said in an entry, as against what is known of it.
-_SAID = frozenset({"body", "body_encoding", "chunks", "content_encoding", "decode_error", "websocket"})
 # What a file of ours may begin with: the part behind a compressed one begins with anything.
 _TYPES = frozenset({"session_start", "fork", "request", "response", "price"})
+_SAID = ("body", "chunks", "websocket")
+EXPIRED = "expired"  # `left_out` of an entry
 REMOVED = "bodies_removed"  # in a file's first entry: bytes of the lines behind it when their bodies were taken out
 
 Kind = Literal["compress", "strip", "delete"]
@@ -234,7 +235,17 @@ def _without_bodies(path: Path) -> Iterator[Entry]:
             if "digest" not in entry:  # a log of old: what follows from the bodies is to stay
                 facts = understood.facts(understood.understand(request, entry))
                 entry = dict(sorted((entry | {"digest": facts}).items())) if facts else entry
-        yield {name: value for name, value in entry.items() if name not in _SAID}
+        yield _without_body(entry) if any(name in entry for name in _SAID) else entry
+
+
+def _without_body(entry: Entry) -> Entry:
+    try:
+        if isinstance(entry.get("websocket", {}), dict):
+            return without_content(entry, EXPIRED)
+    except (AttributeError, TypeError):
+        pass
+    # No entry of ours, whatever it says: it must not stay.
+    return without_content({name: value for name, value in entry.items() if name != "websocket"}, EXPIRED)
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
