@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -320,6 +321,22 @@ def test_where_processes_are_asked_one_by_one(callers: Callers, monkeypatch: pyt
     monkeypatch.setattr(psutil, "net_connections", refuse)
     said = here(port)
     assert said is not None and said.pid == process.pid
+
+
+def test_a_folder_that_never_answers_holds_nothing_up(callers: Callers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that is gone: it costs one wait, and when it is back all is known."""
+    _, port = callers.start(sys.executable, callers.script("agent.py"), "PORT")
+    found, back = Projects(os.getpid()), threading.Event()
+    real = projects.repository
+    monkeypatch.setattr(projects, "repository", lambda folder: back.wait() and real(folder))
+    monkeypatch.setattr(projects, "LOOK_AGAIN", 0.0)
+    begun = time.monotonic()
+    assert [found.client(port, time.time_ns()) for _ in range(3)] == [None] * 3
+    assert time.monotonic() - begun < 3 * projects.PATIENCE
+    back.set()
+    for thread in found._waiting.values():
+        thread.join()
+    assert found.client(port, time.time_ns()) is not None
 
 
 def test_looking_is_dear_and_done_seldom(callers: Callers, monkeypatch: pytest.MonkeyPatch) -> None:

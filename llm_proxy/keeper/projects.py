@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 import re
 import stat
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
+
+T = TypeVar("T")
 
 # Looking at all sockets of all processes takes milliseconds: so often in the long run, so many times in a row.
 SCAN_EVERY, SCANS_AT_ONCE = 0.25, 4
@@ -23,6 +26,7 @@ KEPT = 60.0  # seconds without a call after which a port may be somebody else's
 LOOK_AGAIN = 5.0  # seconds after which a process may have changed its folder, or the folder its branch
 # A call is older than this where the keeper was behind: its port may have changed hands since.
 RECENT = 10.0
+PATIENCE = 0.5  # seconds: a folder of a network that is gone may never answer
 _CLOCK = 2.0  # seconds by which the system's times of processes and of day may differ
 _LONGEST_NAME = 64
 
@@ -64,6 +68,7 @@ class Projects:
         self._server = os.getppid() if server is None else server
         self._callers: dict[int, _Caller] = {}
         self._nobodys: dict[int, float] = {}  # ports that nobody was found behind, and when
+        self._waiting: dict[int, threading.Thread] = {}  # processes whose folders do not answer
         self._scans = float(SCANS_AT_ONCE)
         self._scanned = time.monotonic()
 
@@ -101,7 +106,7 @@ class Projects:
             return True
         if not caller.process.is_running():
             return False
-        caller.client = _client(caller.process) or caller.client
+        caller.client = self._look(caller.process) or caller.client
         caller.looked = now
         return True
 
@@ -118,11 +123,31 @@ class Projects:
         known: dict[int, _Caller | None] = {}
         for port, pid in _ports(self._server):
             if pid not in known:
-                known[pid] = _caller(pid, now)
+                known[pid] = self._new(pid, now)
             if caller := known[pid]:
                 self._callers[port] = _Caller(caller.process, caller.client, now, now)
         self._callers = {port: one for port, one in self._callers.items() if now - one.used < KEPT}
         self._nobodys = {port: when for port, when in self._nobodys.items() if now - when < LOOK_AGAIN}
+
+    def _new(self, pid: int, now: float) -> _Caller | None:
+        try:
+            process = psutil.Process(pid)
+        except psutil.Error:
+            return None
+        client = self._look(process)
+        return _Caller(process, client, now, now) if client is not None else None
+
+    def _look(self, process: psutil.Process) -> Client | None:
+        """In a thread, because nothing may hold up the record."""
+        waiting = self._waiting.pop(process.pid, None)
+        found: list[Client | None] = []
+        if waiting is None or not waiting.is_alive():
+            waiting = threading.Thread(target=lambda: found.append(_client(process)), daemon=True)
+            waiting.start()
+            waiting.join(PATIENCE)
+        if waiting.is_alive():
+            self._waiting[process.pid] = waiting
+        return found[0] if found else None
 
 
 # --- sockets and processes
@@ -165,28 +190,26 @@ def _end(address: Any) -> tuple[str, int]:
     return address.ip.removeprefix("::ffff:"), address.port  # one end may speak IPv6 and the other IPv4
 
 
-def _caller(pid: int, now: float) -> _Caller | None:
+def _client(process: psutil.Process) -> Client | None:
+    """None for another user's process, and for one that ends meanwhile."""
     try:
-        process = psutil.Process(pid)
-        client = _client(process)
+        with process.oneshot():
+            if process.uids().real != os.getuid():
+                return None
+            cwd = _allowed(process.cwd, "")
+            program = _program(process, cwd)
     except (psutil.Error, OSError):
         return None
-    return _Caller(process, client, now, now) if client is not None else None
-
-
-def _client(process: psutil.Process) -> Client | None:
-    """None for another user's process."""
-    with process.oneshot():
-        if process.uids().real != os.getuid():
-            return None
-        try:
-            cwd = process.cwd()
-        except psutil.AccessDenied:
-            cwd = ""
-        program = _program(process, cwd)
     root, branch = repository(cwd) if cwd else ("", "")
     project = os.path.basename(root).removesuffix(".git") if root else os.path.basename(cwd)  # noqa: PTH119
     return Client(program, process.pid, cwd, project, root, branch)
+
+
+def _allowed(ask: Callable[[], T], instead: T) -> T:
+    try:
+        return ask()
+    except psutil.AccessDenied:
+        return instead
 
 
 # --- the program's name
@@ -204,10 +227,7 @@ _KNOWN_AS = {"claude-code": "claude", "gemini-cli": "gemini"}  # packages whose 
 
 def _program(process: psutil.Process, cwd: str) -> str:
     """The program's name; of an interpreter the name of what it runs. Arguments are never told: they hold secrets."""
-    try:
-        words = process.cmdline()
-    except psutil.AccessDenied:
-        words = []
+    words: list[str] = _allowed(process.cmdline, [])
     name = words[0].rpartition("/")[2].removeprefix("-") if words else ""
     if not name or " " in name:  # a process may write what it likes there
         name = process.name()
