@@ -228,6 +228,7 @@ WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "reprice": _word("prices", "reprice"),
     "retention": _word("reindex", "retention"),
     "run": _run,
+    "scan": _word("scan"),
     "search": _word("search"),
     "sessions": _word("sessions"),
     "stats": _word("stats"),

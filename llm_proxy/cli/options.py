@@ -45,6 +45,7 @@ Questions about what was recorded
 
 Looking after it
   llm-proxy import PATH         take in logs of the Go llm-proxy, Taco, MIRRA, proxy-llm or claude-trace; --dry-run
+  llm-proxy scan [PATH]         secrets in logs that were written earlier; --json
   llm-proxy reindex             make the index anew from the logs
   llm-proxy retention           compress, strip or delete old logs now, as the settings say; --dry-run
 
