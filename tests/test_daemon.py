@@ -361,13 +361,18 @@ def test_ctrl_c_in_the_terminal_reaches_only_the_daemon(start):
 
 
 def test_systemd_is_told(start, tmp_path):
-    """READY=1 once it listens, WATCHDOG=1 from the loop, STOPPING=1 before anything is closed."""
+    """It is given the port to keep; READY=1 once it listens, WATCHDOG=1 from the loop, STOPPING=1 before anything is closed."""
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(path)
         manager.settimeout(20)
         daemon = start("--service", env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "200000"})
-        assert manager.recv(100) == b"READY=1"
+        told, kept, _, _ = socket.recv_fds(manager, 100, 4)
+        assert told == b"FDSTORE=1\nFDNAME=kept"
+        for fd in kept:
+            with socket.socket(fileno=fd) as link:
+                assert link.getsockname()[1] == daemon.port
+        assert kept and manager.recv(100) == b"READY=1"
         assert daemon.health()["status"] == "ok"
         assert [manager.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
         daemon.signal(signal.SIGTERM)

@@ -64,7 +64,7 @@ class TestD08ManyAtOnce:
             (winner,) = [d for d in daemons if d.process.poll() is None]
             for daemon in daemons:
                 if daemon is not winner:
-                    assert daemon.wait() == 0
+                    assert daemon.wait() == 0, daemon.lines
                     daemon.wait_for_line(f"already running, pid {winner.pid}, port {winner.port}")
             assert f":{winner.port}/" in exported(command) and winner.health()["recording"] != "stopped"
             assert winner.stop() == 0

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import sys
 import textwrap
 import time
@@ -148,6 +149,7 @@ def _(someone):
     user = someone()
     steps = setup(user)
     assert steps[-1] == ("running", "done", f"llm-proxy runs on http://127.0.0.1:{port(user)}")
+    assert health(user)["recording"] == "ok" or outcomes(steps, "recording") == ["warning"]
     assert health(user)["pid"] == int(shown(user, "MainPID"))
     pid = shown(user, "MainPID")
     assert shown(user, "UnitFileState") == "enabled" and shown(user, "WatchdogUSec") == "30s"
@@ -260,14 +262,54 @@ def _(someone):
 
 @case("D13-upgrade-while-streaming")
 def _(someone):
-    """The call that is open ends as it would have; the next one finds the new daemon on the same port."""
+    """The call that is open ends as it would have, others are served meanwhile; the next one finds the new daemon on the
+    same port."""
     user = someone()
     setup(user)
     before, pid = port(user), shown(user, "MainPID")
     provider = fake(user)
-    text = streamed(user, before, provider, "systemctl --user restart llm-proxy")
+    ask = f"curl -s -m 20 http://127.0.0.1:{before}/health > answer"
+    text = streamed(
+        user,
+        before,
+        provider,
+        f"systemctl --user restart llm-proxy & for i in $(seq 200); do [ -e .local/state/llm-proxy/run ] || break; sleep 0.02; done; {ask}",
+    )
     assert text.rstrip().endswith("}") and "message_stop" in text
-    assert port(user) == before and shown(user, "MainPID") != pid and called(user, before, provider) == "200"
+    assert json.loads(user.run("cat answer").stdout)["pid"] == int(pid)
+    new_pid(user, pid)
+    assert port(user) == before and called(user, before, provider) == "200"
+    return user
+
+
+@case("restart-refuses-nobody")
+def _(someone):
+    """systemd keeps the port while one daemon follows another: asked to, or killed. Then calls wait, and none is refused."""
+    user = someone()
+    setup(user)
+    at = port(user)
+    refused, reset = polled(user, at, "restart llm-proxy", "restart llm-proxy")
+    assert (refused, reset) == (0, 0)
+    refused, _ = polled(user, at, "kill -s KILL llm-proxy")
+    assert refused == 0 and port(user) == at
+    user.run("systemctl --user stop llm-proxy")
+    assert user.run(f"curl -s http://127.0.0.1:{at}/health", check=False).returncode == 7
+    return user
+
+
+@case("restart-on-another-port")
+def _(someone):
+    """The port that systemd keeps is not the one that is wanted any more: it is let go."""
+    user = someone()
+    setup(user)
+    old = port(user)
+    with socket.create_server(("127.0.0.1", 0)) as link:
+        wanted = link.getsockname()[1]
+    write(user, ".config/llm-proxy/config.toml", f"port = {wanted}\n")
+    user.run("systemctl --user restart llm-proxy")
+    assert port(user) == wanted and health(user)["status"] == "ok"
+    assert user.run(f"curl -s http://127.0.0.1:{old}/health", check=False).returncode == 7
+    assert polled(user, wanted, "restart llm-proxy") == (0, 0)
     return user
 
 
@@ -279,16 +321,9 @@ def _(someone):
     steps = setup(user, "--socket-activation")
     assert steps[-1][0] == "running"
     at = port(user)
-    write(user, "poll.py", POLL)
-    user.run(f"{PYTHON} poll.py {at} > polled 2>&1 </dev/null & echo $! > poller")
-    for verb in ("restart llm-proxy", "kill -s KILL llm-proxy", "restart llm-proxy", "stop llm-proxy"):
-        user.run(f"systemctl --user {verb}")
-        wait(user, '[ "$(systemctl --user is-active llm-proxy)" = active ]')
-        time.sleep(0.5)  # some calls of the poller between two events
-    user.run("kill $(cat poller); for i in $(seq 100); do [ -s polled ] && break; sleep 0.05; done")
-    asked, failed = map(int, user.run("cat polled").stdout.split())
-    assert asked > 50 and failed == 0, (asked, failed)
-    assert port(user) == at
+    verbs = ("restart llm-proxy", "kill -s KILL llm-proxy", "restart llm-proxy", "stop llm-proxy")
+    refused, _ = polled(user, at, *verbs)
+    assert refused == 0 and port(user) == at
     return user
 
 
@@ -536,9 +571,9 @@ BODY = '{"model":"m","max_tokens":9,"stream":true,"messages":[{"role":"user","co
 
 POLL = """\
 import signal, socket, sys, time
-asked = failed = 0
+asked = refused = reset = 0
 def tell(*_):
-    print(asked, failed, flush=True)
+    print(asked, refused, reset, flush=True)
     sys.exit()
 signal.signal(signal.SIGTERM, tell)
 request = b"GET /health HTTP/1.1\\r\\nHost: 127.0.0.1:%d\\r\\nConnection: close\\r\\n\\r\\n" % int(sys.argv[1])
@@ -547,13 +582,29 @@ while True:
     try:
         with socket.create_connection(("127.0.0.1", int(sys.argv[1])), 20) as link:
             link.sendall(request)
-            failed += not link.recv(100).startswith(b"HTTP/1.1 200")
+            reset += not link.recv(100).startswith(b"HTTP/1.1 200")
     except ConnectionRefusedError:
-        failed += 1
+        refused += 1
     except ConnectionResetError:
-        pass
+        reset += 1
     time.sleep(0.002)
 """
+
+
+def polled(user, port, *verbs):
+    """Ask again and again while the unit is told these things: how often nobody listened, and how often the answer was
+    cut off."""
+    write(user, "poll.py", POLL)
+    user.run(f"rm -f polled; {PYTHON} poll.py {port} > polled 2>&1 </dev/null & echo $! > poller")
+    for verb in verbs:
+        time.sleep(0.3)  # some calls of the poller between two events
+        user.run(f"systemctl --user {verb}")
+        wait(user, '[ "$(systemctl --user is-active llm-proxy)" = active ]')
+    time.sleep(0.3)
+    user.run("kill $(cat poller); for i in $(seq 100); do [ -s polled ] && break; sleep 0.05; done")
+    asked, refused, reset = map(int, user.run("cat polled").stdout.split())
+    assert asked > 20
+    return refused, reset
 
 
 def fake(user):

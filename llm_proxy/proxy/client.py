@@ -207,7 +207,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _answer(self, head: RequestHead, own: bytes, rest: bytes) -> None:
         """Answer a path of our own; what such a request brings as a body is not read."""
-        if head.length or head.chunked or head.close or not head.minor:
+        if head.length or head.chunked or head.close or not head.minor or self._core.draining:
             self._answer_and_end(own)
             return
         self.buffer = rest

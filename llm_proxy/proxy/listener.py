@@ -60,7 +60,9 @@ class Listener:
         self._listen()
 
     def close(self) -> None:
-        """Accept no more. Idempotent."""
+        """Accept those who wait already, since closing would reset them, and no more. Idempotent."""
+        for sock in self._sockets:
+            self._accept(sock)
         if self._resuming is not None:
             self._resuming.cancel()
         self._deafen()

@@ -30,6 +30,8 @@ from llm_proxy.proxy.tee import Tee
 
 log = logging.getLogger("llm_proxy.proxy")
 
+_HEARING = 50  # milliseconds for a new connection's first request, where it may be the last
+
 # The keeper's numbers that `/metrics` passes on: name in its snapshot, name here, help.
 _KEEPER_METRICS = (
     ("exchanges", "llm_proxy_keeper_exchanges_total", "Exchanges written to the log files."),
@@ -111,13 +113,19 @@ class Proxy:
         )
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep_forever())
 
-    async def drain(self, limit: float) -> int:
-        """Stop accepting, let exchanges finish for up to `limit` seconds, cut the rest; returns how many were cut."""
-        core = self.core
+    async def drain(self, limit: float, *, serving: float = 0.0) -> int:
+        """Let exchanges end for up to `limit` seconds, then cut them; returns how many were cut.
+
+        For the first `serving` seconds, or until nothing is open, new ones are carried too.
+        """
+        core, now = self.core, time.monotonic()
+        core.draining = True
+        await self._wait_for_exchanges(now + serving)
+        self._stop_listening()
+        if serving:
+            await self._hear_out()
         self._turn_away()
-        deadline = time.monotonic() + limit
-        while core.relays and time.monotonic() < deadline:
-            await core.something_ended(deadline - time.monotonic())
+        await self._wait_for_exchanges(now + limit)
         cut = list(core.relays)
         for relay in cut:
             relay.interrupt("llm-proxy is stopping")
@@ -140,14 +148,29 @@ class Proxy:
             client.break_off()
         await asyncio.sleep(0)
 
-    def _turn_away(self) -> None:
-        """Accept nothing more, and close the connections that have no exchange."""
+    def _stop_listening(self) -> None:
         self.core.draining = True
         if self._listener is not None:
             self._listener.close()
+
+    async def _hear_out(self) -> None:
+        """Who has just connected is about to ask: closing at once would answer that with a reset."""
+        for _ in range(_HEARING):
+            await asyncio.sleep(0.001)
+            new = time.monotonic() - _HEARING / 1000
+            if not any(client.relay is None and client.since > new for client in self.core.clients):
+                return
+
+    def _turn_away(self) -> None:
+        """Accept nothing more, and close the connections that have no exchange."""
+        self._stop_listening()
         for client in list(self.core.clients):
             if client.relay is None:
                 client.close()
+
+    async def _wait_for_exchanges(self, deadline: float) -> None:
+        while self.core.relays and (left := deadline - time.monotonic()) > 0:
+            await self.core.something_ended(left)
 
     async def _sweep_forever(self) -> None:
         while True:

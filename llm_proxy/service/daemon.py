@@ -69,6 +69,7 @@ class Daemon:
     role = "foreground"
     unrecorded = "there is no journal"
     status = ""  # one line for the service manager, beside "running"
+    serves_on = 0.0  # for which part of the drain's time new calls are carried too
 
     def __init__(self, settings: Settings, voice: Voice) -> None:
         self.settings = settings
@@ -222,7 +223,7 @@ class Daemon:
         limit = self.settings.drain_timeout
         log.info("stopping: open calls have %g s to end, a second signal cuts them", limit)
         loop = asyncio.get_running_loop()
-        draining = loop.create_task(proxy.drain(limit))
+        draining = loop.create_task(proxy.drain(limit, serving=limit * self.serves_on))
         forced = loop.create_task(self._force.wait())
         await asyncio.wait({draining, forced}, return_when=asyncio.FIRST_COMPLETED)
         if draining.done() and (cut := draining.result()):
@@ -245,6 +246,7 @@ class Service(Daemon):
     """The one daemon of a user: holds the lock, keeps its port, and says in the state folder where it is."""
 
     role = "service"
+    serves_on = 0.5  # clients know no other daemon, and what is begun should have time to end
 
     def __init__(self, loaded: Loaded, voice: Voice) -> None:
         super().__init__(loaded.settings, voice)
@@ -274,9 +276,24 @@ class Service(Daemon):
             os.close(self._lock)
 
     def _listen(self) -> Listeners:
-        if sockets := activation.inherited():
-            self._manager_listens = True
+        given = activation.inherited()
+        self._manager_listens = bool(given.of_unit)
+        if given.kept and (self._manager_listens or not self._is_wanted(given.kept[0].getsockname())):
+            self.manager.give_up(activation.KEPT)
+            for link in given.kept:
+                link.close()
+            given = given._replace(kept=())
+        if sockets := given.of_unit or given.kept:
             return Listeners(sockets, sockets[0].getsockname()[1], ())
+        found = self._bind()
+        self.manager.keep(activation.KEPT, found.sockets)
+        return found
+
+    def _is_wanted(self, address: tuple[str, int]) -> bool:
+        host, port = address[:2]
+        return host == self.settings.host and (not self._explicit_port or self.settings.port in (0, port))
+
+    def _bind(self) -> Listeners:
         host = self.settings.host
         if self._explicit_port:
             return listen(host, self.settings.port)

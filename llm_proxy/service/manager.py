@@ -1,4 +1,4 @@
-"""What systemd is told: ready, stopping, still alive. Silence where it does not listen.
+"""What systemd is told: ready, stopping, still alive, keep this. Silence where it does not listen.
 
 The watchdog is fed from the event loop itself, so a loop that hangs is seen. An error here never reaches the daemon.
 Leaves out unit files.
@@ -7,7 +7,10 @@ Leaves out unit files.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -36,6 +39,18 @@ class Manager:
     def stopping(self) -> None:
         """Say so; the watchdog is fed on, since draining runs in the same loop."""
         self._tell("STOPPING=1")
+
+    def keep(self, name: str, sockets: Iterable[socket.socket]) -> None:
+        """Have it hold them too, so that they are there for whoever comes after us."""
+        if self._notifier is None or self._notifier.socket is None:
+            return
+        text = f"FDSTORE=1\nFDNAME={name}".encode()
+        with contextlib.suppress(OSError):
+            socket.send_fds(self._notifier.socket, [text], [link.fileno() for link in sockets])
+
+    def give_up(self, name: str) -> None:
+        """What it holds under that name is no longer wanted."""
+        self._tell(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def close(self) -> None:
         if self._beat is not None:

@@ -22,6 +22,7 @@ from llm_proxy.service import activation, state
 
 STOP_LIMIT = 35.0  # seconds: the drain's 25 s, the keeper's 4 s, and some
 _START_LIMIT = 20.0
+_RECORD_LIMIT = 2.5
 HEALTH_LIMIT = 2.0
 
 
@@ -79,6 +80,16 @@ def wait_until_it_answers(folder: str) -> state.Run:
         if time.monotonic() > deadline:
             raise SetupFailed(f"no daemon answered within {_START_LIMIT:g} s")
         time.sleep(0.05)  # its start is seen in a file
+
+
+def wait_until_it_records(run: state.Run) -> str:
+    """Empty as soon as everything is recorded; what keeps it from that after `_RECORD_LIMIT` seconds."""
+    deadline = time.monotonic() + _RECORD_LIMIT
+    while (found := health(run)).get("recording") != "ok":
+        if time.monotonic() > deadline:
+            return str(found.get("reason") or "it no longer answers")
+        time.sleep(0.05)  # the keeper's start is seen in a file
+    return ""
 
 
 def health(run: state.Run, path: str = "/health") -> dict[str, Any]:

@@ -242,7 +242,7 @@ class _Setup:
         return shells.setup(self.steps, self.environ)
 
     def answer(self) -> None:
-        """Only a daemon that answers runs."""
+        """Only a daemon that answers runs. Its keeper has a moment, so that what is shown next is no false alarm."""
         if self.steps.dry_run or self.steps.failed:
             return
         try:
@@ -250,6 +250,8 @@ class _Setup:
         except SetupFailed as exc:
             self.steps.say("running", "failed", str(exc))
             return
+        if trouble := process.wait_until_it_records(run):
+            self.steps.say("recording", "warning", f"calls are carried, but their record is in trouble: {trouble}")
         self.steps.say("running", "done", f"llm-proxy runs on http://127.0.0.1:{run.port}")
 
 

@@ -17,6 +17,8 @@ BREW_LABEL = "homebrew.mxcl.llm-proxy"
 _COMMON = """\
 Type=notify
 NotifyAccess=main
+# the port, on 127.0.0.1 and [::1]: while one daemon replaces another, connections wait and are not refused
+FileDescriptorStoreMax=2
 ExecStart={command}
 WatchdogSec=30
 TimeoutStartSec=60
