@@ -60,9 +60,10 @@ def new_session(exchange: Exchange, where: Belonging, client: Client | None) -> 
     """A session that begins with this exchange; its id is the local time and eight random hex digits."""
     session = time.strftime("%Y%m%d-%H%M%S-", _local(exchange)) + secrets.token_hex(4)
     file = session_jsonl.place(exchange.upstream, session, exchange.opened)
-    started = exchange.opened // 1_000_000_000
+    # An imported call may be old; that its session is there must be known until it is written, whatever happens.
+    used = max(int(time.time()), exchange.opened // 1_000_000_000)
     process = json.dumps(client.entry()) if client is not None else ""
-    return Session(session, where.key, where.source, file, 0, 0, started, agent=where.agent, process=process)
+    return Session(session, where.key, where.source, file, 0, 0, used, agent=where.agent, process=process)
 
 
 def _local(exchange: Exchange) -> time.struct_time:

@@ -6,9 +6,12 @@ Leaves out the formats (`formats.reading`) and where conversations go (`keeper`)
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +24,7 @@ from llm_proxy.index.queries import IndexUnavailable, open_index
 from llm_proxy.journal.reader import Position
 from llm_proxy.keeper.places import Brought, Item
 from llm_proxy.keeper.settle import Recorder, Tally
-from llm_proxy.keeper.store import Store, StoreDamaged, open_store
+from llm_proxy.keeper.store import StoreDamaged, open_store
 from llm_proxy.keeper.telling import Teller, Told
 from llm_proxy.service import ask, keeping
 from llm_proxy.sinks import session_jsonl
@@ -59,7 +62,7 @@ def bring(
     """
     _check(path, where.logs)
     outcome = Outcome()
-    with tempfile.TemporaryDirectory(prefix="llm-proxy-") as scratch:
+    with _alone(), tempfile.TemporaryDirectory(prefix="llm-proxy-") as scratch:
         catalogue = Catalogue(Path(scratch))
         paths_found = list(files(path))
         for number, one in enumerate(paths_found):
@@ -81,6 +84,25 @@ def bring(
     outcome.files, outcome.copies = dict(catalogue.files), catalogue.copies
     outcome.skipped_files, outcome.skipped_calls = catalogue.no_files.all(), catalogue.no_calls.all()
     return outcome
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Two at once would take the same calls. Raises StateUnusable."""
+    state = Path(paths.state_folder())
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(state / "import.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateUnusable(f"the state folder cannot be used: {error}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StateUnusable("another import is running; wait for its end") from None
+    else:
+        yield
+    finally:
+        os.close(fd)
 
 
 def _check(path: Path, logs: Path) -> None:
@@ -137,16 +159,14 @@ def _write(calls: Iterable[Foreign], where: ask.Places, configured: settings.Set
             recorder = Recorder(store, logs, machine, tally, teller)
             for items in _groups(Item(Brought(call.exchange.id), call.exchange, told(teller, call)) for call in group):
                 outcome.sessions += _settle(recorder, items)
+        with store.transaction():
+            store.land(store.in_flight())  # of imports that were killed: what they had begun is written now
         logs.sync()
         store.make_durable()
     finally:
         outcome.new, outcome.trouble = tally.exchanges, tally.troubles.last
-        _close(logs, store)
-
-
-def _close(logs: Logs, store: Store) -> None:
-    logs.close()
-    store.close()
+        logs.close()
+        store.close()
 
 
 def _settle(recorder: Recorder, items: list[Item]) -> int:

@@ -156,7 +156,7 @@ def read(found: Found, lines: list[bytes]) -> Foreign:
     draft.stream = response.streaming is True
     if isinstance(told.error, str) and told.error:
         draft.ending, draft.error = Ending.UPSTREAM_FAILED, told.error
-        if draft.status == 502 and not response.body:  # its own
+        if draft.status == 502 and not draft.response.pieces:  # its own
             draft.status, draft.answered = None, 502
     return draft.call(NAME)
 
