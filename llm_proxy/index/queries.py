@@ -323,8 +323,8 @@ class Index:
         with _told(self._path), database.told():
             yield from self._db.execute(query, values)
 
-    def _files(self) -> dict[int, str]:
-        return dict(self._rows("SELECT id, path FROM files", {}))
+    def _files(self) -> _Files:
+        return _Files(self._rows)
 
     def _sessions(self, keys: Sequence[int]) -> list[SessionRow]:
         """In the order of `keys`."""
@@ -506,6 +506,18 @@ def _dollars(pico: int) -> Decimal:
 
 # --- rows
 
+
+class _Files(dict[int, str]):
+    """Paths of files by number, each looked up when it is first needed."""
+
+    def __init__(self, rows: Callable[[str, Mapping[str, Any]], Iterator[tuple[Any, ...]]]) -> None:
+        self._rows = rows
+
+    def __missing__(self, file: int) -> str:
+        found = next(self._rows("SELECT path FROM files WHERE id = :file", {"file": file}), ("",))
+        return self.setdefault(file, str(found[0]))
+
+
 _NAMES = (  # columns of a session that its row has too
     *("id", "provider", "upstream", "client_session", "parent", "agent"),
     *("program", "cwd", "project", "root", "branch", "title"),
@@ -543,7 +555,7 @@ def _session(row: Sequence[Any], numbers: Sequence[Any], models: Sequence[str], 
     )
 
 
-def _call(row: Sequence[Any], files: Mapping[int, str]) -> CallRow:
+def _call(row: Sequence[Any], files: _Files) -> CallRow:
     tokens = row[33:]
     basis = row[21] or ""
     return CallRow(
@@ -579,8 +591,8 @@ def _call(row: Sequence[Any], files: Mapping[int, str]) -> CallRow:
     )
 
 
-def _place(row: Sequence[int | None], files: Mapping[int, str]) -> Place | None:
+def _place(row: Sequence[int | None], files: _Files) -> Place | None:
     file, offset, length = row
     if file is None or offset is None or length is None:
         return None
-    return Place(files.get(file, ""), offset, length)
+    return Place(files[file], offset, length)
