@@ -16,7 +16,7 @@ _COLUMNS = (
     show.Column("FILE", grows=True),
     show.Column("LINE", right=True),
     show.Column("KIND"),
-    show.Column("COUNT", right=True),
+    show.Column("TIMES", right=True),
     show.Column("FINGERPRINT"),
 )
 _NAMED = 20  # files in the advice
@@ -40,7 +40,7 @@ def scan(arguments: Sequence[str]) -> int:
         show.print_json({"path": str(path), "files": len(files), "found": secrets, "unreadable": unread})
         return 1 if found or unread else 0
     if found:
-        show.table(_COLUMNS, ((one.file, str(one.line), one.kind, str(one.count), one.fingerprint) for one in found))
+        show.table(_COLUMNS, ((one.file, str(one.line), one.kind, str(one.times), one.fingerprint) for one in found))
     for file, trouble in unread.items():
         print(show.line(f"not read to its end: {file}: {trouble}"))
     _advise(found, len(files))

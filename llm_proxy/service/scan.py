@@ -24,12 +24,12 @@ SUFFIXES = (".jsonl", ".jsonl.zst", ".json", ".csv", ".log", ".txt")
 
 
 class Found(NamedTuple):
-    """`count` times one secret in one line (from 1). `fingerprint`: 8 hex digits, the same for the same secret."""
+    """`times` one secret in one line (from 1). `fingerprint`: 8 hex digits, the same for the same secret."""
 
     file: str
     line: int
     kind: str
-    count: int
+    times: int
     fingerprint: str
 
 
