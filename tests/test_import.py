@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from llm_proxy.formats.reading import files
 from llm_proxy.sinks import session_jsonl
 from tests import oldlogs
+from tests.logpage import untold
 from tests.oldlogs import (
     JWT,
     Reference,
@@ -99,6 +100,7 @@ def test_every_era_of_the_reference(home, old, era):
     assert two["response"]["chunks"][1]["delta_ms"] == 60
     assert two["response"]["digest"]["usage"] == {"input": 12, "output": 7}
     assert [call["seq"] for call in (one, two)] == [1, 2]
+    assert not untold(one["request"]) + untold(two["request"])
 
 
 def test_a_conversation_in_many_files_is_one_session(home, old):
