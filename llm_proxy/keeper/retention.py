@@ -73,6 +73,8 @@ def run(policy: Retention, root: Path, store: Store, *, now: float | None = None
 
     Raises OSError, sqlite3.Error, StoreDamaged where nothing can be done at all.
     """
+    if policy == Retention():
+        return
     moment = time.time() if now is None else now
     hand = _Hand(root, store, dry)
     gone = set()
