@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import random
 import stat
 import string
+import struct
 import time
 import urllib.request
 from pathlib import Path
@@ -25,6 +27,7 @@ from llm_proxy.keeper.projects import Client
 from llm_proxy.keeper.redact import NUMBERS, Numbers, Redaction, is_off
 from llm_proxy.records.redaction import Entry, Redactor, without_content
 from llm_proxy.records.secrets import FAMILIES
+from llm_proxy.wire import eventstream
 from tests.goldens import golden, names
 
 ALPHANUMERIC = string.ascii_letters + string.digits
@@ -395,6 +398,35 @@ def test_streams_that_are_recorded_as_one_body(form: str) -> None:
         else [json.loads(line.removeprefix("data: ")) for line in kept.split("\n") if line]
     )
     assert "".join(map(pick, documents)) == "<ANTHROPIC_KEY#1>" and len(documents) == len(events)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["converse", "invoke"])
+def test_amazons_event_streams(wrapped: bool) -> None:
+    """Frames are binary and recorded in base64: they are searched all the same, and stay whole frames."""
+    name = b"\x0b:event-type\x07\x00\x05chunk"
+    empty = eventstream.with_payload(struct.pack(">III", 16 + len(name), len(name), 0) + name + bytes(4), b"")
+    said = f"It is {ANTHROPIC} and é."
+    stream = b""
+    for at in range(0, len(said), 9):
+        event: Any = {"contentBlockIndex": 0, "delta": {"text": said[at : at + 9]}}
+        if wrapped:
+            inner = {
+                "type": "content_block_delta",
+                "index": 0,
+                "delta": {"type": "text_delta", "text": said[at : at + 9]},
+            }
+            event = {"bytes": base64.b64encode(json.dumps(inner).encode()).decode(), "p": "abc"}
+        stream += eventstream.with_payload(empty, json.dumps(event).encode())
+    entry = {"type": "response", "body": base64.b64encode(stream + b"cut").decode(), "body_encoding": "base64"}
+    kept = redactor().entry(entry)
+    decoder = eventstream.FrameDecoder()
+    frames = decoder.feed(base64.b64decode(kept["body"]))
+    events = [json.loads(frame.payload) for frame in frames]
+    texts = [json.loads(base64.b64decode(event["bytes"])) if wrapped else event for event in events]
+    assert "".join(event["delta"]["text"] for event in texts) == "It is <ANTHROPIC_KEY#1> and é."
+    assert not decoder.broken and decoder.pending == 3 and kept["redacted"] == {"ANTHROPIC_KEY": 1}
+    assert {frame.text(":event-type") for frame in frames} == {"chunk"}
+    assert redactor().entry(kept | {"redacted": None})["redacted"] is None
 
 
 def test_messages_of_a_websocket() -> None:

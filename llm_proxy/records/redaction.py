@@ -1,12 +1,13 @@
 """Secrets in what is recorded, replaced by tokens such as `<AWS_KEY#3>`: bodies, stream lines, WebSocket messages.
 
 JSON stays JSON, whatever is taken out of it, and a secret that a model told in pieces is taken out of the pieces.
-Leaves out what a secret looks like (`secrets`), heads (`wire.masking` has seen to them), what is recorded in base64,
-and who gives the numbers.
+Leaves out what a secret looks like (`secrets`), heads (`wire.masking` has seen to them), what is not text, and who
+gives the numbers.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from bisect import bisect_right
@@ -16,6 +17,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from llm_proxy.records.secrets import Span, merged, spans
+from llm_proxy.wire import eventstream
 
 Entry = dict[str, Any]
 Number = Callable[[str, str], int]  # kind, secret -> the number of that secret, the same each time; 0: it has none
@@ -41,7 +43,9 @@ class Redactor:
         counts: Counter[str] = Counter()
         changed: Entry = {}
         body, chunks, websocket = entry.get("body"), entry.get("chunks"), entry.get("websocket")
-        if isinstance(body, str) and entry.get("body_encoding") != "base64":
+        if isinstance(body, str) and entry.get("body_encoding") == "base64":
+            changed["body"] = self._frames(body, counts)
+        elif isinstance(body, str):
             changed["body"] = self._body(body, counts) if entry.get("type") == "response" else self._text(body, counts)
         if isinstance(chunks, list):
             changed["chunks"] = self._items(chunks, counts)
@@ -111,6 +115,19 @@ class Redactor:
         if self._own or spans(whole):
             kept = [self._text(text, counts) for text in kept]
         return [item if new == old else item | {"raw": new} for item, old, new in zip(items, texts, kept, strict=True)]
+
+    def _frames(self, body: str, counts: Counter[str]) -> str:
+        """Amazon's event streams are binary, and recorded in base64; each frame holds an event like any other's."""
+        if not eventstream.begins(_decoded(body[:16])):
+            return body
+        frames, rest = eventstream.cut(_decoded(body))
+        events = [_event(eventstream.payload(frame)) for frame in frames]
+        items = self._items([{"raw": event.text} for event in events], counts)
+        kept = [
+            frame if item["raw"] == event.text else eventstream.with_payload(frame, event.payload(item["raw"]))
+            for frame, event, item in zip(frames, events, items, strict=True)
+        ]
+        return base64.b64encode(b"".join((*kept, rest))).decode()
 
     def _messages(self, messages: list[Entry], counts: Counter[str]) -> list[Entry]:
         kept = list(messages)
@@ -184,11 +201,11 @@ def _piece_of(name: str) -> _PieceOf:
 # What the providers call the pieces in which text, thoughts and arguments come.
 _PIECE_NAMES = (
     *("text", "thinking", "partial_json", "content", "delta", "arguments", "reasoning_content", "reasoning"),
-    *("refusal", "response", "transcript"),
+    *("refusal", "response", "transcript", "input"),
 )
 _PIECES = tuple(map(_piece_of, _PIECE_NAMES))
 # By these fields the pieces of one text are told from those of another.
-_MARKS = ("type", "index", "output_index", "content_index", "item_id")
+_MARKS = ("type", "index", "output_index", "content_index", "item_id", "contentBlockIndex")
 _DEEPEST = 32
 
 _LITERAL = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -260,6 +277,39 @@ def _literals(text: str) -> Iterator[tuple[Path, int, int]]:
             path[-1] = last + 1 if isinstance(last, int) else last
         else:
             name = False
+
+
+class _Event(NamedTuple):
+    """What a frame says. InvokeModel's payloads have it in base64, `before` and `after` around it."""
+
+    text: str
+    before: bytes = b""
+    after: bytes = b""
+
+    def payload(self, text: str) -> bytes:
+        said = text.encode("utf-8", "surrogatepass")
+        return self.before + base64.b64encode(said) + self.after if self.before else said
+
+
+_WRAPPED = re.compile(rb'"bytes" ?: ?"([A-Za-z0-9+/=]+)"')
+
+
+def _event(payload: bytes) -> _Event:
+    wrapped = _WRAPPED.search(payload)
+    try:
+        if wrapped is None:
+            return _Event(payload.decode())
+        start, end = wrapped.span(1)
+        return _Event(_decoded(wrapped[1]).decode(), payload[:start], payload[end:])
+    except UnicodeDecodeError:
+        return _Event("")
+
+
+def _decoded(text: str | bytes) -> bytes:
+    try:
+        return base64.b64decode(text)
+    except ValueError:
+        return b""
 
 
 # --- leaving everything out -----------------------------------------------------------------------------------------

@@ -83,6 +83,36 @@ def begins(data: bytes) -> bool:
         return False
 
 
+def cut(data: bytes) -> tuple[list[bytes], bytes]:
+    """The frames of a stream as they are, and what is behind them: an unfinished one, or none."""
+    frames: list[bytes] = []
+    stream, start = bytearray(data), 0
+    try:
+        while end := _end(stream, start):
+            frames.append(data[start:end])
+            start = end
+    except FrameError:
+        pass
+    return frames, data[start:]
+
+
+def payload(frame: bytes) -> bytes:
+    """Of a whole frame."""
+    return frame[_payload_at(frame) : -_CRC.size]
+
+
+def with_payload(frame: bytes, payload: bytes) -> bytes:
+    """The frame with another payload, and the lengths and checksums that this makes."""
+    headers = frame[_PRELUDE.size + _CRC.size : _payload_at(frame)]
+    prelude = _PRELUDE.pack(_OVERHEAD + len(headers) + len(payload), len(headers))
+    whole = prelude + _CRC.pack(crc32(prelude)) + headers + payload
+    return whole + _CRC.pack(crc32(whole))
+
+
+def _payload_at(frame: bytes) -> int:
+    return int(_PRELUDE.size + _CRC.size + _PRELUDE.unpack_from(frame)[1])
+
+
 def _lengths(data: bytes | bytearray, start: int) -> tuple[int, int]:
     """Of a whole prelude: length of the frame and of its headers. Raises FrameError."""
     total, headers = _PRELUDE.unpack_from(data, start)
