@@ -113,7 +113,7 @@ class Foreign:
 
 @dataclass(slots=True)
 class Draft:
-    """A call while its reader puts it together. Times as in `Exchange`; `ended` None: not told."""
+    """A call while its reader puts it together. Times as in `Exchange`; `first_byte` 0, `ended` None: not told."""
 
     found: Found
     method: str
@@ -168,6 +168,8 @@ class Draft:
             exchange,
             request_headers=self.request.headers_as_told(stream=False),
             response_headers=self.response.headers_as_told(stream=self.stream),
+            # Lines whose times are not known all came at the end; so did the head then.
+            first_byte=exchange.first_byte or ended,
         )
         origin = {"format": name} | {key: value for key, value in self.origin.items() if value}
         if self.request.damaged or self.response.damaged:

@@ -36,6 +36,7 @@ from llm_proxy.formats.reading.foreign import (
 )
 
 NAME = "llm-proxy (Go)"
+_LINE_ENDS = ("\n", "\r")
 _KINDS = ("session_start", "request", "response", "fork")
 
 
@@ -177,7 +178,7 @@ def _body(entry: _Entry, headers: Any, at: int = 0) -> Side:
 
 
 def _take_chunks(draft: Draft, response: _Entry) -> None:
-    """Of Bedrock's frames only what was inside is told: an event each, all at the end."""
+    """Of Bedrock's frames only what was inside is told: an event each, with the time when it was unpacked."""
     end = draft.ended or 0
     pieces: list[tuple[int, bytes]] = []
     for chunk in response.chunks:
@@ -187,9 +188,9 @@ def _take_chunks(draft: Draft, response: _Entry) -> None:
         at = moment(chunk.get("ts"))
         since = min(max(at - draft.found.started, 0), end) if at is not None else end
         # `ttfb_ms` of a stream was counted from the head; when that came its first line tells.
-        if not pieces and at is not None:
+        if not pieces and at is not None and raw.endswith(_LINE_ENDS):
             draft.first_byte = max(since - (count(chunk.get("delta_ms")) or 0) * 1_000_000, 0)
-        pieces.append((since, utf8(raw if raw.endswith(("\n", "\r")) else raw + "\n\n")))
+        pieces.append((since, utf8(raw if raw.endswith(_LINE_ENDS) else raw + "\n\n")))
     draft.stream = True
     draft.response = side(fields(response.headers), pieces, sum(len(data) for _, data in pieces))
 
