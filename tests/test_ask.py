@@ -290,6 +290,19 @@ def test_tail_tells_calls_as_they_come(tmp_path, provider):
         daemon.stop()
 
 
+def test_tail_ends_where_all_was_uninstalled(empty):
+    """It makes nothing anew."""
+    child = subprocess.Popen(empty.argv("tail"), env=empty.environ, stdout=subprocess.PIPE, text=True)
+    index = empty.folder / ".local/state/llm-proxy/index.db"
+    deadline = time.monotonic() + 20
+    while not index.exists():
+        assert time.monotonic() < deadline and child.poll() is None
+        time.sleep(0.01)
+    gone = index.parent.rename(empty.folder / "gone")
+    assert child.wait(20) == 0 and not index.parent.exists() and gone.is_dir()
+    child.stdout.close()
+
+
 # --- always ---------------------------------------------------------------------------------------------------------
 
 

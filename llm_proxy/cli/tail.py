@@ -48,6 +48,8 @@ def _follow(where: Places, wanted: Filter, lines: int) -> Iterator[CallRow]:
                 opens.pop(call.id, None)
             yield call
         time.sleep(_EVERY)
+        if not where.index.parent.is_dir():  # uninstalled meanwhile: nothing is to be put there again
+            return
         since = max(min([time.time_ns() - _LATE, *opens.values()]), wanted.since_ns or 0)
         ended = {id: started for id, started in ended.items() if started >= since}
         with record(where) as opened:
