@@ -359,6 +359,63 @@ def _(someone):
     return user
 
 
+@case("D10-full-disk")
+def _(someone):
+    """No room for the journal, nor for saying where it is: it carries, tells why, and makes up for it once there is room."""
+    user = someone()
+    setup(user)
+    at, folder = port(user), own_disk(user, "64k")
+    user.run(f"cat /dev/zero > {folder}/fill", check=False)
+    user.run("systemctl --user start llm-proxy")
+    assert called(user, at) == "200"
+    facts = health(user, at)
+    assert (facts["status"], facts["recording"]) == ("ok", "stopped")
+    said = user.machine.run("journalctl", f"_UID={user.uid}", "-o", "cat").stdout
+    assert "NOT RECORDING: the journal cannot be opened" in said and "No space left on device" in said
+    assert "cannot be written: No space left on device; `--env` and `--status` cannot find this daemon" in said
+    assert user.run("llm-proxy --env").stdout == ""
+    told = user.run("llm-proxy --status", check=False)
+    assert (
+        told.returncode == 1
+        and f"process {shown(user, 'MainPID')} is starting or stopping, or cannot write" in told.stdout
+    )
+    user.run(f"rm {folder}/fill")
+    user.machine.run("mount", "-o", "remount,size=64m", folder)
+    wait(user, 'llm-proxy --status --json | grep -q \'"recording": "ok"\'')
+    assert port(user) == at
+    return user
+
+
+@case("D10-read-only-state")
+def _(someone):
+    """It carries on the port that was written down last, and says that it cannot be found."""
+    user = someone()
+    setup(user)
+    at, folder = port(user), own_disk(user, "64m")
+    user.machine.run("mount", "-o", "remount,ro", folder)
+    user.run("systemctl --user start llm-proxy")
+    assert called(user, at) == "200" and health(user, at)["recording"] == "stopped"
+    said = user.machine.run("journalctl", f"_UID={user.uid}", "-o", "cat").stdout
+    assert "Read-only file system; this daemon runs, but `--env` and `--status` cannot find it" in said
+    assert user.run("llm-proxy --env").stdout == ""
+    user.machine.run("mount", "-o", "remount,rw", folder)
+    user.run("systemctl --user restart llm-proxy")
+    assert port(user) == at
+    return user
+
+
+@case("D37-verified")
+def _(someone):
+    """systemd's own checker has nothing to say about the units, and nobody needs more than what 247 knows (see D37Units)."""
+    user = someone()
+    setup(user, "--socket-activation")
+    units = "$(ls .config/systemd/user/llm-proxy*.*)"
+    assert user.run(f"systemd-analyze --user verify {units} 2>&1").stdout == ""
+    write(user, "wrong.service", "[Service]\nExecStart=/bin/true\nNoSuchKey=1\n")
+    assert "NoSuchKey" in user.run("systemd-analyze --user verify ./wrong.service 2>&1", check=False).stdout
+    return user
+
+
 # -- environments ---------------------------------------------------------------------------------------------------
 
 
@@ -612,6 +669,19 @@ def fake(user):
     script = f"cd {ROOT} && {{ {PYTHON} -m tests.fakeprovider > $HOME/provider 2>&1 </dev/null & }}; for i in $(seq 200); do grep -q PORT $HOME/provider && break; sleep 0.05; done"
     user.run(script)
     return int(user.run("cut -d ' ' -f 2 provider; rm provider").stdout)
+
+
+def own_disk(user, size):
+    """Stop the daemon and give its state folder a small disk of its own; the folder."""
+    folder = f"{user.home}/.local/state/llm-proxy"
+    user.run("systemctl --user stop llm-proxy")
+    user.machine.run(
+        "sh",
+        "-c",
+        f"cp -a {folder} /root/{user.name} && mount -t tmpfs -o size={size},mode=700,uid={user.uid} tmpfs {folder} && "
+        f"cp -a /root/{user.name}/setup.json /root/{user.name}/last_port {folder}",
+    )
+    return folder
 
 
 def called(user, port, provider=None):

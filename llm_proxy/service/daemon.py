@@ -16,9 +16,9 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_proxy import __version__, paths
 from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, CrashLoop, LlmProxyError, StateUnusable
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 STICKY_PATIENCE = 1.0  # seconds to wait for the port of last time
 HANDOVER_PATIENCE = 40.0  # seconds a new daemon waits for one that is draining
-JOURNAL_RETRY = 5.0  # seconds between attempts to record after all
+RETRY = 5.0  # seconds between attempts to record, or to be found, after all
 SETTLE_LIMIT = 4.0  # seconds for the keeper; with the drain's 25 s it stays below systemd's 30 s
 _MOST_JOURNALS = 64
 # One bytecode switch interval of the drain thread is latency for every stream; 0.5 ms instead of 5 ms.
@@ -103,8 +103,7 @@ class Daemon:
             log.warning("%s", warning)
         self._announce()
         loop = asyncio.get_running_loop()
-        work = (self._retry_journal(proxy), self._settle_the_dead(), self._lead_clients(), self._first_run())
-        chores = [loop.create_task(chore) for chore in work]
+        chores = [loop.create_task(chore) for chore in self._chores(proxy)]
         self.manager.ready(self.status)
         await self._stop.wait()
         self.manager.stopping()
@@ -115,6 +114,11 @@ class Daemon:
         await proxy.close()
         await self._settle()
         self.manager.close()
+
+    def _chores(self, proxy: Proxy) -> Iterator[Coroutine[Any, Any, None]]:
+        """What is done beside carrying, from the start on."""
+        yield self._retry_journal(proxy)
+        yield self._settle_the_dead()
 
     def _listen(self) -> Listeners:
         return listen(self.settings.host, self.settings.port)
@@ -169,15 +173,9 @@ class Daemon:
                 log.info("settling %s, left over from a daemon that was killed", folder)
                 await self._keeper_of(folder).settle()
 
-    async def _lead_clients(self) -> None:
-        """Nobody's configuration leads to a foreground run."""
-
-    async def _first_run(self) -> None:
-        """For a service, what its package manager could not do at installation."""
-
     async def _retry_journal(self, proxy: Proxy) -> None:
         while self.journal is None:
-            await asyncio.sleep(JOURNAL_RETRY)
+            await asyncio.sleep(RETRY)
             await asyncio.to_thread(self._open_journal)  # a disk in trouble may take its time
             if self.journal is not None:
                 proxy.tee.use(self.journal)
@@ -310,20 +308,35 @@ class Service(Daemon):
     def _announce(self) -> None:
         """Write where we are, now that we listen, and say so."""
         port = self.listeners.port
-        if self._lock is not None:
-            self._write_state(port)
+        if self._lock is not None and (trouble := self._write_state(port)):
+            log.error("%s; `--env` and `--status` cannot find this daemon", trouble)
         log.info("llm-proxy %s listens on http://127.0.0.1:%d", __version__, port)
         log.info("session logs: %s", self.settings.log_dir)
 
-    def _write_state(self, port: int) -> None:
+    def _write_state(self, port: int) -> str:
+        """What is in the way; empty where all is written."""
         line = state.this_run(port, self.instance).line()
         try:
+            state.secret(self._folder)
             for name, text in (("last_port", str(port)), ("port", str(port)), ("run", line)):
                 state.write(self._folder, name, text)
-            self._line = line
-            state.secret(self._folder)
         except StateUnusable as exc:
-            log.error("%s; `--env` and `--status` cannot find this daemon", exc)
+            return str(exc)
+        self._line = line
+        return ""
+
+    def _chores(self, proxy: Proxy) -> Iterator[Coroutine[Any, Any, None]]:
+        yield from super()._chores(proxy)
+        yield self._retry_state()
+        yield self._lead_clients()
+        yield self._first_run()
+
+    async def _retry_state(self) -> None:
+        """A full disk has room again, in time."""
+        while self._lock is not None and not self._line:
+            await asyncio.sleep(RETRY)
+            if not await asyncio.to_thread(self._write_state, self.listeners.port):
+                log.warning("`--env` and `--status` find this daemon after all")
 
     async def _lead_clients(self) -> None:
         """Clients that are attached to a port we no longer have are given the new one."""
@@ -331,6 +344,7 @@ class Service(Daemon):
             await asyncio.to_thread(_lead, self._folder, self.listeners.port)
 
     async def _first_run(self) -> None:
+        """What Homebrew could not do at installation."""
         if self._line and os.environ.get("LLM_PROXY_FIRST_RUN") == "shell":
             await asyncio.to_thread(_set_up_shells_once, self._folder)
 

@@ -62,10 +62,10 @@ class Passthrough(Service):
     async def _settle_the_dead(self) -> None:
         """The next real start does."""
 
-    def _write_state(self, port: int) -> None:
+    def _write_state(self, port: int) -> str:
         with contextlib.suppress(StateUnusable):  # what follows says so
             state.write(self._folder, "safe", self.instance)
-        super()._write_state(port)
+        return super()._write_state(port)
 
     def _withdraw(self) -> None:
         super()._withdraw()

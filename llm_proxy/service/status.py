@@ -110,14 +110,10 @@ def look(settings: Settings, environ: dict[str, str]) -> Status:
     started = autostart(folder, environ)
     clients = attached.listed(folder)
     if run is None or not state.alive(run):
-        stale = state.read(folder, "run") is not None
-        reason = (
-            "the state file is left over from a daemon that is gone" if stale else "no daemon has said that it runs"
-        )
         logs = walk(settings.log_dir)
         return Status(
             running=False,
-            reason=reason,
+            reason=_why_not_found(folder),
             version=__version__,
             autostart=started,
             logs=logs,
@@ -148,6 +144,14 @@ def look(settings: Settings, environ: dict[str, str]) -> Status:
         attached=clients,
         warnings=(*_warnings(logs, keeper), *_astray(clients, run.port)),
     )
+
+
+def _why_not_found(folder: str) -> str:
+    if pid := process.owner(folder):
+        return f"process {pid} is starting or stopping, or cannot write into {folder}"
+    if state.read(folder, "run") is not None:
+        return "the state file is left over from a daemon that is gone"
+    return "no daemon has said that it runs"
 
 
 def as_json(status: Status) -> str:
