@@ -59,7 +59,7 @@ class _Between(asyncio.BufferedProtocol):
         self._tls.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if exc is not None:
+        if isinstance(exc, ConnectionError):
             self._read_what_is_left()
         self._tls.connection_lost(exc)
 
@@ -69,11 +69,13 @@ class _Between(asyncio.BufferedProtocol):
         self._transport.set_protocol(left)
         self._transport.resume_reading()
         sock = self._raw.get_extra_info("socket")
-        try:
-            while (size := os.readv(sock.fileno(), [self.get_buffer(_READ)])) > 0:
-                self._tls.buffer_updated(size)
-        except OSError:  # the break itself, after what came before it
-            pass
+        size = _READ
+        while size:
+            try:
+                size = os.readv(sock.fileno(), [self.get_buffer(_READ)])
+            except OSError:  # the break itself, after what came before it
+                size = 0
+            self._tls.buffer_updated(size)  # with 0 too: while the reader was paused, bytes were kept undecrypted
         self._transport.set_protocol(self._connection)
         self._connection.unread = b"".join(left.pieces)
 

@@ -40,9 +40,10 @@ def local_port(transport: asyncio.BaseTransport) -> int:
 
 
 def unread(transport: asyncio.BaseTransport) -> bytes:
-    """What came before the connection broke and was not read; only from within `connection_lost`, and not over TLS.
+    """What came before a connection broke and was not read; from within `connection_lost` only, and not over TLS.
 
-    Both loops stop reading when a write fails. The kernel keeps what it has received, and nothing can be added to it.
+    Both loops stop reading when a write fails. The kernel keeps what it has received; after a break (ConnectionError)
+    nothing is added to it.
     """
     sock = transport.get_extra_info("socket")
     pieces: list[bytes] = []

@@ -48,13 +48,26 @@ class UpstreamConnection(asyncio.Protocol):
         except Exception as error:
             relay.fault(error)
 
+    def eof_received(self) -> None:
+        """Nothing more comes. The loops would first send what is written, to a peer that may take nothing any more."""
+        relay, transport = self.relay, self.transport
+        if relay is None or transport is None or relay.spliced:
+            return
+        self.relay = None
+        try:
+            relay.upstream_lost(None, b"")
+        except Exception as error:
+            relay.fault(error)
+        if self.full or transport.get_write_buffer_size():
+            self.break_off()
+
     def connection_lost(self, exc: Exception | None) -> None:
         transport, self.transport = self.transport, None
         relay = self.relay
         if relay is not None:
             self.relay = None
             try:
-                if exc is not None and transport is not None and self.key.scheme == "http":
+                if isinstance(exc, ConnectionError) and transport is not None and self.key.scheme == "http":
                     self.unread = unread(transport)
                 relay.upstream_lost(exc, self.unread)
             except Exception as error:
