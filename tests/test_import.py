@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from llm_proxy.formats.reading import files
 from llm_proxy.sinks import session_jsonl
 from tests import oldlogs
+from tests.conftest import Daemon
 from tests.logpage import untold
 from tests.oldlogs import (
     JWT,
@@ -34,6 +35,7 @@ from tests.oldlogs import (
     sse,
     taco,
 )
+from tests.recorded import converse
 from tests.test_ask import Home, provider
 from tests.test_ask import home as recorded
 
@@ -470,6 +472,26 @@ def test_memory_is_bounded(home, old):
     child.returncode = os.waitstatus_to_exitcode(status)
     assert child.returncode == 0 and home.json("stats")["total"]["calls"] == 200
     assert used.ru_maxrss < 200_000, f"{used.ru_maxrss} kB"
+
+
+def test_a_daemon_records_meanwhile(home, old, provider):
+    """Both write the same sessions' database and the same conversation; nothing of either is lost or doubled."""
+    said = question("x" * 500, metadata={"user_id": "user_x_session_same"})
+    append(old / "t.jsonl", *(taco(said, answer("y"), at=number) for number in range(300)))
+    daemon = Daemon(home.folder, ("--port", "0"), home.environ, {})
+    try:
+        child = subprocess.Popen(home.argv("import", str(old)), env=home.environ, stdout=subprocess.DEVNULL)
+        converse(daemon, provider.port)
+        assert child.wait(60) == 0
+        daemon.entries(until=lambda entries: sum(entry["type"] == "response" for entry in entries) == 309)
+        assert home.json("import", str(old))["already"] == 300
+    finally:
+        daemon.stop()
+    rows = home.json("sessions")["sessions"]
+    (one,) = (row for row in rows if row["client_session"] == "same")
+    assert one["calls"] == 300 and sum(row["calls"] for row in rows) == 309
+    calls = home.json("view", one["id"])["calls"]
+    assert [call["seq"] for call in calls] == list(range(1, 301))
 
 
 def test_two_at_once_are_one(home, old):
