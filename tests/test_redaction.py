@@ -180,6 +180,21 @@ def redactor(own: tuple[tuple[str, str], ...] = ()) -> Redactor:
 # --- what is a secret
 
 
+def test_a_history_that_was_looked_through_hides_nothing() -> None:
+    """Only what is new in a request is searched, and what once held a secret is searched again."""
+    one = redactor()
+    key = "sk-ant-api03-" + "aB3dE6gH9jK2mN5pQ8sT1vW4xY7z"
+    clean = [{"role": "user", "content": f"{number} nothing here " * 40} for number in range(8)]
+    for separators in ((",", ":"), (", ", ": ")):
+        told = json.dumps(clean, separators=separators)
+        assert one.text(told) is told
+        for place in (0, 4, 8):
+            spoilt = [*clean[:place], {"role": "user", "content": f"my key is {key}"}, *clean[place:]]
+            for _ in range(2):
+                kept = one.text(json.dumps(spoilt, separators=separators))
+                assert key not in kept and json.loads(kept)[place]["content"] == "my key is <ANTHROPIC_KEY#1>"
+
+
 @pytest.mark.parametrize(("kind", "around", "secret"), FOUND, ids=[f"{n}-{case[0]}" for n, case in enumerate(FOUND)])
 def test_a_secret_is_found_as_what_it_is(kind: str, around: str, secret: str) -> None:
     """In plain text, in JSON, and in JSON that is a string of JSON; what stands around it stays."""

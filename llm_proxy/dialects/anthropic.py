@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -65,7 +66,7 @@ class _Tool(msgspec.Struct, gc=False):
 
 
 _REQUEST = msgspec.json.Decoder(_Request)
-_MESSAGES = msgspec.json.Decoder(list[_Message])
+_MESSAGE = msgspec.json.Decoder(_Message)
 _ODD_MESSAGE = msgspec.json.Decoder(_OddMessage)
 _BLOCKS = msgspec.json.Decoder(_Blocks)
 _BLOCK = msgspec.json.Decoder(_Block)
@@ -87,13 +88,23 @@ def request(body: bytes | msgspec.Raw, model: str = "", stream: bool = False) ->
         return Asked(model=model, stream=stream, trouble="the body is not a JSON object" if body else "")
     return Asked(
         model=reading.text(said.model) or model,
-        system="\n\n".join(part.text for part in _parts(_blocks(said.system)) if part.text),
+        system=_system(said.system),
         messages=_messages(said.messages),
-        tools=tuple(filter(None, map(_tool, reading.read_each(_TOOL, said.tools)))),
+        tools=_tools(said.tools),
         stream=stream or said.stream is True,
         max_tokens=reading.count(said.max_tokens),
         service_tier=reading.text(said.service_tier),
     )
+
+
+@partial(reading.remembered, most=64, longest=256 << 10)
+def _system(data: bytes) -> str:
+    return "\n\n".join(part.text for part in _parts(_blocks(data)) if part.text)
+
+
+@partial(reading.remembered, most=64, longest=256 << 10)
+def _tools(data: bytes) -> tuple[str, ...]:
+    return tuple(filter(None, map(_tool, reading.read_each(_TOOL, data))))
 
 
 def _tool(tool: _Tool) -> str:
@@ -102,10 +113,16 @@ def _tool(tool: _Tool) -> str:
 
 
 def _messages(raw: msgspec.Raw) -> tuple[Message, ...]:
-    read = reading.read(_MESSAGES, raw)
+    return tuple([message for one in reading.read(reading.RAWS, raw) or () if (message := _read_message(one))])
+
+
+@reading.remembered
+def _read_message(data: bytes) -> Message | None:
+    read = reading.read(_MESSAGE, data)
     if read is not None:
-        return tuple([_message(message.role, message.content) for message in read])
-    return tuple(_message(odd.role, _blocks(odd.content)) for odd in reading.read_each(_ODD_MESSAGE, raw))
+        return _message(read.role, read.content)
+    odd = reading.read(_ODD_MESSAGE, data)
+    return _message(odd.role, _blocks(odd.content)) if odd is not None else None
 
 
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system"}
@@ -119,7 +136,7 @@ def _message(role: Any, content: _Blocks) -> Message:
     return Message(_ROLES.get(reading.text(role), "user"), parts)
 
 
-def _blocks(raw: msgspec.Raw) -> _Blocks:
+def _blocks(raw: msgspec.Raw | bytes) -> _Blocks:
     read = reading.read(_BLOCKS, raw)
     return list(reading.read_each(_BLOCK, raw)) if read is None else read
 

@@ -41,6 +41,12 @@ class Message:
     role: str
     parts: tuple[Part, ...]
     _key: bytes = field(default=b"", init=False, repr=False, compare=False)
+    _hash: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        if not self._hash:
+            object.__setattr__(self, "_hash", hash((self.role, self.parts)))
+        return self._hash
 
     @property
     def text(self) -> str:

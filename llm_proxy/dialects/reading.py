@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,7 +36,7 @@ def decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
 
 
 _VALUE = msgspec.json.Decoder(Any, float_hook=_number)
-_RAWS = msgspec.json.Decoder(list[msgspec.Raw])
+RAWS = msgspec.json.Decoder(list[msgspec.Raw])
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -99,10 +100,24 @@ def read_value(data: bytes | str | msgspec.Raw) -> Any:
 
 def read_each(decoder: msgspec.json.Decoder[T], data: bytes | str | msgspec.Raw) -> Iterator[T]:
     """Of a JSON array the items that the decoder reads; the others are passed over."""
-    for item in read(_RAWS, data) or ():
+    for item in read(RAWS, data) or ():
         value = read(decoder, item)
         if value is not None:
             yield value
+
+
+def remembered(read: Callable[[bytes], T], most: int = 2048, longest: int = 8 << 10) -> Callable[[msgspec.Raw], T]:
+    """`read`, with the last `most` results kept for JSON of up to `longest` bytes.
+
+    Histories, instructions and tools come again with every request.
+    """
+    kept = lru_cache(most)(read)
+
+    def recalled(raw: msgspec.Raw) -> T:
+        data = bytes(raw)
+        return kept(data) if len(data) <= longest else read(data)
+
+    return recalled
 
 
 def canonical(data: bytes | str | msgspec.Raw) -> str:

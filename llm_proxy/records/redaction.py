@@ -33,6 +33,7 @@ class Redactor:
     def __init__(self, own: Iterable[tuple[str, str]], number: Number) -> None:
         self._own = [(name, re.compile(pattern)) for name, pattern in own]
         self._number = number
+        self._clean: set[int] = set()  # hashes of pieces of texts in which there was nothing
 
     def text(self, text: str) -> str:
         """Plain text or JSON without its secrets."""
@@ -56,12 +57,27 @@ class Redactor:
         return dict(sorted((entry | changed | {"redacted": dict(sorted(counts.items()))}).items()))
 
     def _text(self, text: str, counts: Counter[str]) -> str:
-        text = self._without(text, spans(text), counts)
+        text = self._without(text, self._spans(text), counts)
         if not self._own:
             return text
         if text.removeprefix("data:").lstrip()[:1] not in ("{", "[", '"'):
             return self._without(text, self._own_spans(text), counts)
         return _LITERAL.sub(lambda literal: self._literal(literal[0], counts), text)
+
+    def _spans(self, text: str) -> list[Span]:
+        """A request sends its history again: what was looked through before is known by its hash.
+
+        No secret goes over the end of a JSON object.
+        """
+        if len(text) < _LONG:
+            return spans(text)
+        new = [piece for piece in text.split(_BETWEEN) if hash(piece) not in self._clean]
+        if spans(_BETWEEN.join(new)):
+            return spans(text)
+        if len(self._clean) > _MOST_CLEAN:
+            self._clean.clear()
+        self._clean.update(map(hash, new))
+        return []
 
     def _literal(self, literal: str, counts: Counter[str]) -> str:
         """A string of JSON: what it says is searched for the own secrets, not how it is written."""
@@ -176,6 +192,10 @@ class Redactor:
                 changed[number] = before + (token if number == first else "") + (after if number == last else "")
         return (pieces[number]._replace(said=text) for number, text in changed.items())
 
+
+_LONG = 2000  # characters
+_BETWEEN = '},{"'
+_MOST_CLEAN = 100_000
 
 # What JSON writes for line ends and slashes, and white space: no part of any key.
 _UNWRITTEN = re.compile(r"\\+(?:[nrt]|u[0-9a-fA-F]{4})?|\s")

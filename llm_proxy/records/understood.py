@@ -69,7 +69,12 @@ def body_of(entry: Entry) -> bytes:
 def stream_of(response: Entry) -> bytes | None:
     """The whole event stream that the chunks of a response were cut from; None where there are none."""
     chunks = response.get("chunks")
-    return b"".join(map(_raw, chunks)) if isinstance(chunks, list) else None
+    if not isinstance(chunks, list):
+        return None
+    try:
+        return _data("".join([chunk["raw"] for chunk in chunks]), False)
+    except (KeyError, TypeError):  # a line that is no text
+        return b"".join(map(_raw, chunks))
 
 
 def _content(response: Entry) -> Content:

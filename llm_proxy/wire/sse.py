@@ -50,7 +50,12 @@ class LineSplitter:
         return lines
 
     def _cut(self, data: bytes) -> list[bytes]:
-        lines: list[bytes] = []
+        if not self._unfinished and len(data) <= self._limit:  # nearly always
+            lines = data.splitlines(keepends=True)
+            if lines and not lines[-1].endswith((b"\n", b"\r")):
+                self._unfinished += lines.pop()
+            return lines
+        lines = []
         done = 0
         for end in _LINE_END.finditer(data):
             self._add(data[done : end.start()], lines)
