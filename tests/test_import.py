@@ -336,6 +336,8 @@ def test_proxy_llm(home, old):
     )
     left = proxy_llm("req_4_4", "chat/completions", chat, None, at=12, status_code=499, error="client disconnected")
     gzipped(old / "20260203" / "session_qwen_20260203.jsonl.gz", plain, streamed)
+    leftover = home.folder / ".local/state/llm-proxy/import/0"
+    append(leftover, b"of an import that was killed")
     append(old / "session_qwen" / "session_qwen_20260203_100009.jsonl", rebuilt, left)
     said = sse("in pieces")
     pieces = [
@@ -345,6 +347,7 @@ def test_proxy_llm(home, old):
     append(old / "20260203" / "streams" / "session_qwen_20260203.jsonl", *reversed(pieces))
     done = home.json("import", str(old))
     assert (done["new"], done["files"]) == (4, {"proxy-llm": 3}) and not done["skipped_calls"]
+    assert not leftover.parent.exists()
     one, two, three, four = _calls(home)
     assert one["request"]["path"] == "/v1/chat/completions" and one["response"]["timing"] == {"total_ms": 42}
     assert (

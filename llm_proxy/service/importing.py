@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -62,8 +62,8 @@ def bring(
     """
     _check(path, where.logs)
     outcome = Outcome()
-    with _alone(), tempfile.TemporaryDirectory(prefix="llm-proxy-") as scratch:
-        catalogue = Catalogue(Path(scratch))
+    with _alone() as scratch:
+        catalogue = Catalogue(scratch)
         paths_found = list(files(path))
         for number, one in enumerate(paths_found):
             progress("files", number, len(paths_found))
@@ -87,9 +87,13 @@ def bring(
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Two at once would take the same calls. Raises StateUnusable."""
+def _alone() -> Iterator[Path]:
+    """Two at once would take the same calls. Gives a place for files, which may be there no longer than this.
+
+    Raises StateUnusable.
+    """
     state = Path(paths.state_folder())
+    scratch = state / "import"
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(state / "import.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -98,10 +102,13 @@ def _alone() -> Iterator[None]:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        os.close(fd)
         raise StateUnusable("another import is running; wait for its end") from None
-    else:
-        yield
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
+        yield scratch
     finally:
+        shutil.rmtree(scratch, ignore_errors=True)
         os.close(fd)
 
 

@@ -73,7 +73,7 @@ class Omissions:
 class Catalogue:
     """Where calls stand in files. `files` counts those of each format; what was left out is in `no_files`, `no_calls`.
 
-    Compressed files are unpacked into the folder `scratch`, so that every line can be found again.
+    Compressed files are unpacked into the folder `scratch` (made where it is missing): every line can be found again.
     """
 
     def __init__(self, scratch: Path) -> None:
@@ -126,6 +126,7 @@ class Catalogue:
             raise OwnLog
         if not path.endswith(".gz"):
             return path
+        self._scratch.mkdir(mode=0o700, exist_ok=True)
         target = str(self._scratch / str(len(self._named)))
         with opened(path) as packed, gzip.open(packed) as lines, open(target, "xb") as plain:  # noqa: PTH123
             left = LARGEST
