@@ -61,12 +61,13 @@ def exchange(number: int, request: bytes, answer: bytes, media_type: str, sessio
 START = time.time_ns() - 3600 * 10**9
 
 
-def small(count: int) -> Iterator[bytes]:
-    """Requests and answers of 2 kB."""
+def small(count: int, sessions: set[int]) -> Iterator[bytes]:
+    """Requests and answers of 2 kB. The numbers of the sessions are left in `sessions`."""
     request = b'{"model":"m","max_tokens":10,"messages":[{"role":"user","content":"%b"}]}' % (b"x" * 1930)
     answer = b'{"type":"message","content":[{"type":"text","text":"%b"}]}' % (b"y" * 1950)
     for number in range(1, count + 1):
         session = f"X-Claude-Code-Session-Id: bench-{number % SESSIONS}\r\n"
+        sessions.add(number % SESSIONS)
         yield exchange(number, request, answer, "application/json", session)
 
 
@@ -74,6 +75,7 @@ class Agent:
     """One conversation. Every second one gives no id: its calls are to be known by what they repeat."""
 
     def __init__(self, number: int, words: Words, chance: random.Random, system: str) -> None:
+        self.number = number
         self.session = f"X-Claude-Code-Session-Id: bench-{number}\r\n" if number % 2 else ""
         self.words, self.chance, self.system = words, chance, system
         self.messages: list[dict[str, object]] = [{"role": "user", "content": f"task {number}: {words.text(1000)}"}]
@@ -120,7 +122,8 @@ def event(name: str, **data: object) -> bytes:
     return f"event: {name}\ndata: {json.dumps({'type': name} | data)}\n\n".encode()
 
 
-def agents(count: int) -> Iterator[bytes]:
+def agents(count: int, sessions: set[int]) -> Iterator[bytes]:
+    """Conversations, some at a time. Their numbers are left in `sessions`."""
     chance = random.Random(1)
     words = Words(chance)
     system = words.text(4000)
@@ -131,6 +134,7 @@ def agents(count: int) -> Iterator[bytes]:
             running.append(Agent(begun, words, chance, system))
             begun += 1
         agent = running.pop(0)
+        sessions.add(agent.number)
         yield exchange(number, agent.request(), agent.answer(), "text/event-stream", agent.session)
         if agent.calls < CALLS:
             running.append(agent)
@@ -171,7 +175,8 @@ def main() -> int:
     count = given.exchanges
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        size = write_journal(folder / "journal", agents(count) if given.agents else small(count))
+        sessions: set[int] = set()
+        size = write_journal(folder / "journal", (agents if given.agents else small)(count, sessions))
         profiler = ["-m", "cProfile", "-s", "tottime"] if given.profile else []
         arguments = ["--journal", folder / "journal", "--logs", folder / "logs", "--state", folder / "state"]
         if given.agents:
@@ -192,13 +197,12 @@ def main() -> int:
             f"{count / took:,.0f} exchanges/s ({count} of {size // count:,} bytes in {took:.2f} s, start-up included; "
             f"{used.ru_utime + used.ru_stime:.2f} s of CPU)"
         )
-        return 0 if is_complete(folder, count, given.agents) else 1
+        return 0 if is_complete(folder, count, len(sessions), given.agents) else 1
 
 
-def is_complete(folder: Path, count: int, indexed: bool) -> bool:
+def is_complete(folder: Path, count: int, sessions: int, indexed: bool) -> bool:
     files = list((folder / "logs").rglob("*.jsonl"))
     lines = sum(path.read_bytes().count(b"\n") for path in files)
-    sessions = sessions_of(count) if indexed else min(count, SESSIONS)
     print(f"{lines} entries in {len(files)} files, {2 * count + sessions} in {sessions} expected")
     if not indexed:
         return (lines, len(files)) == (2 * count + sessions, sessions)
@@ -208,20 +212,6 @@ def is_complete(folder: Path, count: int, indexed: bool) -> bool:
     print(f"{row.calls} calls in {found} sessions in the index; {row.usage.output} tokens out, {row.cost.usd} USD")
     whole = row.calls == count and found == sessions and row.usage.output == 120 * count and not row.cost.unpriced
     return whole and (lines, len(files)) == (2 * count + sessions, sessions)
-
-
-def sessions_of(count: int) -> int:
-    """As many as `agents` begins."""
-    left: list[int] = []
-    begun = 0
-    for _ in range(count):
-        if len(left) < SESSIONS:
-            left.append(CALLS)
-            begun += 1
-        calls = left.pop(0) - 1
-        if calls:
-            left.append(calls)
-    return begun
 
 
 if __name__ == "__main__":
