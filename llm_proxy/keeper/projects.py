@@ -53,12 +53,11 @@ class Client:
 
 @dataclass(slots=True)
 class _Caller:
-    """The process behind a port. `process` knows its own start time, so that its number's next owner is not it."""
+    """A process that calls, over however many ports. `process` is not taken for the next one with its number."""
 
     process: psutil.Process
     client: Client
     looked: float
-    used: float
 
 
 class Projects:
@@ -66,7 +65,8 @@ class Projects:
 
     def __init__(self, server: int | None = None) -> None:
         self._server = os.getppid() if server is None else server
-        self._callers: dict[int, _Caller] = {}
+        self._callers: dict[int, _Caller] = {}  # by port
+        self._used: dict[int, float] = {}  # by port, when a call last came from it
         self._nobodys: dict[int, float] = {}  # ports that nobody was found behind, and when
         self._waiting: dict[int, threading.Thread] = {}  # processes whose folders do not answer
         self._scans = float(SCANS_AT_ONCE)
@@ -83,8 +83,8 @@ class Projects:
     def _caller(self, port: int, opened: float) -> _Caller | None:
         now = time.monotonic()
         caller = self._callers.get(port)
-        if caller is not None and now - caller.used < KEPT and self._refreshed(caller, now):
-            caller.used = now
+        if caller is not None and now - self._used[port] < KEPT and self._refreshed(caller, now):
+            self._used[port] = now
             return caller
         self._callers.pop(port, None)
         if (
@@ -119,14 +119,16 @@ class Projects:
         return True
 
     def _scan(self, now: float) -> None:
-        """All callers there are: most of them end soon, and one look serves for all."""
+        """All callers there are: one look serves for all."""
         known: dict[int, _Caller | None] = {}
         for port, pid in _ports(self._server):
             if pid not in known:
                 known[pid] = self._new(pid, now)
             if caller := known[pid]:
-                self._callers[port] = _Caller(caller.process, caller.client, now, now)
-        self._callers = {port: one for port, one in self._callers.items() if now - one.used < KEPT}
+                self._callers[port] = caller
+                self._used[port] = now
+        self._used = {port: when for port, when in self._used.items() if now - when < KEPT}
+        self._callers = {port: one for port, one in self._callers.items() if port in self._used}
         self._nobodys = {port: when for port, when in self._nobodys.items() if now - when < LOOK_AGAIN}
 
     def _new(self, pid: int, now: float) -> _Caller | None:
@@ -135,7 +137,7 @@ class Projects:
         except psutil.Error:
             return None
         client = self._look(process)
-        return _Caller(process, client, now, now) if client is not None else None
+        return _Caller(process, client, now) if client is not None else None
 
     def _look(self, process: psutil.Process) -> Client | None:
         """In a thread, because nothing may hold up the record."""
