@@ -195,7 +195,7 @@ def main() -> int:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         print(
             f"{count / took:,.0f} exchanges/s ({count} of {size // count:,} bytes in {took:.2f} s, start-up included; "
-            f"{used.ru_utime + used.ru_stime:.2f} s of CPU)"
+            f"{used.ru_utime:.2f} + {used.ru_stime:.2f} s of CPU)"
         )
         return 0 if is_complete(folder, count, len(sessions), given.agents) else 1
 

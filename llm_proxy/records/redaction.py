@@ -194,7 +194,7 @@ class Redactor:
 
 
 _LONG = 2000  # characters
-_BETWEEN = '},{"'
+_BETWEEN = "},"
 _MOST_CLEAN = 100_000
 
 # What JSON writes for line ends and slashes, and white space: no part of any key.
