@@ -7,6 +7,7 @@ import json
 import os
 import plistlib
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -243,22 +244,110 @@ class TestReceipt:
         assert receipt.load(str(tmp_path)) is None
 
 
+FORMULA = Path(__file__).parent.parent / "homebrew/llm-proxy.rb"
+BREW = """\
+#!{python}
+# A brew whose `services stop` ends the job, as launchd's or systemd's would be ended.
+import os, pathlib, signal, sys
+folder = pathlib.Path({folder!r})
+with (folder / "brewed.log").open("a") as file:
+    print(*sys.argv[1:], file=file)
+if (folder / "broken").exists():
+    print("Error: it is broken", file=sys.stderr)
+    sys.exit(1)
+for job in (folder / "brewed", pathlib.Path({home!r}, ".config/systemd/user/homebrew.llm-proxy.service")):
+    job.unlink(missing_ok=True)
+os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
+"""
+
+
+@pytest.fixture
+def brewed(tmp_path, monkeypatch, environ, start):
+    """`brew services start llm-proxy`, simulated: a daemon as the formula's service block describes it."""
+    folder = tmp_path / "brew"
+    folder.mkdir()
+    program = folder / "brew"
+    program.write_text(BREW.format(python=sys.executable, folder=str(folder), home=environ["HOME"]))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", environ["HOME"])
+    unit = Path(environ["HOME"]) / ".config/systemd/user" / units.BREW_UNIT
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Service]\n")
+    arguments, variables = service_block()
+    daemon = start(*arguments, env={**variables, "SHELL": "/bin/bash"})
+    assert daemon.port
+    (folder / "pid").write_text(str(daemon.pid))
+    return daemon, folder
+
+
+def service_block():
+    """Arguments and variables with which the formula has its service started."""
+    text = FORMULA.read_text()
+    arguments = re.search(r'^    run \[opt_bin/"llm-proxy", (.*)\]$', text, re.MULTILINE)[1]
+    variables = re.search(r"^    environment_variables (.*)$", text, re.MULTILINE)[1]
+    return json.loads(f"[{arguments}]"), dict(re.findall(r'(\w+): "(.*?)"', variables))
+
+
 class TestBrew:
-    def test_the_first_start_sets_up_the_shells_once(self, start, environ):
+    """A simulation: there is no Homebrew here."""
+
+    def test_the_formula(self):
+        """What Homebrew makes of these lines is in its manual: restarted for ever, not throttled, time to drain."""
+        text = FORMULA.read_text()
+        service = text[text.index("  service do") : text.index("  def caveats")]
+        for line in ("keep_alive true", "process_type :interactive", "throttle_interval 5", "stop_timeout 30"):
+            assert f"\n    {line}\n" in service
+        assert "def post_install" not in text and "brew services start llm-proxy" in text
+        assert service_block() == (["--service"], {"LLM_PROXY_FIRST_RUN": "shell"})
+        if shutil.which("ruby"):
+            assert subprocess.run(["ruby", "-c", FORMULA], capture_output=True).returncode == 0
+
+    def test_the_first_start_sets_up_the_shells_once(self, start, environ, command):
         """Homebrew cannot do it at installation; a second start leaves alone what the user has done since."""
         rc = Path(environ["HOME"]) / ".bashrc"
         rc.write_text("# mine\n")
-        variables = {"LLM_PROXY_FIRST_RUN": "shell", "SHELL": "/bin/bash"}
-        daemon = start("--service", env=variables)
+        arguments, variables = service_block()
+        variables["SHELL"] = "/bin/bash"
+        daemon = start(*arguments, env=variables)
         daemon.wait_for_line("first run: .*bashrc")
         assert "llm-proxy" in rc.read_text()
         assert json.loads((daemon.state / "setup.json").read_text())["autostart"] == "brew"
+        assert "Homebrew's service" in command("--status").stdout
         daemon.stop()
         rc.write_text("# mine again\n")
-        daemon = start("--service", env=variables)
+        daemon = start(*arguments, env=variables)
         daemon.wait_for_recording()
         daemon.stop()
         assert rc.read_text() == "# mine again\n"
+
+    def test_without_the_variable_no_shell_is_touched(self, start, environ):
+        """A person who starts the service by hand asks for nothing."""
+        rc = Path(environ["HOME"]) / ".bashrc"
+        rc.write_text("# mine\n")
+        daemon = start("--service", env={"SHELL": "/bin/bash"})
+        daemon.wait_for_recording()
+        assert daemon.stop() == 0 and rc.read_text() == "# mine\n"
+
+    def test_uninstall_stops_homebrews_service(self, brewed, environ):
+        """Or it would start the daemon again at once; the home is what it was."""
+        daemon, folder = brewed
+        daemon.wait_for_line("first run: ")
+        status, told = steps_of(lambda steps: uninstall.run(steps, environ, purge=True, platform="linux"))
+        assert status == 0, told
+        assert (folder / "brewed.log").read_text() == "services stop llm-proxy\n"
+        assert daemon.wait() == 0 and not daemon.state.exists()
+        assert not any("llm-proxy" in path.read_text() for path in Path(environ["HOME"]).glob(".*rc"))
+
+    def test_where_it_cannot_be_stopped_nothing_is_removed_under_it(self, brewed, environ):
+        """It goes on with its state; uninstalling can be repeated."""
+        daemon, folder = brewed
+        (folder / "broken").touch()
+        status, told = steps_of(lambda steps: uninstall.run(steps, environ, purge=False, platform="linux"))
+        assert status == 1 and told[-1] == ("service", "failed")
+        assert daemon.health()["status"] == "ok" and run_of(daemon).pid == daemon.pid
+        (folder / "broken").unlink()
+        assert steps_of(lambda steps: uninstall.run(steps, environ, purge=False, platform="linux"))[0] == 0
 
 
 LAUNCHCTL = """\

@@ -572,6 +572,43 @@ def _(someone):
     return user
 
 
+@case("D46-homebrew-on-linux-simulated")
+def _(someone):
+    """The unit that `brew services start` writes is the only one; uninstall has brew stop it. brew itself is simulated."""
+    user = someone()
+    before = user.run(SNAPSHOT).stdout
+    unit = ".config/systemd/user/homebrew.llm-proxy.service"
+    stop = f"systemctl --user disable --now --quiet homebrew.llm-proxy; rm {unit}; rmdir -p .config/systemd/user"
+    write(user, "bin/brew", f'#!/bin/sh\n[ "$*" = "services stop llm-proxy" ] && cd && {{ {stop}; true; }}\n')
+    write(
+        user,
+        unit,
+        f"""\
+        [Install]
+        WantedBy=default.target
+        [Service]
+        Type=simple
+        ExecStart={ROOT}/.venv/bin/llm-proxy --service
+        Restart=on-failure
+        Environment=LLM_PROXY_FIRST_RUN=shell
+        """,
+    )
+    user.run("chmod 755 bin/brew; systemctl --user enable --now --quiet homebrew.llm-proxy")
+    wait(user, "grep -q llm-proxy .bashrc && llm-proxy --status")
+    pid = shown(user, "MainPID", "homebrew.llm-proxy.service")
+    steps = setup(user)
+    assert "unchanged" in outcomes(steps, "service") and user.run(f"ls {UNIT}", check=False).returncode != 0
+    assert "Homebrew's service" in user.run("llm-proxy --status").stdout
+    assert health(user)["pid"] == int(pid)
+    path = f"{user.home}/bin:{ROOT}/.venv/bin:/usr/bin:/bin"
+    done = user.run("llm-proxy --uninstall", PATH=path)
+    assert "stop Homebrew's service: brew services stop llm-proxy" in done.stdout
+    assert user.run("systemctl --user list-units --all '*llm-proxy*' --no-legend").stdout == ""
+    user.run("rm -r bin")
+    assert user.run(SNAPSHOT).stdout == before
+    return user
+
+
 @case("D47-uninstall-twice-and-half")
 def _(someone):
     """While calls run, when half is gone already, and when nothing is left."""

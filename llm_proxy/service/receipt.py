@@ -88,9 +88,9 @@ def load(folder: str) -> Receipt | None:
 
 
 def made(folder: str) -> list[str]:
-    """Folders that the installer made before there was a receipt: absolute paths, one a line, in the file `made`."""
+    """Folders that the installer, or a daemon, made before there was a receipt."""
     try:
-        return [line for line in (Path(folder) / "made").read_text().splitlines() if line.startswith("/")]
+        return [line for line in (Path(folder) / state.MADE).read_text().splitlines() if line.startswith("/")]
     except (OSError, ValueError):
         return []
 

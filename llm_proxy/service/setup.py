@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from llm_proxy import paths
 from llm_proxy.errors import CannotListen, SetupFailed, StateUnusable
-from llm_proxy.service import launchd, listen, process, receipt, shells, state, systemd, units
+from llm_proxy.service import brew, launchd, listen, process, receipt, shells, state, systemd, units
 from llm_proxy.service.steps import Steps
 
 RUNNING, FAILED, SHELL_NOT_EDITED, NO_AUTOSTART = 0, 1, 3, 4
@@ -89,6 +89,8 @@ class _Setup:
             if is_wsl():
                 self.steps.say("service", "warning", "WSL starts systemd with `[boot] systemd=true` in /etc/wsl.conf")
             return False
+        if self._brewed("linux"):
+            return True
         changed = self._write_units()
         if self.steps.failed:
             return True
@@ -188,14 +190,11 @@ class _Setup:
             self.steps.say("service", "warning", "there is no launchctl")
             return False
         try:
-            brewed = launchd.is_loaded(units.BREW_LABEL)
+            if self._brewed("darwin"):
+                return True
         except SetupFailed as exc:
             self.steps.say("service", "warning", str(exc))
             return False
-        if brewed:
-            self.receipt.autostart = "brew"
-            self.steps.say("service", "unchanged", "Homebrew's service starts it; a second one would be in its way")
-            return True
         logs = Path(paths.home()) / "Library/Logs/llm-proxy"
         self.steps.do("folder", f"make {logs}", lambda: self.receipt.make_folder(logs))
         outcome = self._write(agent_path(), units.agent(self.program, str(logs)))
@@ -209,6 +208,15 @@ class _Setup:
         if pid and not loaded:
             self.steps.do("daemon", f"stop the running daemon (pid {pid})", lambda: process.stop(self.state, pid))
         self.steps.do("daemon", f"load {units.LABEL}", lambda: launchd.load(units.LABEL, str(agent_path())))
+        return True
+
+    def _brewed(self, platform: str) -> bool:
+        """Whether Homebrew's service starts it; a second one would be in its way."""
+        if not brew.starts_it(platform):
+            return False
+        self.steps.say("service", "unchanged", "Homebrew's service starts it, so there is no need of another")
+        self.receipt.autostart = "brew"
+        self.steps.do("receipt", f"note it in {self.state}/{receipt.NAME}", self.receipt.save)
         return True
 
     # -- without a manager ----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ module and waits for it, so nothing here imports more than `os`. Leaves out deci
 """
 
 # pathlib alone would double the time of `--env`.
-# ruff: noqa: PTH101, PTH103, PTH104, PTH108, PTH115, PTH116, PTH208
+# ruff: noqa: PTH101, PTH103, PTH104, PTH108, PTH115, PTH116, PTH120, PTH208
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import time
 
 from llm_proxy.errors import StateUnusable
 
+MADE = "made"  # folders that were made for this one, absolute paths, one a line
 _LARGEST_FILE = 256  # the longest `run` has about 100 bytes
 _LARGEST_TABLE = 64 * 1024  # of /proc/net/tcp; Linux lists the listening sockets first
 _MOST_FDS = 256  # listeners are opened at start-up and have low numbers
@@ -94,7 +95,11 @@ def read(folder: str, name: str) -> bytes | None:
 
 
 def prepare(folder: str) -> None:
-    """Make the folder, ours alone. Raises StateUnusable."""
+    """Make the folder, ours alone, and note which others that took, for uninstall to remove. Raises StateUnusable."""
+    made, above = [], folder
+    while above and not os.path.lexists(above):
+        made.append(above)
+        above = os.path.dirname(above)
     try:
         os.makedirs(folder, 0o700, exist_ok=True)
         facts = os.stat(folder)
@@ -104,6 +109,22 @@ def prepare(folder: str) -> None:
             os.chmod(folder, 0o700)
     except OSError as exc:
         raise StateUnusable(f"{folder} cannot be used: {exc.strerror}") from exc
+    if made:
+        _note_made(folder, made)
+
+
+def _note_made(folder: str, made: list[str]) -> None:
+    """Several that start at once may each have made some of them. A full disk keeps nobody from starting."""
+    try:
+        fd = os.open(f"{folder}/{MADE}", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return
+    try:
+        os.write(fd, os.fsencode("".join(f"{path}\n" for path in made)))
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
 
 
 def write(folder: str, name: str, text: str) -> None:

@@ -1,7 +1,8 @@
 """`--uninstall`: undo what setup and the daemon did, in the order in which nothing is left pointing at nothing.
 
 Shells first, the program last; the journal becomes log files before state is removed. Whatever the user has changed
-is left and named. Every step may find its work done already. Leaves out what other tools installed, such as Homebrew.
+is left and named. Every step may find its work done already. Leaves out what other tools installed: of Homebrew, its
+service is stopped, by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from llm_proxy import paths, settings
 from llm_proxy.errors import CannotAttach, ConfigError, SetupFailed
-from llm_proxy.service import attached, launchd, process, receipt, shells, systemd, units
+from llm_proxy.service import attached, brew, launchd, process, receipt, shells, systemd, units
 from llm_proxy.service.daemon import unsettled
 from llm_proxy.service.keeping import arguments
 from llm_proxy.service.setup import unit_folder, why_not
@@ -37,6 +38,8 @@ def run(steps: Steps, environ: Mapping[str, str], *, purge: bool, platform: str 
     undo = _Uninstall(steps, environ, purge)
     undo.shells()
     detached = undo.clients()
+    if not undo.homebrew(platform):
+        return 1
     undo.service(platform)
     undo.daemon()
     if undo.journal() and detached:
@@ -70,6 +73,16 @@ class _Uninstall:
             text = f"give {client.client} its configuration back: {', '.join(client.files)}"
             given_back &= self.steps.do("client", text, functools.partial(_detach, str(self.state), client.client))
         return given_back
+
+    def homebrew(self, platform: str) -> bool:
+        """Whether Homebrew's service does not start the daemon again, as soon as it is stopped."""
+        try:
+            if not brew.starts_it(platform):
+                return True
+        except SetupFailed as exc:
+            self.steps.say("service", "warning", str(exc))
+            return True
+        return self.steps.do("service", f"stop Homebrew's service: {brew.STOP}", brew.stop)
 
     def service(self, platform: str) -> None:
         if platform == "darwin":

@@ -12,7 +12,7 @@ from llm_proxy.errors import SetupFailed
 
 SERVICE, SAFE, SOCKET = "llm-proxy.service", "llm-proxy-safe.service", "llm-proxy.socket"
 LABEL = "io.github.llm-proxy"
-BREW_LABEL = "homebrew.mxcl.llm-proxy"
+BREW_LABEL, BREW_UNIT = "homebrew.mxcl.llm-proxy", "homebrew.llm-proxy.service"
 
 _COMMON = """\
 Type=notify

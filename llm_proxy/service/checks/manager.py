@@ -10,7 +10,6 @@ from llm_proxy.service import launchd, receipt, systemd, units
 from llm_proxy.service.checks.scene import Finding, Scene, note, problem, quoted
 from llm_proxy.service.setup import is_wsl, unit_folder
 
-_BREW_UNIT = "homebrew.llm-proxy.service"
 _ENABLE_SYSTEMD = "printf '[boot]\\nsystemd=true\\n' | sudo tee -a /etc/wsl.conf"
 
 
@@ -31,7 +30,7 @@ def only_one(scene: Scene) -> Iterator[Finding]:
     if scene.platform == "darwin":
         both = launchd.available() and _loaded(units.LABEL) and _loaded(units.BREW_LABEL)
     else:
-        both = all((unit_folder() / name).exists() for name in (units.SERVICE, _BREW_UNIT))
+        both = all((unit_folder() / name).exists() for name in (units.SERVICE, units.BREW_UNIT))
     if both:
         yield problem("both Homebrew's service and the one of --setup start it", "brew services stop llm-proxy")
 
