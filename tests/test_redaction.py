@@ -247,6 +247,17 @@ def test_the_same_secret_has_the_same_number_wherever_it_stands() -> None:
     assert Redactor((), number).text(PEM[:50] + "0123456789" + PEM[60:]) == "<PRIVATE_KEY#2>"
 
 
+def test_a_long_body_is_searched_like_its_parts() -> None:
+    """Cut where objects end, the first time and again, every secret is found where it stands."""
+    said = [around.format(secret) for _, around, secret in FOUND] * 2
+    kept = [around.format(f"<{kind}>") for kind, around, _ in FOUND] * 2
+    for separators in ((", ", ": "), (",", ":")):
+        body = json.dumps([{"content": text, "a": {"b": {}}} for text in said], separators=separators)
+        unnumbered = Redactor((), lambda kind, secret: 0)
+        for _ in range(2):
+            assert [message["content"] for message in json.loads(unnumbered.text(body))] == kept
+
+
 @budget(max_examples=300)
 @given(
     st.recursive(

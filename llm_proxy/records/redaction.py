@@ -65,19 +65,28 @@ class Redactor:
         return _LITERAL.sub(lambda literal: self._literal(literal[0], counts), text)
 
     def _spans(self, text: str) -> list[Span]:
-        """A request sends its history again: what was looked through before is known by its hash.
+        """A request sends its history again: pieces in which there was nothing before are known by their hash.
 
         No secret goes over the end of a JSON object.
         """
         if len(text) < _LONG:
             return spans(text)
-        new = [piece for piece in text.split(_BETWEEN) if hash(piece) not in self._clean]
-        if spans(_BETWEEN.join(new)):
-            return spans(text)
+        pieces = text.split(_BETWEEN)
+        new = [piece for piece in pieces if hash(piece) not in self._clean]
         if len(self._clean) > _MOST_CLEAN:
             self._clean.clear()
-        self._clean.update(map(hash, new))
-        return []
+        if not spans(_BETWEEN.join(new)):
+            self._clean.update(map(hash, new))
+            return []
+        found: list[Span] = []
+        at = 0
+        for piece in pieces:
+            if hash(piece) not in self._clean:
+                here = spans(piece)
+                found += [Span(at + start, at + end, kind) for start, end, kind in here]
+                self._clean.update([hash(piece)] if not here else [])
+            at += len(piece) + len(_BETWEEN)
+        return found
 
     def _literal(self, literal: str, counts: Counter[str]) -> str:
         """A string of JSON: what it says is searched for the own secrets, not how it is written."""
