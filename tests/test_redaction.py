@@ -288,7 +288,18 @@ def test_json_stays_json(value: Any, ascii_only: bool) -> None:
 
 @pytest.mark.parametrize(
     "word",
-    ["-----BEGIN PRIVATE KEY-----\n", "eyJ", "-eyJ.", "eyJaaaaaaaaaaaaa.", "sk-", "a://b:", "\\", "Bearer ", "x" * 99],
+    [
+        "-----BEGIN PRIVATE KEY-----\n",
+        "eyJ",
+        "-eyJ.",
+        "eyJaaaaaaaaaaaaa.",
+        "sk-",
+        "a://b:",
+        "\\",
+        "Bearer ",
+        "},",
+        "x" * 99,
+    ],
 )
 def test_no_text_takes_long(word: str) -> None:
     """Four times the text takes about four times the time, not sixteen times."""

@@ -69,7 +69,7 @@ class Redactor:
 
         No secret goes over the end of a JSON object.
         """
-        if len(text) < _LONG:
+        if len(text) < _LONG or text.count(_BETWEEN) > _MOST_PIECES:
             return spans(text)
         pieces = text.split(_BETWEEN)
         new = [piece for piece in pieces if hash(piece) not in self._clean]
@@ -204,7 +204,8 @@ class Redactor:
 
 _LONG = 2000  # characters
 _BETWEEN = "},"
-_MOST_CLEAN = 100_000
+_MOST_PIECES = 20_000  # of one text
+_MOST_CLEAN = 100_000  # remembered
 
 # What JSON writes for line ends and slashes, and white space: no part of any key.
 _UNWRITTEN = re.compile(r"\\+(?:[nrt]|u[0-9a-fA-F]{4})?|\s")
