@@ -39,6 +39,7 @@ from llm_proxy.keeper.telling import Teller
 from llm_proxy.sinks.log_files import Logs
 
 TICK = 1.0  # seconds between two looks without being woken; also what a power cut may cost
+SYNC_SHARE = 0.05  # of the time, at most: what is not synced yet is still in the journal
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds between attempts
 LETTING_GO = 2.0  # seconds a killed proxy may take: the kernel ends its pipe before it lets go of its lock
 READ = 1 << 20  # bytes of journal at once
@@ -176,7 +177,7 @@ class Keeper:
         self._opened = False
         self._settled = Position(0, 0)  # the committed checkpoint
         self._unsynced = False
-        self._synced_at = 0.0
+        self._synced_at = self._sync_took = 0.0
         self._kept_up_at = -UPKEEP
         self._retained: Iterator[retention.Done] = iter(())
 
@@ -297,13 +298,14 @@ class Keeper:
     def _sync(self, every: float) -> None:
         """The log files, then what is known of them, to disk; then the journal need not hold it any longer."""
         now = time.monotonic()
-        if not self._unsynced or now - self._synced_at < every:
+        if not self._unsynced or now < self._synced_at + every * max(1.0, self._sync_took / SYNC_SHARE):
             return
-        self._synced_at = now
         self.logs.sync()
         self.store.make_durable()
         self._unsynced = False
         self.reader.forget(self._settled)
+        self._synced_at = time.monotonic()
+        self._sync_took = self._synced_at - now
 
     # -- between calls
 
