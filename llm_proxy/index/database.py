@@ -91,6 +91,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         with told():
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA wal_autocheckpoint = 4000")  # pages; each time the disk is waited for
             prepare(db)
             migrate(db)
     except BaseException:
