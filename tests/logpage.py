@@ -23,8 +23,10 @@ _BODIES = told_in("Bodies that are not simply text")
 _CHUNK = told_in("Chunks")
 _WEBSOCKET = told_in("WebSocket")
 _PRICE = told_in("`price`")
+_DIGEST = told_in("`digest`")
 _ENTRIES = {
     "session_start": told_in("`session_start`"),
+    "fork": told_in("`fork`"),
     "request": told_in("`request`") | _BODIES,
     "response": told_in("`response`") | _BODIES,
     "gap": told_in("`recording-gaps.jsonl`"),
@@ -48,6 +50,9 @@ def _untold(entry: dict[str, Any]) -> Iterator[str]:
     for message in websocket["messages"]:
         yield from _beyond(message, _CHUNK | _WEBSOCKET | {"size"}, "message")
     yield from _beyond(entry.get("price") or {}, _PRICE, "price")
+    digest = entry.get("digest") or {}
+    yield from _beyond(digest, _DIGEST, "digest")
+    yield from _beyond(digest.get("usage") or {}, _DIGEST, "usage")
     if "timing" in entry:
         yield from _beyond(entry["timing"], {"ttfb_ms", "total_ms"}, "timing")
 

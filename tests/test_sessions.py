@@ -19,6 +19,7 @@ from llm_proxy.journal.writer import writer_lock
 from llm_proxy.keeper.store import Store, Turn
 from llm_proxy.records.exchange import Ending
 from tests.journals import MS, WALL, Call, Journal
+from tests.logpage import untold
 from tests.test_keeper import Place, finish, until, wake
 
 Message = dict[str, Any]
@@ -236,6 +237,7 @@ def assert_grouped(place: Place, talk: Talk, parents: dict[str, tuple[str, int |
     """Each call's two halves stand in its session, once, under its number; each session begins as it should."""
     place.assert_told_once(list(talk.calls.values()))
     entries = place.entries()
+    assert [field for entry in entries for field in untold(entry)] == []
     seats = {entry["_meta"]["request_id"]: entry for entry in entries if "seq" in entry}  # type: ignore[index]
     names: dict[str, str] = {}
     found = {}
