@@ -51,6 +51,13 @@ LIMITS = {
         for shell in _SHELLS
         for it in ("alive", "dead")
     },
+    "install from a checkout, warm cache": Limit(30, 30, " s"),
+    "changed in the home by install and uninstall": Limit(0, 0, " entries"),
+    "ready after start, p50": Limit(600, 600, " ms"),
+    "refused at a restart": Limit(200, 200, " ms"),
+    "refused at a restart, a stream open": Limit(200, 200, " ms"),
+    "refused at an upgrade": Limit(200, 200, " ms"),
+    "failed over an upgrade, socket activation": Limit(0, 0, " calls"),
 }
 
 
