@@ -8,8 +8,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from llm_proxy import paths, settings
 from llm_proxy.dialects.digest import Digest
@@ -20,7 +20,8 @@ from llm_proxy.records.understood import Entry, understand
 from llm_proxy.sinks.log_reader import entry_at
 
 
-class Record(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Record:
     """The open index, and the log folder whose places it names."""
 
     index: Index
@@ -45,7 +46,8 @@ class Record(NamedTuple):
             return None
 
 
-class Places(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Places:
     """Where the logs and their index are."""
 
     logs: Path
