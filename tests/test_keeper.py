@@ -41,14 +41,17 @@ ROOT = os.geteuid() == 0
 class Place:
     """A throw-away set of folders and the keepers working in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: Options | None = None) -> None:
         self.folder = folder
+        self.options = options
         self.journal = folder / "journal"
         self.logs = folder / "logs"
         self.state = folder / "state"
 
     def start(self, journal: Path | None = None, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-        arguments = ("--journal", journal or self.journal, "--logs", self.logs, "--state", self.state)
+        arguments: list[str | Path] = ["--journal", journal or self.journal, "--logs", self.logs, "--state", self.state]
+        if self.options is not None:
+            arguments += ["--options", self.options.to_json()]
         return subprocess.Popen(
             [*prefix, sys.executable, "-m", "llm_proxy.keeper", *arguments],
             stdin=subprocess.PIPE,
