@@ -1,8 +1,8 @@
 """`--uninstall`: undo what setup and the daemon did, in the order in which nothing is left pointing at nothing.
 
 Shells first, the program last; the journal becomes log files before state is removed. Whatever the user has changed
-is left and named. Every step may find its work done already. Leaves out what other tools installed: of Homebrew, its
-service is stopped, by itself.
+is left and named. Every step may find its work done already. Leaves out what other tools installed; Homebrew is
+asked to stop its service.
 """
 
 from __future__ import annotations
