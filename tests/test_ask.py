@@ -292,14 +292,22 @@ def test_tail_tells_calls_as_they_come(tmp_path, provider):
 
 def test_tail_ends_where_all_was_uninstalled(empty):
     """It makes nothing anew."""
+    log = empty.folder / ".llm-provider-logs/h/2026-01-01/20260101-000000-00000000.jsonl"
+    log.parent.mkdir(parents=True)
+    meta = {
+        "host": "h",
+        "session": log.stem,
+        "ts": "2026-01-01T00:00:00Z",
+        "request_id": "019aa000-0000-7000-8000-00000000",
+    }
+    log.write_text(
+        json.dumps({"type": "request", "seq": 1, "method": "GET", "path": "/v1/models", "_meta": meta}) + "\n"
+    )
     child = subprocess.Popen(empty.argv("tail"), env=empty.environ, stdout=subprocess.PIPE, text=True)
-    index = empty.folder / ".local/state/llm-proxy/index.db"
-    deadline = time.monotonic() + 20
-    while not index.exists():
-        assert time.monotonic() < deadline and child.poll() is None
-        time.sleep(0.01)
-    gone = index.parent.rename(empty.folder / "gone")
-    assert child.wait(20) == 0 and not index.parent.exists() and gone.is_dir()
+    assert "/v1/models" in child.stdout.readline()
+    state = empty.folder / ".local/state/llm-proxy"
+    state.rename(empty.folder / "gone")
+    assert child.wait(20) == 0 and not state.exists()
     child.stdout.close()
 
 

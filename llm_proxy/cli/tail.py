@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from llm_proxy.cli import filters, show
-from llm_proxy.errors import UsageError
+from llm_proxy.errors import IndexTrouble, UsageError
 from llm_proxy.index.queries import CallRow, Filter
 from llm_proxy.service.ask import Places, record
 
@@ -48,12 +48,17 @@ def _follow(where: Places, wanted: Filter, lines: int) -> Iterator[CallRow]:
                 opens.pop(call.id, None)
             yield call
         time.sleep(_EVERY)
-        if not where.index.parent.is_dir():  # uninstalled meanwhile: nothing is to be put there again
-            return
         since = max(min([time.time_ns() - _LATE, *opens.values()]), wanted.since_ns or 0)
         ended = {id: started for id, started in ended.items() if started >= since}
-        with record(where) as opened:
-            found = list(opened.index.calls(replace(wanted, since_ns=since), newest_first=True))
+        try:
+            if not where.index.parent.is_dir():
+                return
+            with record(where) as opened:
+                found = list(opened.index.calls(replace(wanted, since_ns=since), newest_first=True))
+        except IndexTrouble:
+            if not where.index.exists():  # uninstalled meanwhile: nothing is to be put there again
+                return
+            raise
         news = [call for call in found if _is_news(call, opens, ended, began)]
 
 
