@@ -139,6 +139,8 @@ class Redactor:
             whole = "".join(kept)
         if self._own or spans(whole):
             kept = [self._text(text, counts) for text in kept]
+        if kept is texts:
+            return items
         return [item if new == old else item | {"raw": new} for item, old, new in zip(items, texts, kept, strict=True)]
 
     def _frames(self, body: str, counts: Counter[str]) -> str:
@@ -164,12 +166,8 @@ class Redactor:
 
     def _is_in_pieces(self, stream: str) -> bool:
         """Whether a secret may be told in several of the pieces: a quick look that need not be exact."""
-        for piece in _PIECES:
-            if piece.clue in stream:
-                said = "".join(piece.pattern.findall(stream))
-                if spans(said) or self._own_spans(said):
-                    return True
-        return False
+        said = "\0".join(["".join(one.pattern.findall(stream)) for one in _PIECES if one.clue in stream])
+        return bool(spans(said) or self._own_spans(said))
 
     def _joined(self, texts: Sequence[str], counts: Counter[str]) -> list[str]:
         """`texts` without the secrets that go over several of them. Each gets its token where the first part stood."""
