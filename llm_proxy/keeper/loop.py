@@ -32,6 +32,7 @@ from llm_proxy.keeper.assemble import Assembler, Call, Gap
 from llm_proxy.keeper.indexing import Indexing
 from llm_proxy.keeper.options import Options
 from llm_proxy.keeper.places import Item
+from llm_proxy.keeper.priority import Priority
 from llm_proxy.keeper.sessions import is_undecided
 from llm_proxy.keeper.settle import Recorder, Tally
 from llm_proxy.keeper.store import Store, StoreDamaged, open_store
@@ -44,8 +45,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds between attempts
 LETTING_GO = 2.0  # seconds a killed proxy may take: the kernel ends its pipe before it lets go of its lock
 READ = 1 << 20  # bytes of journal at once
 # The journal can wait, the proxy's streams cannot: where cores are short, the keeper has what is left of them.
-LAST_IN_LINE = 19
-# With this much of the journal waiting, its cap may be near: the log files come first, the index later.
+# With this much waiting, the journal's cap may be near: the log files come first, the index later.
 HURRY = 256 << 20  # bytes
 UPKEEP = 3600.0  # seconds between two looks at what may be forgotten
 # One transaction holds about this many bytes of bodies and this many calls, or a single larger one.
@@ -174,6 +174,7 @@ class Keeper:
         self.reader: Reader
         self.assembler: Assembler
         self.recorder: Recorder
+        self.priority: Priority
         self._opened = False
         self._settled = Position(0, 0)  # the committed checkpoint
         self._unsynced = False
@@ -186,7 +187,7 @@ class Keeper:
         with keeper_lock(self.journal / "keeper.lock", self.told) as locked:
             if not locked:
                 return 0
-            os.nice(LAST_IN_LINE)
+            self.priority = Priority()
             try:
                 self._insist(self._open)
                 self._look()
@@ -289,7 +290,9 @@ class Keeper:
         over = [one for item in group[:count] if isinstance(one := item.one, Call | Gap) and one.over]
         run, checkpoint = self.assembler.checkpoint(over)
         lines = self.recorder.settle(group[:count], run, checkpoint)
-        self.indexing.take(lines, hurry=self._lag() > HURRY)
+        hurry = self._lag() > HURRY
+        self.priority.hurry(hurry or self.told.stop)
+        self.indexing.take(lines, hurry=hurry)
         self.assembler.forget(over)
         self._settled = checkpoint
         self._unsynced = True

@@ -111,7 +111,9 @@ class Supervisor:
                 stdin=self._reading,
                 stdout=errors,
                 stderr=errors,
-                start_new_session=True,  # Ctrl-C in our terminal asks us to drain; the keeper must outlast that
+                # Ctrl-C in our terminal asks us to drain; the child must outlast that. And Linux shares processors
+                # between sessions: in one of its own it can step back behind us.
+                start_new_session=True,
             )
         code = await self._process.wait()
         ending = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
