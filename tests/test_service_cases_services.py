@@ -324,6 +324,7 @@ def _(someone):
     verbs = ("restart llm-proxy", "kill -s KILL llm-proxy", "restart llm-proxy", "stop llm-proxy")
     refused, _ = polled(user, at, *verbs)
     assert refused == 0 and port(user) == at
+    assert "or at the first call" in user.run("llm-proxy --status").stdout
     return user
 
 

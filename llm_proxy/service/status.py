@@ -76,6 +76,7 @@ class Autostart:
     means: str = ""
     state: str = ""  # of the unit or job, in its manager's words
     without_login: bool = False
+    socket_activation: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,7 @@ def as_text(status: Status) -> str:
             ("Process", f"pid {status.pid}, up {_duration(status.uptime)}, version {status.version}"),
             ("Recording", status.recording + (f" ({status.recording_reason})" if status.recording_reason else "")),
             ("Keeper", f"{status.keeper.state}, {_size(status.keeper.lag)} behind"),
-            ("Last call", status.keeper.last_exchange or "none yet"),
+            ("Last call", status.keeper.last_exchange or "none since it started"),
         ]
     more = "" if status.logs.counted else "more than "
     rows.append(("Started by", _autostart_sentence(status.autostart)))
@@ -272,7 +273,7 @@ def autostart(folder: str, environ: dict[str, str]) -> Autostart:
     if known.autostart == "systemd":
         manager = systemd.Systemd(environ)
         unit = manager.trouble or manager.show(units.SERVICE, "ActiveState")
-        return Autostart("systemd", unit, systemd.lingers())
+        return Autostart("systemd", unit, systemd.lingers(), socket_activation=known.port > 0)
     if known.autostart == "launchd":
         return Autostart("launchd", _launchd_state())
     return Autostart(known.autostart)
@@ -288,7 +289,8 @@ def _launchd_state() -> str:
 def _autostart_sentence(autostart: Autostart) -> str:
     says = {
         "systemd": f"systemd ({autostart.state}), "
-        + ("also without a login" if autostart.without_login else "at login"),
+        + ("also without a login" if autostart.without_login else "at login")
+        + (", or at the first call" if autostart.socket_activation else ""),
         "launchd": f"launchd ({autostart.state})",
         "brew": "Homebrew's service",
         "shell": "new shells, when none runs",
