@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ def main() -> int:
     parser.add_argument("--options", type=options, default=Options())
     given = parser.parse_args()
     os.umask(0o077)
+    # What is told of a call makes no cycles, but thousands of objects: looking through them costs a tenth of the time.
+    gc.freeze()
+    gc.set_threshold(200_000, 50, 100)
     return Keeper(given.journal.absolute(), given.logs.absolute(), given.state.absolute(), given.options).run()
 
 

@@ -43,7 +43,7 @@ TICK = 1.0  # seconds between two looks without being woken; also what a power c
 SYNC_SHARE = 0.05  # of the time, at most: what is not synced yet is still in the journal
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds between attempts
 LETTING_GO = 2.0  # seconds a killed proxy may take: the kernel ends its pipe before it lets go of its lock
-READ = 1 << 20  # bytes of journal at once
+READ = 4 << 20  # bytes of journal at once
 # The journal can wait, the proxy's streams cannot: where cores are short, the keeper has what is left of them.
 # With this much waiting, the journal's cap may be near: the log files come first, the index later.
 HURRY = 256 << 20  # bytes

@@ -25,6 +25,8 @@ Entry = dict[str, Any]
 
 CONFIGURED = "config"
 _MILLION = 1_000_000
+_MINUTE = 60 * 10**9  # ns; no price changes within one
+_MOST_RECENT = 256
 # Beyond this the log's numbers, which are doubles, would not tell the same decimals again.
 _SMALLEST = Decimal("1e-12")
 # No call costs more. Token counts are what a provider, or whoever says to be one, has written.
@@ -136,6 +138,7 @@ class PriceBook:
         self._path = data
         self._stamp: tuple[int, int] | None = None
         self._data: price_data.PriceData | None = None
+        self._recent: dict[tuple[str, str, int, str], _Rates | None] = {}
 
     @property
     def data(self) -> price_data.PriceData:
@@ -143,6 +146,7 @@ class PriceBook:
         stamp = _stamp(self._path)
         if self._data is None or stamp != self._stamp:
             self._data, self._stamp = price_data.stored(self._path) if stamp else price_data.bundled(), stamp
+            self._recent.clear()
         return self._data
 
     def price(
@@ -169,12 +173,23 @@ class PriceBook:
         seller = data.provider_of(host)
         if not seller:
             return _unpriced(data, f"{provider or 'a model'} at {upstream}, which is not a provider with list prices")
-        found = data.find(seller, model.rpartition("/")[2] if model.startswith("arn:") else model)
-        if found is None:
+        rates = self._rates(data, seller, model, when_ns // _MINUTE, service_tier.lower())
+        if rates is None:
             return _unpriced(data, f"no list price of {seller} for {model[: price_data.LONGEST_NAME]!r}")
-        rates = _listed(found, datetime.fromtimestamp(when_ns / 1e9, UTC), service_tier.lower())
         empty = Price(None, "subscription" if subscription else "list", source=data.source, version=data.version)
         return _sum(rates, usages, empty, data.trouble)
+
+    def _rates(self, data: price_data.PriceData, seller: str, model: str, minute: int, tier: str) -> _Rates | None:
+        """What the list says of a model in that minute since 1970; None where it is not there."""
+        wanted = seller, model, minute, tier
+        if wanted in self._recent:
+            return self._recent[wanted]
+        found = data.find(seller, model.rpartition("/")[2] if model.startswith("arn:") else model)
+        rates = _listed(found, datetime.fromtimestamp(minute * 60, UTC), tier) if found is not None else None
+        if len(self._recent) >= _MOST_RECENT:
+            self._recent.clear()
+        self._recent[wanted] = rates
+        return rates
 
     def of(self, request: Entry, provider: str, digest: Digest) -> Price | None:
         """The price of an exchange from its request entry and what it means; None where nothing was answered.
