@@ -477,6 +477,32 @@ def test_an_answer_that_is_fetched_again_is_counted_once(place: Place) -> None:
     }
 
 
+def test_the_results_of_a_batch_are_counted_once(place: Place) -> None:
+    """However often they are fetched; another batch's are counted too."""
+    talk = Talk()
+    message = {"type": "message", "role": "assistant", "model": "claude-sonnet-4-5", "content": []}
+    for label, batch in (("a 1", "a"), ("a 2", "a"), ("b 1", "b")):
+        answer = message | {"id": f"msg_{batch}", "usage": {"input_tokens": 3, "output_tokens": 2}}
+        line = {"custom_id": "x", "result": {"type": "succeeded", "message": answer}}
+        call = Call(
+            talk.serial,
+            method="GET",
+            target=f"/v1/messages/batches/msgbatch_{batch}/results",
+            request=b"",
+            answer=json.dumps(line).encode() + b"\n",
+            headers=["Content-Type: application/x-jsonl"],
+            wall=talk.wall,
+        )
+        talk.add(label, "day", call)
+    run = Journal(place.journal)
+    run.add(*(frame for call in talk.calls.values() for frame in call.frames))
+    run.close()
+    place.settle()
+    assert_grouped(place, talk, {})
+    digests = [entry["digest"] for entry in place.entries() if entry["type"] == "response"]
+    assert ["usage" in digest for digest in digests] == [True, False, True]  # type: ignore[operator]
+
+
 def opened(call: Call) -> tuple[bytes, ...]:
     return call.open, call.request
 
