@@ -15,9 +15,17 @@ from typing import Any
 import pytest
 
 from llm_proxy.journal.frames import Kind
+from llm_proxy.journal.reader import Reader
 from llm_proxy.journal.writer import writer_lock
+from llm_proxy.keeper.assemble import Assembler
+from llm_proxy.keeper.assemble import Call as Assembled
+from llm_proxy.keeper.options import Options
+from llm_proxy.keeper.places import Item
+from llm_proxy.keeper.settle import Recorder, Tally
 from llm_proxy.keeper.store import Store, Turn
+from llm_proxy.keeper.telling import Teller
 from llm_proxy.records.exchange import Ending
+from llm_proxy.sinks.log_files import Logs
 from tests.journals import MS, WALL, Call, Journal
 from tests.logpage import untold
 from tests.test_keeper import Place, finish, until, wake
@@ -368,15 +376,52 @@ def test_an_open_call_holds_no_place(place: Place, live: bool) -> None:
     assert_grouped(place, talk, {"fork": ("a", 1, None)})
 
 
+def test_what_was_decided_stays_decided(place: Place) -> None:
+    """A keeper is killed before it has settled a call; meanwhile another daemon's goes on from the same answer."""
+    talk = Talk()
+    start = [user("hello"), said("hi")]
+    talk.claude("1", "a", start[:1], "hi")
+    talk.claude("elsewhere", "a", [*start, user("elsewhere")], "e")
+    talk.claude("here", "a", [*start, user("here")], "h")
+    other = place.folder / "journal2"
+    first, elsewhere, here = talk.calls.values()
+    write(place.journal, first)
+    place.settle()
+    write(place.journal, here)
+    decide(place)
+    write(other, elsewhere)
+    finish(place.start(other))
+    place.settle()
+    place.assert_told_once([first, elsewhere, here])
+    assert len(place.files()) == 1
+
+
+def write(journal: Path, call: Call) -> None:
+    run = Journal(journal)
+    run.add(*call.frames)
+    run.close()
+
+
+def decide(place: Place) -> None:
+    """All that a keeper does before it writes the first line."""
+    store, tally = Store(place.state / "sessions.db", str(place.journal)), Tally()
+    recorder = Recorder(store, Logs(place.logs), "me", tally, Teller("me", Options(), place.state, tally.troubles))
+    reader = Reader(place.journal)
+    assembler = None
+    while (batch := reader.read()) is not None:
+        assembler = assembler or Assembler((), batch.start)
+        calls = [one for one in assembler.take(batch) if isinstance(one, Assembled)]
+        recorder.decide([Item(one, one.exchange(reader.fetch)) for one in calls])
+    store.close()
+
+
 def test_without_its_database_a_conversation_begins_a_new_file(place: Place) -> None:
     """Nothing else is lost."""
     talk = Talk()
     talk.claude("1", "a", [user("hello")], "hi")
     talk.claude("2", "b", [user("hello"), said("hi"), user("again")], "yes")
     for call in talk.calls.values():
-        run = Journal(place.journal)
-        run.add(*call.frames)
-        run.close()
+        write(place.journal, call)
         place.settle()
         shutil.rmtree(place.state)
     assert_grouped(place, talk, {})
