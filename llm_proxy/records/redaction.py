@@ -124,8 +124,8 @@ class Redactor:
 
     def _body(self, body: str, counts: Counter[str]) -> str:
         """Of a response: it may be lines or an array of JSON documents, each with a piece of the answer."""
-        if self._is_in_pieces(body):
-            one = body.lstrip()[:1] == "["
+        one = body.lstrip()[:1] == "["
+        if (one or "\n{" in body or "\ndata:" in body) and self._is_in_pieces(body):
             body = "\n".join(self._joined([body] if one else body.split("\n"), counts))
         return self._text(body, counts)
 
