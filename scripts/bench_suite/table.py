@@ -43,6 +43,7 @@ LIMITS = {
     "memory, 1,000 open streams": Limit(45, 80, " MB"),
     "memory, after 500 MB up and 500 MB down": Limit(45, 80, " MB"),
     "keeper, journal to session logs": Limit(3000, 1500, " exchanges/s", at_least=True),
+    "keeper, agents' traffic to logs and index": Limit(1000, 1000, " exchanges/s", at_least=True),
     "--env, daemon alive, p50": Limit(3, 50, " ms"),
     "--env, daemon dead, p50": Limit(5, 50, " ms"),
     **{f"prompt hook, {shell}, mean": Limit(0.5, None, " ms") for shell in _SHELLS},
