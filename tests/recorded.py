@@ -10,7 +10,10 @@ import anthropic
 import openai
 
 QUESTIONS = ("Explain how rings work in the **journal**", "And what about segments?", "Thanks, summarise `fdatasync`")
-HOSTILE = "unreachable \x1b[31mred\x07 \u202ereversed"
+HOSTILE = (
+    "unreachable \x1b[31mred\x07 \u202ereversed; a long title so that a row of a table is wider than what it stands on, "
+    "which is no wider than it is\nVec<T>"
+)
 
 
 class Provider:

@@ -211,6 +211,31 @@ def test_recorded_text_does_nothing_to_a_terminal(home, arguments):
         assert "\\x1b[31mred\\x07" in text
 
 
+def test_what_was_said_is_seen_on_a_terminal_too(home):
+    """Tags do not vanish as Markdown's HTML does, and lines are not joined."""
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", home.screen("view"))
+    assert re.search(r"\bis *\r\nVec<T> *\r\n", shown)
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [80, 120, 200])
+@pytest.mark.parametrize("arguments", [("sessions",), ("stats", "--by", "model"), ("stats", "--by", "session")])
+def test_a_table_fits_its_terminal(home, arguments, columns):
+    """Columns that matter less are left out and named; none is emptied, and no id and no sum is cut."""
+    titles, *rows = (row.split("\t") for row in home.run(*arguments).stdout.splitlines())
+    told = [title for title, *cells in zip(titles, *rows, strict=True) if any(cells)]
+    head, _, *lines = re.sub(r"\x1b\[[0-9;]*m", "", home.screen(*arguments, columns=columns)).splitlines()
+    missing = lines.pop().removeprefix("no room here for ").split(", ") if lines[-1].startswith("no room") else []
+    assert sorted(head.split() + missing) == sorted(told) and len(lines) == len(rows)
+    assert all(len(line) <= columns for line in lines)
+    cost = titles.index("COST")
+    for line, row in zip(lines, rows, strict=True):
+        assert line.startswith(row[0]) and row[cost] in line
+    assert columns < 200 or not missing
+
+
 # --- search ---------------------------------------------------------------------------------------------------------
 
 

@@ -45,9 +45,10 @@ def _show(arguments: Sequence[str]) -> int:
         )
     else:
         titles = [show.Column("SELLER"), show.Column("MODEL"), show.Column("PROMPT", right=True)]
-        titles += [show.Column(name.upper().replace("_", " "), right=True) for name in _COLUMNS]
+        spare = {"cache_write_5m": 2, "cache_write_1h": 3}
+        titles += [show.Column(name.upper().replace("_", " "), True, spare=spare.get(name, 0)) for name in _COLUMNS]
         rows = [row for offer in offers[:_MOST_SHOWN] for row in _rows(offer)]
-        show.table([*titles, show.Column("OTHER")], rows)
+        show.table([*titles, show.Column("OTHER", grows=True)], rows)
         if len(offers) > _MOST_SHOWN:
             print(f"and {len(offers) - _MOST_SHOWN} more; --json shows all")
     return 0 if offers else 1
@@ -71,7 +72,7 @@ def _say_used(used: service.Used, configured: settings.Settings, *, as_json: boo
 
 
 def _object(offer: service.Offer) -> dict[str, object]:
-    told = [{"class": name, "above_prompt": start, "usd": str(price)} for name, start, price in offer.prices]
+    told = [{"class": name, "above_prompt": start, "usd": show.decimal(price)} for name, start, price in offer.prices]
     return {"seller": offer.seller, "model": offer.model, "prices": told, "service_tiers": offer.tiers}
 
 

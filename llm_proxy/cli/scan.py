@@ -13,11 +13,11 @@ from llm_proxy.errors import UsageError
 from llm_proxy.service import scan as service
 
 _COLUMNS = (
-    show.Column("FILE", grows=True),
+    show.Column("FILE"),
     show.Column("LINE", right=True),
     show.Column("KIND"),
-    show.Column("TIMES", right=True),
-    show.Column("FINGERPRINT"),
+    show.Column("TIMES", right=True, spare=1),
+    show.Column("FINGERPRINT", spare=2),
 )
 _NAMED = 20  # files in the advice
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from llm_proxy.cli import filters, show
@@ -15,12 +14,12 @@ from llm_proxy.service.ask import record
 _COLUMNS = (
     show.Column("SESSION"),
     show.Column("LAST"),
-    show.Column("PROJECT"),
-    show.Column("PROGRAM"),
-    show.Column("MODEL"),
-    show.Column("CALLS", right=True),
+    show.Column("PROJECT", spare=2),
+    show.Column("PROGRAM", spare=5),
+    show.Column("MODEL", spare=3),
+    show.Column("CALLS", right=True, spare=1),
     show.Column("ERRORS", right=True),
-    show.Column("TOKENS", right=True),
+    show.Column("TOKENS", right=True, spare=4),
     show.Column("COST", right=True),
     show.Column("TITLE", grows=True),
 )
@@ -99,7 +98,7 @@ def _cells(row: SessionRow, depth: int, *, utc: bool) -> tuple[str, ...]:
     return (
         mark + row.id,
         show.lately(row.last_ns, utc=utc) if sys.stdout.isatty() else show.when(row.last_ns, utc=utc),
-        show.line(row.project or PurePosixPath(row.cwd).name or row.upstream, 20),
+        show.line(row.project, 20),
         show.line(row.program, 16),
         show.line(model, 24) + (f" +{len(row.models) - 1}" if len(row.models) > 1 else ""),
         str(row.calls),

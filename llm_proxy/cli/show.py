@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from llm_proxy.dialects.digest import TOKEN_CLASSES, Usage
 from llm_proxy.index.queries import Cost
@@ -33,11 +33,16 @@ def line(text: str, width: int = 0) -> str:
 
 
 class Column(NamedTuple):
-    """`grows`: takes what room is left, and is cut to it."""
+    """`grows`: takes what room is left, and is cut to it. `spare`: the column with the most goes first, for room."""
 
     title: str
     right: bool = False
     grows: bool = False
+    spare: int = 0
+
+
+_GAP = 3  # between columns
+_LEAST = 20  # characters of a column that grows
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
@@ -51,21 +56,47 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    used = [place for place, _ in enumerate(columns) if any(row[place] for row in told)]
+    out = console()
+    widths, left_out = _fitting(columns, told, out.width)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for place in used:
-        column = columns[place]
-        shown.add_column(
-            column.title,
-            justify="right" if column.right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            ratio=1 if column.grows else None,
-            min_width=8 if column.grows else max(len(column.title), *(len(row[place]) for row in told)),
-        )
+    for place, width in widths.items():
+        justify: Literal["left", "right"] = "right" if columns[place].right else "left"
+        shown.add_column(columns[place].title, justify=justify, width=width, no_wrap=True, overflow="ellipsis")
     for row in told:
-        shown.add_row(*(Text(row[place]) for place in used))
-    console().print(shown)
+        shown.add_row(*(Text(row[place]) for place in widths))
+    # what still has no room is wrapped by the terminal, never cut off
+    needed = sum(widths.values()) + _GAP * (len(widths) - 1)
+    out.print(shown, width=max(needed, out.width), crop=False)
+    if left_out:
+        out.print(Text(f"no room here for {', '.join(left_out)}", "dim"))
+
+
+def _fitting(columns: Sequence[Column], told: Sequence[Sequence[str]], room: int) -> tuple[dict[int, int], list[str]]:
+    """Which columns are shown how wide, and the titles of those for which there is no room."""
+    from rich.cells import cell_len
+
+    widths = {
+        place: max(cell_len(column.title), *(cell_len(row[place]) for row in told))
+        for place, column in enumerate(columns)
+        if any(row[place] for row in told)
+    }
+    growing = next((place for place in widths if columns[place].grows), None)
+    wanted = 0 if growing is None else widths[growing]
+
+    def left() -> int:
+        """Room beside the columns that do not grow."""
+        return room - sum(width for place, width in widths.items() if place != growing) - _GAP * (len(widths) - 1)
+
+    left_out = []
+    while left() < min(wanted, _LEAST):
+        spare = max(widths, key=lambda place: columns[place].spare)
+        if not columns[spare].spare:
+            break
+        left_out.append(columns[spare].title)
+        del widths[spare]
+    if growing is not None:
+        widths[growing] = min(wanted, max(left(), _LEAST))
+    return widths, left_out
 
 
 def console(file: IO[str] | None = None) -> Any:
@@ -171,4 +202,13 @@ def usage_object(usage: Usage | None) -> dict[str, Any] | None:
 
 
 def cost_object(told: Cost) -> dict[str, Any]:
-    return {"usd": str(told.usd), "subscription_equivalent_usd": str(told.equivalent), "unpriced_calls": told.unpriced}
+    return {
+        "usd": decimal(told.usd),
+        "subscription_equivalent_usd": decimal(told.equivalent),
+        "unpriced_calls": told.unpriced,
+    }
+
+
+def decimal(amount: Decimal) -> str:
+    """All its digits, and none that say nothing: `0.00031755`, `0`."""
+    return f"{amount.normalize():f}"

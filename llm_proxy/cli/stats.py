@@ -10,7 +10,11 @@ from llm_proxy.index.queries import StatRow
 from llm_proxy.service.ask import record
 
 _BY = ("total", "day", "model", "project", "session", "provider")
-_NUMBERS = ("CALLS", "ERRORS", "P50", "P95", "P99", "TTFT", "INPUT", "CACHED", "WRITTEN", "OUTPUT", "COST")
+# With how soon they are left out where there is no room.
+_NUMBERS = (
+    *(("CALLS", 0), ("ERRORS", 0), ("P50", 2), ("P95", 1), ("P99", 6), ("TTFT", 5)),
+    *(("INPUT", 0), ("CACHED", 3), ("WRITTEN", 4), ("OUTPUT", 0), ("COST", 0)),
+)
 
 
 def stats(arguments: Sequence[str]) -> int:
@@ -36,7 +40,10 @@ def stats(arguments: Sequence[str]) -> int:
     elif given.by == "total":
         _print_total(total[0], utc=given.utc)
     else:
-        columns = [show.Column(given.by.upper()), *(show.Column(title, right=True) for title in _NUMBERS)]
+        columns = [
+            show.Column(given.by.upper()),
+            *(show.Column(title, right=True, spare=spare) for title, spare in _NUMBERS),
+        ]
         show.table(columns, [_cells(row) for row in rows] + [_cells(total[0], "total")])
     return 0
 

@@ -92,7 +92,7 @@ def as_object(call: CallRow, *, utc: bool) -> dict[str, Any]:
         "total_ms": call.total_ms,
         "stop_reason": call.stop_reason or None,
         "usage": show.usage_object(call.usage),
-        "usd": None if call.usd is None else str(call.usd),
+        "usd": None if call.usd is None else show.decimal(call.usd),
         "price_basis": call.basis or None,
         "partial": call.partial,
     }

@@ -53,8 +53,8 @@ def _find(opened: Record, wanted: str, *, utc: bool) -> CallRow | SessionRow:
         raise NotFound(f"no call and no session has an id that begins with {show.line(wanted)!r}")
     for row in found[:_SHOWN]:
         print(f"{row.id}  {show.when(row.started_ns, utc=utc)}  {_kind(row)}", file=sys.stderr)
-    more = f" or more than {_SHOWN}" if len(found) > _SHOWN else ""
-    raise NotFound(f"{len(found[:_SHOWN])}{more} ids begin with {show.line(wanted)!r}; give more of it")
+    number = f"more than {_SHOWN}" if len(found) > _SHOWN else len(found)
+    raise NotFound(f"{number} ids begin with {show.line(wanted)!r}; give more of it")
 
 
 def _kind(row: CallRow | SessionRow) -> str:
@@ -73,13 +73,29 @@ def _write_markdown(opened: Record, row: CallRow | SessionRow, calls: Sequence[C
         for block in blocks:
             print(f"{show.visible(block)}\n")
         return
-    from rich.markdown import Markdown
-
     console = show.console()
     for block in blocks:
-        # links written by a model stay text: a terminal would make them clickable, wherever they lead
-        console.print(Markdown(show.visible(block), hyperlinks=False))
+        console.print(_rendered(show.visible(block)))
         console.print()
+
+
+# Rules of Markdown by which something that was said would not be seen: tags, the addresses of pictures, backslashes.
+_HIDING = ("html_block", "html_inline", "image", "reference", "escape", "entity")
+
+
+def _rendered(block: str) -> Any:
+    """Markdown for a terminal, in which all that was said is seen, and its lines stay lines."""
+    from markdown_it import MarkdownIt
+    from rich.markdown import Markdown
+
+    # links written by a model stay text: a terminal would make them clickable, wherever they lead
+    shown = Markdown("", hyperlinks=False)
+    shown.parsed = MarkdownIt().enable("strikethrough").enable("table").disable(_HIDING).parse(block)
+    for token in shown.parsed:
+        for inline in token.children or ():
+            if inline.type == "softbreak":
+                inline.type = "hardbreak"
+    return shown
 
 
 def _write_raw(opened: Record, calls: Sequence[CallRow]) -> None:
