@@ -412,6 +412,19 @@ def test_odd_lines_are_counted_and_passed_over(indexer, logs, tmp_path):
         b'{"_meta":{"session":"\\ud800","ts":"2026-13-45T00:00:00Z"},"type":"session_start","provider":"\\u0000"}\n'
     )
     log.raw(b'{"type":"price","_meta":{"request_id":"r2"},"price":[]}\n')
+    for usd in (
+        '"1e999999"',
+        '"-1e999999"',
+        "1e999999",
+        '"sNaN"',
+        "NaN",
+        "-Infinity",
+        '"0x10"',
+        "null",
+        "[]",
+        "9" * 5000,
+    ):
+        log.raw(b'{"type":"price","_meta":{"request_id":"r2"},"price":{"basis":"list","usd":%b}}\n' % usd.encode())
     whole = session_jsonl.line({"type": "fork", "_meta": {"session": log.name}, "parent_session": "p", "from_seq": 3})
     log.raw(whole[:20])
     assert indexer.catch_up_all()

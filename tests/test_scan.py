@@ -99,6 +99,16 @@ def test_a_file_that_cannot_be_read_is_no_clean_file(logs: Path, command: Any) -
     assert done.returncode == 1 and "not read to its end" in done.stdout and "b.jsonl.zst" in done.stdout
 
 
+def test_lines_that_are_no_entries_are_searched_as_text(logs: Path, command: Any) -> None:
+    """Whatever stands where an entry has a list of chunks, a message, a body."""
+    odd = [{"chunks": [5, {"raw": 7}]}, {"websocket": {"messages": [1]}}, {"body": {"a": "\ud800"}}]
+    lines = [json.dumps({"type": "response", "note": KEY} | one) for one in odd]
+    file = logs / "api.anthropic.com/2025-01-01/odd.jsonl"
+    file.write_text("\n".join(lines))
+    found = json.loads(command("scan", str(file), "--json").stdout)["found"]
+    assert [one["line"] for one in found] == [1, 2, 3]
+
+
 def test_names_of_files_do_nothing_to_a_terminal(logs: Path, command: Any) -> None:
     """Control characters in them are shown, not sent."""
     (logs / "evil\x1b]0;x\x07.jsonl").write_text(KEY)

@@ -9,7 +9,7 @@ import calendar
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain
@@ -21,7 +21,7 @@ from llm_proxy.index.lines import Entry, Line
 from llm_proxy.records import understood
 
 PICO = 10**12  # of a dollar: prices in the log are no finer
-_HIGHEST = 10**6 * PICO
+_HIGHEST = Decimal(10**6)  # dollars
 _MOST = 1 << 53  # what JSON's numbers hold, and sums over millions of calls still fit in 64 bits
 
 # Texts of which `Known` remembers that they are there.
@@ -270,10 +270,10 @@ def _priced(price: Any) -> dict[str, Any]:
     if not basis:
         return {}
     try:
-        usd = int(Decimal(str(price.get("usd"))) * PICO)
-    except (InvalidOperation, ValueError, OverflowError):
+        usd = max(Decimal(0), min(Decimal(str(price.get("usd"))), _HIGHEST))
+    except ArithmeticError:  # no number, or none that can be compared
         return {"usd": 0, "basis": "unpriced"}
-    return {"usd": max(0, min(usd, _HIGHEST)), "basis": basis}
+    return {"usd": int(usd * PICO), "basis": basis}
 
 
 # --- what was said

@@ -68,7 +68,10 @@ class _Finder:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             entry = None
         if isinstance(entry, dict):  # first what only an entry shows: secrets in pieces
-            line = session_jsonl.line(self._redactor.entry(entry))
+            try:
+                line = session_jsonl.line(self._redactor.entry(entry))
+            except (AttributeError, TypeError, ValueError):  # no entry of ours
+                self._seen = Counter()
         self._redactor.text(line.decode("utf-8", "replace"))
         return self._seen
 
