@@ -422,7 +422,7 @@ def test_odd_lines_are_counted_and_passed_over(indexer, logs, tmp_path):
         '"0x10"',
         "null",
         "[]",
-        "9" * 5000,
+        "9" * 400,
     ):
         log.raw(b'{"type":"price","_meta":{"request_id":"r2"},"price":{"basis":"list","usd":%b}}\n' % usd.encode())
     whole = session_jsonl.line({"type": "fork", "_meta": {"session": log.name}, "parent_session": "p", "from_seq": 3})
