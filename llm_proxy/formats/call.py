@@ -83,5 +83,6 @@ def scheme_of(upstream: str) -> str:
 
 def headers_of(entry: Entry | None) -> dict[str, list[str]]:
     """Canonical name -> values, as recorded."""
-    found = (entry or {}).get("headers") or {}
-    return {name: values if isinstance(values, list) else [str(values)] for name, values in found.items()}
+    found = (entry or {}).get("headers")
+    told = found.items() if isinstance(found, dict) else ()
+    return {name: [str(value) for value in (values if isinstance(values, list) else [values])] for name, values in told}

@@ -41,7 +41,7 @@ def write(calls: Iterable[Call], out: IO[bytes]) -> None:
 
 def _schema(arrow: Any) -> Any:
     fields = [(name, arrow.string()) for name in _TEXTS]
-    fields += [("started", arrow.timestamp("ns", "UTC")), ("seq", arrow.int64()), ("status", arrow.int32())]
+    fields += [("started", arrow.timestamp("ns", "UTC")), ("seq", arrow.int64()), ("status", arrow.int64())]
     fields += [("ttfb_ms", arrow.int64()), ("total_ms", arrow.int64()), ("usd", arrow.float64())]
     fields += [("partial", arrow.bool_()), *((f"tokens_{name}", arrow.int64()) for name in TOKEN_CLASSES)]
     return arrow.schema(fields)

@@ -244,7 +244,7 @@ class Index:
         found: dict[int, tuple[Any, ...]] = {}
         for row in self._rows(query, values | {"asked": asked}):
             known = found.setdefault(row[0], row)
-            if known[5] > row[5]:  # of the sessions that hold it, the one that held it first
+            if (known[5] or 0) > (row[5] or 0):  # of the sessions that hold it, the one that held it first
                 found[row[0]] = row
             if len(found) > limit:
                 found.popitem()

@@ -98,12 +98,16 @@ def _complete(response: Entry) -> bool:
 
 def messages_of(response: Entry) -> Iterable[tuple[str, bytes]]:
     """(side, text) of the text messages of an upgraded connection, in order."""
-    for message in response.get("websocket", {}).get("messages", ()):
-        if message.get("type") == "text":
+    websocket = response.get("websocket")
+    messages = websocket.get("messages") if isinstance(websocket, dict) else None
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, dict) and message.get("type") == "text":
             yield _text(message.get("from")), _raw(message)
 
 
-def _raw(item: Entry) -> bytes:
+def _raw(item: Any) -> bytes:
+    if not isinstance(item, dict):
+        return b""
     raw = item.get("raw")
     return _data(raw, False) if raw is not None else _data(item.get("base64"), True)
 
@@ -111,7 +115,12 @@ def _raw(item: Entry) -> bytes:
 def _data(text: Any, is_base64: bool) -> bytes:
     if not isinstance(text, str):
         return b""
-    return base64.b64decode(text) if is_base64 else text.encode("utf-8", "surrogatepass")
+    if not is_base64:
+        return text.encode("utf-8", "surrogatepass")
+    try:
+        return base64.b64decode(text)
+    except ValueError:
+        return b""
 
 
 def _header(entry: Entry, name: str) -> str:
@@ -119,7 +128,8 @@ def _header(entry: Entry, name: str) -> str:
 
 
 def _fields(entry: Entry) -> Iterable[tuple[str, str]]:
-    for name, values in (entry.get("headers") or {}).items():
+    headers = entry.get("headers")
+    for name, values in headers.items() if isinstance(headers, dict) else ():
         for value in values if isinstance(values, list) else [values]:
             yield name, _text(value)
 

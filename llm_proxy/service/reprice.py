@@ -57,7 +57,10 @@ def reprice(wanted: Filter, where: ask.Places, configured: settings.Settings, *,
             request, response = record.entries(call)
             if request is None or response is None or call.response is None:
                 continue
-            price = book.of(request, call.provider, _digest(call, understand(request, response)))
+            try:
+                price = book.of(request, call.provider, _digest(call, understand(request, response)))
+            except (KeyError, TypeError, ValueError):  # no host or no time that could be read: no entry of ours
+                continue
             if price is None:
                 continue
             _count(outcome, call, price)

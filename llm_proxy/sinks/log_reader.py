@@ -135,9 +135,10 @@ def _entry(line: bytes) -> Entry | None:
 
 
 def _tolerant(line: bytes) -> Any:
-    """Other programs' lines: lone surrogates, NaN."""
+    """Other programs' lines: lone surrogates, which nobody could write again and become `?`, and NaN."""
     try:
-        return json.loads(line)
+        told = json.loads(line)
+        return json.loads(json.dumps(told, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
 
