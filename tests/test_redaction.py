@@ -387,6 +387,24 @@ def test_a_secret_told_in_pieces_is_one_token(api: str, size: int, secret: str) 
     assert all(new | {"raw": ""} == old | {"raw": ""} for new, old in zip(kept["chunks"], entry["chunks"], strict=True))
 
 
+IN_TURN: dict[str, Any] = {
+    "choices": lambda number, text: {"choices": [{"index": number, "delta": {"content": text}}]},
+    "candidates": lambda number, text: {"candidates": [{"content": {"parts": [{"text": text}]}, "index": number}]},
+    "outputs": lambda number, text: {"type": "response.output_text.delta", "output_index": number, "delta": text},
+    "kinds": lambda number, text: {"type": f"response.{'ab'[number]}.delta", "output_index": 0, "delta": text},
+}
+
+
+@pytest.mark.parametrize("api", IN_TURN)
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_texts_told_in_turn_hold_no_secret(api: str, size: int) -> None:
+    """Pieces of two texts, one after the other: both secrets are found although neither stands there in a row."""
+    keys = ANTHROPIC, made("sk-proj-", 60)
+    events = [IN_TURN[api](number, keys[number][at : at + size]) for at in range(0, 110, size) for number in (0, 1)]
+    kept = redactor().entry({"type": "response", "chunks": [{"raw": f"data: {json.dumps(one)}\n"} for one in events]})
+    assert kept["redacted"] == {"ANTHROPIC_KEY": 1, "OPENAI_KEY": 1}
+
+
 def test_two_texts_told_in_turn_are_not_mixed_up() -> None:
     """Two choices whose pieces come in turn: each has its own secret, in its own pieces."""
     keys = ANTHROPIC, made("sk-proj-", 60)

@@ -13,7 +13,7 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 from llm_proxy.records.secrets import Span, merged, spans
@@ -165,7 +165,12 @@ class Redactor:
         return kept
 
     def _is_in_pieces(self, stream: str) -> bool:
-        """Whether a secret may be told in several of the pieces: a quick look that need not be exact."""
+        """Whether a secret may be told in several of the pieces: a quick look that need not be exact.
+
+        It takes the pieces one after the other, so where several texts are told in turn it cannot say no.
+        """
+        if any(_in_turn(one.pattern.findall(stream)) for one in _TEXTS if one.clue in stream):
+            return True
         said = "\0".join(["".join(one.pattern.findall(stream)) for one in _PIECES if one.clue in stream])
         return bool(spans(said) or self._own_spans(said))
 
@@ -217,13 +222,19 @@ class _Piece(NamedTuple):
     said: str
 
 
-class _PieceOf(NamedTuple):
+class _Field(NamedTuple):
     clue: str
     pattern: re.Pattern[str]
 
 
-def _piece_of(name: str) -> _PieceOf:
-    return _PieceOf(f'"{name}":', re.compile(rf'"{name}": ?"([^"\\]*(?:\\.[^"\\]*)*)"'))
+def _field(name: str, value: str) -> _Field:
+    return _Field(f'"{name}"', re.compile(rf'"{name}"\s*:\s*{value}'))
+
+
+def _in_turn(values: Sequence[str]) -> bool:
+    """Whether one of them comes back after another."""
+    runs = [value for value, _ in groupby(values)]
+    return len(runs) > len(set(runs))
 
 
 # What the providers call the pieces in which text, thoughts and arguments come.
@@ -231,7 +242,12 @@ _PIECE_NAMES = (
     *("text", "thinking", "partial_json", "content", "delta", "arguments", "reasoning_content", "reasoning"),
     *("refusal", "response", "transcript", "input"),
 )
-_PIECES = tuple(map(_piece_of, _PIECE_NAMES))
+_PIECES = tuple(_field(name, r'"([^"\\]*(?:\\.[^"\\]*)*)"') for name in _PIECE_NAMES)
+# What tells one text from another that comes in turn with it.
+_TEXTS = (
+    *(_field(name, r"(\d+)") for name in ("index", "output_index", "content_index", "contentBlockIndex")),
+    _field("type", r'"(response\.[^"\\]*delta)"'),
+)
 # By these fields the pieces of one text are told from those of another.
 _MARKS = ("type", "index", "output_index", "content_index", "item_id", "contentBlockIndex")
 _DEEPEST = 32
