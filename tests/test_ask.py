@@ -4,9 +4,11 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from datetime import datetime, timedelta
 
 import pexpect
@@ -344,6 +346,38 @@ def test_nothing_recorded_is_no_error(empty, arguments):
     """It says so."""
     assert "is recorded" in empty.run(*arguments).stdout
     empty.json(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [("sessions",), ("stats", "--json"), ("view",), ("export",)])
+def test_a_full_disk_behind_the_output_is_named(home, arguments):
+    """The answer cannot be written, and that is all that is said."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(home.argv(*arguments), env=home.environ, stdout=full, stderr=-1, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "llm-proxy: the answer cannot be written: No space left on device\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a read-only copy of the home")
+def test_the_index_answers_where_nothing_can_be_written(home, tmp_path):
+    """As on a full disk: with what it knows, saying so; without one, no advice that cannot be followed."""
+    state = home.folder / ".local/state/llm-proxy"
+
+    def ask(*arguments):
+        script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+        argv = ["unshare", "-m", "sh", "-c", script, str(home.folder), *home.argv(*arguments)]
+        return subprocess.run(argv, env=home.environ, capture_output=True, text=True, timeout=60)
+
+    with closing(sqlite3.connect(state / "index.db")) as other:  # as a daemon has it
+        other.execute("SELECT 1 FROM calls").fetchone()
+        done = ask("stats", "--json")
+    if "mount" in done.stderr or "unshare" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0 and json.loads(done.stdout)["total"]["calls"] == 9
+    assert "cannot be brought up to date" in done.stderr and "may be missing" in done.stderr
+    (state / "index.db").rename(tmp_path / "index.db")
+    done = ask("stats")
+    (tmp_path / "index.db").rename(state / "index.db")
+    assert done.returncode == 1 and "Read-only" in done.stderr and "reindex" not in done.stderr
 
 
 def test_a_reader_that_has_had_enough_is_no_error(home):

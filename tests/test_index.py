@@ -443,6 +443,15 @@ def test_odd_lines_are_counted_and_passed_over(indexer, logs, tmp_path):
     assert_as_rebuilt(indexer, tmp_path)
 
 
+def test_rows_that_nobody_wants_any_more_are_no_error(indexer, logs):
+    """Whoever broke off in the midst of them, and has closed the index."""
+    indexer.take([(log := Log(logs)).start(), *log.call("a", "b", "r1"), *log.call("c", "d", "r2")])
+    with open_index(indexer.path) as index:
+        calls = index.calls(Filter())
+        next(calls)
+    calls.close()
+
+
 def test_the_last_price_wins(indexer, logs, tmp_path):
     """`reprice` appends; what it says holds, also that a price is not known."""
     log = Log(logs)

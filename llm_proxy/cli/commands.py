@@ -34,9 +34,19 @@ def main(arguments: Sequence[str]) -> None:
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's last flush complains
-        status = 0
+        status = _without_output(0)
+    except OSError as exc:
+        if exc.filename is not None:
+            raise
+        print(f"llm-proxy: the answer cannot be written: {exc.strerror}", file=sys.stderr)
+        status = _without_output(1)
     sys.exit(status)
+
+
+def _without_output(status: int) -> int:
+    """Or the interpreter's last flush would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return status
 
 
 def _flagged(arguments: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -321,7 +322,7 @@ class Index:
 
     def _rows(self, query: str, values: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
         with _told(self._path), database.told():
-            yield from self._db.execute(query, values)
+            yield from chain(self._db.execute(query, values))  # a bare cursor would be closed, after its database
 
     def _files(self) -> _Files:
         return _Files(self._rows)

@@ -6,6 +6,7 @@ Leaves out the questions (`index.queries`) and how answers look (`cli`).
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from llm_proxy import paths, settings
 from llm_proxy.dialects.digest import Digest
 from llm_proxy.errors import IndexTrouble
+from llm_proxy.index.database import Unusable
 from llm_proxy.index.ingest import Indexer
 from llm_proxy.index.queries import CallRow, Index, IndexUnavailable, open_index
 from llm_proxy.records.understood import Entry, understand
@@ -63,15 +65,22 @@ def places(environ: Mapping[str, str], config: str | None = None, log_dir: str =
 
 @contextmanager
 def record(where: Places) -> Iterator[Record]:
-    """The record, with all that stands in the logs now. Raises IndexTrouble."""
+    """The record, with all that stands in the logs now.
+
+    Where nothing can be written, a disk being full, it is what the index knows, and that is said. Raises IndexTrouble.
+    """
+    trouble = ""
     try:
         freshen(where)
+    except (sqlite3.Error, OSError, Unusable) as error:
+        trouble = f"the index cannot be brought up to date: {error}"
+    try:
         with open_index(where.index) as index:
+            if trouble:
+                print(f"llm-proxy: {trouble}; the newest calls may be missing", file=sys.stderr)
             yield Record(index, where.logs)
-    except (IndexUnavailable, sqlite3.Error, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise IndexTrouble(f"{error}; llm-proxy reindex makes a new index from the logs") from error
+    except IndexUnavailable as error:
+        raise IndexTrouble(trouble or f"{error}; llm-proxy reindex makes a new index from the logs") from error
 
 
 def freshen(where: Places) -> None:
