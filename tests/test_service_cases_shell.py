@@ -107,7 +107,7 @@ def stopped(home):
 
 
 def without_state(home):
-    home.state.rmdir()
+    shutil.rmtree(home.state)
 
 
 def written(content, mode=0o600):
