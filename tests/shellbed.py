@@ -64,6 +64,12 @@ def program(shell):
     return found
 
 
+# A PATH without an llm-proxy of somebody else, such as that of the environment the tests run in.
+ELSEWHERE = ":".join(
+    folder for folder in os.environ["PATH"].split(":") if not os.path.exists(os.path.join(folder, "llm-proxy"))
+)
+
+
 class Home:
     """A user's home. `environ` is what a terminal would hand to a shell."""
 
@@ -73,7 +79,7 @@ class Home:
         self.launcher = path / ".local/bin/llm-proxy"
         self.environ = {
             "HOME": str(path),
-            "PATH": f"{path}/.local/bin:{os.environ['PATH']}",
+            "PATH": f"{path}/.local/bin:{ELSEWHERE}",
             "TERM": "dumb",
             "LANG": "C.UTF-8",
             "HISTFILE": "",

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 
 from llm_proxy.service import block, receipt, state
-from tests.shellbed import HOOKED, INSTANCE, SHELLS, Home, program, snapshot
+from tests.shellbed import ELSEWHERE, HOOKED, INSTANCE, SHELLS, Home, program, snapshot
 
 WIDE = 5.0  # seconds; the promise is 50 ms, this catches a wait for something
 OLD = "http://127.0.0.1:1/anthropic/api.anthropic.com"
@@ -857,7 +857,7 @@ def test_D26_rc_files_stay_silent(home, command, state):
 
 def test_D28_a_login_shell_whose_path_comes_later(home):
     """Debian's .profile reads .bashrc before it adds ~/.local/bin to PATH."""
-    home.environ["PATH"] = os.environ["PATH"]
+    home.environ["PATH"] = ELSEWHERE
     home.rc("bash")
     home.write(".profile", '. "$HOME/.bashrc"\nPATH="$HOME/.local/bin:$PATH"\n')
     home.environ["SHELL"] = program("bash")
