@@ -443,6 +443,29 @@ def test_odd_lines_are_counted_and_passed_over(indexer, logs, tmp_path):
     assert_as_rebuilt(indexer, tmp_path)
 
 
+def test_gaps_are_no_session(indexer, logs, tmp_path):
+    """The file of gaps, directly in the log folder, is handed on as any other and not kept."""
+    gap = {"type": "gap", "exchanges": 1, "_meta": {"ts": "2026-11-10T10:00:00Z", "request_id": "g"}}
+    data = session_jsonl.line(gap)
+    (logs / "recording-gaps.jsonl").write_bytes(data)
+    indexer.take([Line("recording-gaps.jsonl", 0, len(data), gap), Log(logs).start()])
+    assert len(assert_as_rebuilt(indexer, tmp_path)["files"]) == 1
+
+
+def test_a_word_that_stands_everywhere_in_a_text(indexer, logs):
+    """Is found as soon as any; shown is where the words stand together, at ends of words."""
+    log = Log(logs)
+    said = "word " * 40_000 + "then two words: word and needle " + "word " * 9_000
+    indexer.take([log.start(), *log.call(said, "b", "r1")])
+    begin = time.process_time()
+    with open_index(indexer.path) as index:
+        (hit,) = index.search("needle word", Filter())
+    assert time.process_time() - begin < 3
+    text = "".join(piece for piece, _ in hit.pieces)
+    assert text.startswith("…word ") and text.endswith(" word…") and "then two words: word and needle" in text
+    assert {piece for piece, found in hit.pieces if found} == {"word", "needle"} and len(text) < 220
+
+
 def test_rows_that_nobody_wants_any_more_are_no_error(indexer, logs):
     """Whoever broke off in the midst of them, and has closed the index."""
     indexer.take([(log := Log(logs)).start(), *log.call("a", "b", "r1"), *log.call("c", "d", "r2")])

@@ -76,7 +76,8 @@ class Indexer:
         """Lines just written, those of a file in order. Where the index is not at a line's offset the file is read."""
         by_file: dict[str, list[Line]] = {}
         for line in lines:
-            by_file.setdefault(line.file, []).append(line)
+            if "/" in line.file:  # what lies in the log folder itself is no session's
+                by_file.setdefault(line.file, []).append(line)
         for file in self._insist(lambda: self._take(by_file)):
             self.catch_up(file)
 

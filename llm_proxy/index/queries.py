@@ -253,9 +253,10 @@ class Index:
         return [self._hit(row, asked) for row in found.values()]
 
     def _hit(self, row: tuple[Any, ...], asked: str) -> Hit:
-        query = "SELECT snippet(words, 0, :open, :close, '…', 24) FROM words WHERE words MATCH :asked AND rowid = :text"
+        # Not snippet(): its time grows with the square of how often a word stands in a text.
+        query = "SELECT highlight(words, 0, :open, :close) FROM words WHERE words MATCH :asked AND rowid = :text"
         values = {"open": text.OPEN, "close": text.CLOSE, "asked": asked, "text": row[0]}
-        ((snippet,),) = self._rows(query, values)
+        ((marked,),) = self._rows(query, values)
         _, rank, call, session, seq, started, provider, project, model, role = row
         return Hit(
             call,
@@ -266,7 +267,7 @@ class Index:
             project or "",
             model or "",
             role,
-            text.shown(snippet),
+            text.shown(marked),
             -rank,
         )
 

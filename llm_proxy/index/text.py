@@ -6,8 +6,10 @@ Pure. The same text always becomes the same words: the search index cannot forge
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 from llm_proxy.sinks.log_reader import zstandard
@@ -38,13 +40,45 @@ def prepared(texts: Iterable[str]) -> str:
     return words if words.isascii() else _UNSPACED.sub(_GAP, words)
 
 
-def shown(snippet: str) -> tuple[tuple[str, bool], ...]:
-    """A snippet as (text, whether it was found)."""
-    pieces = []
-    for number, piece in enumerate(re.split(f"[{OPEN}{CLOSE}]", " ".join(snippet.split()))):
-        if piece := piece.replace(_GAP, ""):
-            pieces.append((piece, number % 2 == 1))
-    return tuple(pieces)
+_BEFORE, _AFTER = 50, 150  # characters around the first found word that is shown
+_BETWEEN_WORDS = re.compile(rf"\s|{_GAP}")
+
+
+def shown(marked: str) -> tuple[tuple[str, bool], ...]:
+    """Of a text with marks the part with the most different words that were found, as (text, whether it was found)."""
+    pieces = re.split(f"[{OPEN}{CLOSE}]", marked)  # every second one was found
+    places = list(zip([0, *accumulate(map(len, pieces))], pieces, strict=False))
+    words = "".join(pieces)
+    begin, end = _window(places[1::2], words)
+    told = []
+    for number, (start, piece) in enumerate(places):
+        part = piece[max(0, begin - start) : max(0, end - start)]
+        if part := re.sub(r"\s+", " ", part.replace(_GAP, "")):
+            told.append((part, number % 2 == 1))
+    before, after = ([("…", False)] if cut_off else [] for cut_off in (begin > 0, end < len(words)))
+    return (*before, *told, *after)
+
+
+def _window(found: Sequence[tuple[int, str]], words: str) -> tuple[int, int]:
+    """From where to where, at ends of words. `found`: (place, word)."""
+    first = most = start = last = 0
+    near: Counter[str] = Counter()
+    for place, word in found:
+        near[word.lower()] += 1
+        while near[found[first][1].lower()] > 1 or found[first][0] <= place - _AFTER:
+            gone = found[first][1].lower()
+            near[gone] -= 1
+            if not near[gone]:
+                del near[gone]
+            first += 1
+        if len(near) > most:
+            most, start, last = len(near), found[first][0], place + len(word)
+    begin, end = max(0, start - _BEFORE), max(last, start + _AFTER)
+    if begin:
+        begin = next((gap.end() for gap in _BETWEEN_WORDS.finditer(words, begin, start)), start)
+    if end < len(words):
+        end = max((gap.start() for gap in _BETWEEN_WORDS.finditer(words, last, end)), default=end)
+    return begin, end
 
 
 @cache
