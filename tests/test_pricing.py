@@ -294,6 +294,38 @@ def test_plans_are_recognised(host: str, headers: dict[str, list[str]], expected
     assert is_subscription({"_meta": {"host": host}, "headers": headers}) is expected
 
 
+@pytest.mark.parametrize("headers", [None, 5, [], ["a"], {"Authorization": None}, {"anthropic-beta": [None, 5, {}]}])
+@pytest.mark.parametrize("host", [None, 5, [], ""])
+def test_headers_and_hosts_that_are_none_tell_no_plan(host: object, headers: object) -> None:
+    """A log may be anybody's; what is no text there is passed over."""
+    assert is_subscription({"_meta": {"host": host}, "headers": headers}) is False
+    assert is_subscription({"headers": headers}) is False
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"host": None},
+        {"host": 5},
+        {"host": ""},
+        {"ts": None},
+        {"ts": 5},
+        {"ts": ""},
+        {"ts": "never"},
+        {"ts": "0001-01-01T00:00:00"},
+        {"ts": "0001-01-01T00:00:00+14:00"},
+        {"ts": "9999-12-31T23:59:59-14:00"},
+    ],
+)
+def test_an_entry_that_says_not_whom_it_called_or_when_is_refused(meta: dict[str, object]) -> None:
+    """With one kind of error, which is no other's."""
+    answer = _digest("anthropic.messages", HAIKU, _said(Usage(input=1000), HAIKU))
+    with pytest.raises(ValueError):
+        BOOK.of({"_meta": _META | meta}, "anthropic", answer)
+    with pytest.raises(ValueError):
+        BOOK.of({}, "anthropic", answer)
+
+
 # --- against the library
 
 _HOSTS = {

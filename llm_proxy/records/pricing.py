@@ -15,7 +15,9 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llm_proxy.dialects.digest import Digest, Usage
+from llm_proxy.dialects.reading import mapping, text
 from llm_proxy.records import price_data
+from llm_proxy.records.understood import fields
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, TieredPrices
@@ -33,6 +35,8 @@ _SMALLEST = Decimal("1e-12")
 _HIGHEST = Decimal(1_000_000)
 # Understood, and free of charge.
 _FREE = frozenset({"anthropic.count_tokens"})
+# What stands in a header where a Claude plan pays.
+_PLANS = {"authorization": "sk-ant-oat", "anthropic-beta": "oauth-2025-04-20"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +198,8 @@ class PriceBook:
     def of(self, request: Entry, provider: str, digest: Digest) -> Price | None:
         """The price of an exchange from its request entry and what it means; None where nothing was answered.
 
-        An answer that names another model or tier than the rest (a batch's, an advisor's) is priced by its own.
+        An answer that names another model or tier than the rest (a batch's, an advisor's) is priced by its own. Raises
+        ValueError where the entry, which may be anybody's, does not say whom it called or when.
         """
         if digest.asked.api in _FREE or not digest.counted:
             return None
@@ -206,13 +211,14 @@ class PriceBook:
         silent = sum(answer.usage is None and answer.message is not None for answer in digest.answers)
         if not usages:
             return Price(None, "unpriced", why="the answer does not tell its usage") if silent else None
+        host, when_ns = _called(request)
         prices = [
             self.price(
                 provider=provider,
-                upstream=request["_meta"]["host"],
+                upstream=host,
                 model=model,
                 usages=used,
-                when_ns=int(datetime.fromisoformat(request["_meta"]["ts"]).timestamp() * 1e9),
+                when_ns=when_ns,
                 service_tier=tier,
                 subscription=is_subscription(request),
             )
@@ -232,12 +238,29 @@ class PriceBook:
 
 def is_subscription(request: Entry) -> bool:
     """Whether a flat-rate plan pays, as a recorded request entry tells: a ChatGPT login, a Claude plan, Code Assist."""
-    headers = {name.lower(): values for name, values in (request.get("headers") or {}).items()}
-    host = request.get("_meta", {}).get("host", "").partition(":")[0].lower()
-    if host in ("chatgpt.com", "cloudcode-pa.googleapis.com") or "chatgpt-account-id" in headers:
-        return True
-    bearer = any("sk-ant-oat" in value for value in headers.get("authorization", ()))
-    return bearer or any("oauth-2025-04-20" in value for value in headers.get("anthropic-beta", ()))
+    host = _host(request).partition(":")[0].lower()
+    headers = [(name.lower(), value) for name, value in fields(request)]
+    return (
+        host in ("chatgpt.com", "cloudcode-pa.googleapis.com")
+        or any(name == "chatgpt-account-id" for name, _ in headers)
+        or any(name in _PLANS and _PLANS[name] in value for name, value in headers)
+    )
+
+
+def _called(request: Entry) -> tuple[str, int]:
+    """The upstream, and when, in nanoseconds since 1970. Raises ValueError."""
+    host = _host(request)
+    try:
+        when = datetime.fromisoformat(request["_meta"]["ts"])
+        if host:
+            return host, int(when.timestamp() * 1e9)
+    except (KeyError, TypeError, OverflowError) as error:
+        raise ValueError("the entry does not say when it was") from error
+    raise ValueError("the entry names no upstream")
+
+
+def _host(request: Entry) -> str:
+    return text(mapping(request.get("_meta")).get("host"))
 
 
 def to_entry(price: Price) -> Entry:

@@ -7,7 +7,7 @@ stands in the log: facts without texts. Leaves out what each API says (`dialects
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +49,7 @@ def _understand(request: Entry, response: Entry | None, asked: Asked | None) -> 
         return Digest(asked)
     told = response.get("digest")
     counted = not (isinstance(told, dict) and told.get("usage_counted") is False)
-    return Digest(asked, answers, registry.limits(_fields(response)), counted)
+    return Digest(asked, answers, registry.limits(fields(response)), counted)
 
 
 def _asked_over(api: str, messages: tuple[tuple[str, bytes], ...]) -> Asked:
@@ -124,10 +124,11 @@ def _data(text: Any, is_base64: bool) -> bytes:
 
 
 def _header(entry: Entry, name: str) -> str:
-    return next((value for other, value in _fields(entry) if other.lower() == name), "")
+    return next((value for other, value in fields(entry) if other.lower() == name), "")
 
 
-def _fields(entry: Entry) -> Iterable[tuple[str, str]]:
+def fields(entry: Entry) -> Iterator[tuple[str, str]]:
+    """(name, value) of the headers of an entry, whoever wrote it; "" for what is no text."""
     headers = entry.get("headers")
     for name, values in headers.items() if isinstance(headers, dict) else ():
         for value in values if isinstance(values, list) else [values]:

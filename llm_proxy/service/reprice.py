@@ -59,7 +59,7 @@ def reprice(wanted: Filter, where: ask.Places, configured: settings.Settings, *,
                 continue
             try:
                 price = book.of(request, call.provider, _digest(call, understand(request, response)))
-            except (KeyError, TypeError, ValueError):  # no host or no time that could be read: no entry of ours
+            except ValueError:  # no host or no time that could be read: no entry of ours
                 continue
             if price is None:
                 continue
