@@ -45,8 +45,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds between attempts
 LETTING_GO = 2.0  # seconds a killed proxy may take: the kernel ends its pipe before it lets go of its lock
 READ = 4 << 20  # bytes of journal at once
 # The journal can wait, the proxy's streams cannot: where cores are short, the keeper has what is left of them.
-# With this much waiting, the journal's cap may be near: the log files come first, the index later.
-HURRY = 256 << 20  # bytes
+# With this much waiting, or this part of the journal's cap, the cap may be near: the log files come first, the index
+# later.
+HURRY, HURRY_PART = 256 << 20, 8  # bytes; an eighth
 UPKEEP = 3600.0  # seconds between two looks at what may be forgotten
 # One transaction holds about this many bytes of bodies and this many calls, or a single larger one.
 GROUP_BYTES = 8 << 20
@@ -175,6 +176,7 @@ class Keeper:
         self.assembler: Assembler
         self.recorder: Recorder
         self.priority: Priority
+        self._much = min(HURRY, options.cap // HURRY_PART)
         self._opened = False
         self._settled = Position(0, 0)  # the committed checkpoint
         self._unsynced = False
@@ -290,7 +292,7 @@ class Keeper:
         over = [one for item in group[:count] if isinstance(one := item.one, Call | Gap) and one.over]
         run, checkpoint = self.assembler.checkpoint(over)
         lines = self.recorder.settle(group[:count], run, checkpoint)
-        hurry = self._lag() > HURRY
+        hurry = self._lag() > self._much
         self.priority.hurry(hurry or self.told.stop)
         self.indexing.take(lines, hurry=hurry)
         self.assembler.forget(over)

@@ -30,6 +30,7 @@ def options(settings: Settings) -> Options:
         metadata_only=settings.metadata_only,
         prices=settings.prices,
         price_data=paths.price_file(),
+        cap=settings.cap,
         retention=Retention(
             days=settings.retention_days,
             bodies_days=settings.retention_bodies_days,
