@@ -6,7 +6,6 @@ are made by `make_golden`.
 
 from __future__ import annotations
 
-import base64
 import json
 import random
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ from llm_proxy.dialects import registry
 from llm_proxy.dialects.content import Content
 from llm_proxy.dialects.digest import Answer, Asked
 from llm_proxy.records.exchange import Body, Ending, Exchange
+from llm_proxy.records.understood import body_of, stream_of
 from llm_proxy.sinks.session_jsonl import response_entry
 
 FOLDER = Path(__file__).parent / "golden"
@@ -95,16 +95,10 @@ class Golden:
 
 
 def _content(entry: dict[str, Any], media_type: str) -> Content:
-    if "chunks" in entry:
-        chunks = entry["chunks"]
-        data = b"".join(
-            chunk["raw"].encode() if "raw" in chunk else base64.b64decode(chunk["base64"]) for chunk in chunks
-        )
-    else:
-        data = base64.b64decode(entry["body"]) if entry.get("body_encoding") else entry["body"].encode()
+    stream = stream_of(entry)
     return Content(
-        "events" if "chunks" in entry else "body",
-        data,
+        "body" if stream is None else "events",
+        body_of(entry) if stream is None else stream,
         status=entry["status"],
         complete=entry["ending"] == "complete",
         media_type=media_type,

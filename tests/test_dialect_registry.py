@@ -35,6 +35,7 @@ PATHS = [
     ("POST", "/model/us.anthropic.claude-v1:0/invoke-with-response-stream", "bedrock.invoke"),
     ("POST", "/model/arn%3Aaws%3Abedrock%3Aus-east-1%3A1%3Ax%2Fy/converse", "bedrock.converse"),
     ("POST", "/model/arn:aws:bedrock:us-east-1:1:x/y/converse-stream", "bedrock.converse"),
+    ("POST", "/model/us.anthropic.claude-v1:0/count-tokens", "bedrock.count_tokens"),
     ("POST", "/v1/chat/completions", "openai.chat"),
     ("POST", "/v1beta/openai/chat/completions", "openai.chat"),
     ("POST", "/openai/deployments/d/chat/completions", "openai.chat"),

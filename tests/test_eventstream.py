@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_proxy.wire.eventstream import HEADERS_LIMIT, PAYLOAD_LIMIT, Frame, FrameDecoder, begins
+from llm_proxy.wire.eventstream import HEADERS_LIMIT, PAYLOAD_LIMIT, Damaged, Frame, FrameDecoder, begins
 from tests.goldens import golden
 from tests.make_golden import frame
 
@@ -27,10 +27,17 @@ def prelude(total: int, headers: int) -> bytes:
     return lengths + struct.pack(">I", crc32(lengths))
 
 
-def read(*pieces: bytes) -> tuple[list[Frame], str, int]:
+def read(*pieces: bytes) -> tuple[list[Frame | Damaged], str, int]:
     decoder = FrameDecoder()
     frames = [one for piece in pieces for one in decoder.feed(piece)]
     return frames, decoder.broken, decoder.pending
+
+
+def told(*pieces: bytes) -> tuple[list[Frame | Damaged], int]:
+    """Everything of a stream that is over, and how many frames were bad."""
+    decoder = FrameDecoder()
+    found = [one for piece in pieces for one in decoder.feed(piece)]
+    return found + decoder.finish(), decoder.bad
 
 
 # Packed by hand from the format's description. The empty message is the smallest frame there is.
@@ -71,21 +78,76 @@ def test_a_cut_stream_gives_its_whole_frames():
     data = golden("converse-stream").answer
     frames = read(data)[0]
     for at in range(len(data)):
-        told, broken, pending = read(data[:at])
-        assert told == frames[: len(told)] and not broken
+        found, broken, pending = read(data[:at])
+        assert found == frames[: len(found)] and not broken
         assert (pending == 0) == (at == 0 or begins(data[at:]))
 
 
-def test_a_flipped_bit_is_found():
-    """The frames before the damage are good, nothing behind it is believed."""
+@pytest.mark.parametrize("bit", range(8))
+def test_a_flipped_bit_is_found(bit):
+    """The frame is damaged and kept as it came. The next one is good, unless nobody can tell where it begins."""
     first, second = frame(b"one", event_type="a"), frame(b"two", event_type="b")
+    good = Frame({":event-type": "a"}, b"one")
     for at in range(len(second)):
         damaged = bytearray(second)
-        damaged[at] ^= 4
-        told, broken, _ = read(first + damaged + first)
-        assert told == [Frame({":event-type": "a"}, b"one")]
-        assert "checksum" in broken
+        damaged[at] ^= 1 << bit
+        found, bad = told(first + damaged + first)
+        assert bad == 1 and found[0] == good
+        if at < 12:  # the lengths, or their checksum
+            assert found[1:] == [Damaged(bytes(damaged) + first, "the checksum of a frame's lengths is wrong")]
+        else:
+            assert found[1:] == [Damaged(bytes(damaged), "the checksum of a frame is wrong"), good]
 
+
+def test_two_flipped_bits_are_found():
+    """Wherever they are in one frame: no such frame is believed."""
+    whole = frame(b"payload", event_type="b")
+    for one in range(len(whole)):
+        for other in range(one):
+            damaged = bytearray(whole)
+            damaged[one] ^= 16
+            damaged[other] ^= 1
+            found, bad = told(bytes(damaged))
+            assert bad == 1 and all(isinstance(part, Damaged) for part in found)
+
+
+def test_nothing_is_lost():
+    """Whatever is cut, damaged or put between: frames and the bytes that are none are the stream."""
+    stream = golden("converse-stream").answer
+    for spoiled in (
+        stream[:100] + b"?" + stream[100:],
+        stream[50:],
+        stream[:-1],
+        stream[:300] + b"\0" * 16 + stream[316:],
+    ):
+        for pieces in ([spoiled], [spoiled[at : at + 7] for at in range(0, len(spoiled), 7)]):
+            assert b"".join(one.raw for one in told(*pieces)[0]) == spoiled
+
+
+def test_what_is_unfinished_is_given_back_at_the_end():
+    """It is no bad frame: its rest may only not have come."""
+    whole = frame(b"one", event_type="a")
+    for at in range(1, len(whole)):
+        found, bad = told(whole + whole[:at])
+        assert found[1:] == [Damaged(whole[:at], "the stream ends within a frame")] and bad == 0
+
+
+FRAMES = st.builds(
+    lambda headers, payload: sealed(b"".join(headers.values()), payload),
+    st.dictionaries(
+        st.integers(0, 99),
+        st.one_of(
+            st.builds(
+                lambda text: b"\x01a\x07" + struct.pack(">H", len(text)) + text, st.text(max_size=9).map(str.encode)
+            ),
+            st.builds(lambda raw: b"\x01b\x06" + struct.pack(">H", len(raw)) + raw, st.binary(max_size=9)),
+            st.builds(lambda number: b"\x02cc\x04" + struct.pack(">i", number), st.integers(-(1 << 31), (1 << 31) - 1)),
+            st.just(b"\x01d\x00"),
+        ),
+        max_size=3,
+    ).filter(lambda headers: len({value[1:3] for value in headers.values()}) == len(headers)),
+    st.binary(max_size=50),
+)
 
 DAMAGED = [
     (prelude(15, 0), "a frame of 15 bytes"),
@@ -106,11 +168,13 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize(("data", "why"), DAMAGED)
-def test_what_is_no_frame_ends_the_stream(data, why):
-    """It is said why, and nothing is kept."""
-    told, broken, pending = read(data, b"more")
-    assert (told, pending) == ([], 0)
-    assert why in broken
+def test_what_is_no_frame_is_given_back(data, why):
+    """It is said why, and everything given back; where the lengths are good the next frame is read."""
+    found, bad = told(data, VECTORS[0][0])
+    assert why in found[0].why and bad == 1
+    if why in ("unreadable headers", "a header of type 10"):
+        assert found[1:] == [Frame({}, b"")]
+    assert b"".join(one.raw for one in found) == data + VECTORS[0][0]
 
 
 def test_a_claimed_size_costs_no_memory():
@@ -125,6 +189,33 @@ def test_a_claimed_size_costs_no_memory():
 
 @given(st.lists(st.binary(max_size=40) | st.sampled_from([data for data, _, _ in VECTORS]), max_size=6))
 def test_any_bytes_are_survived(pieces):
-    """No exception, whatever comes."""
-    frames, broken, pending = read(*pieces)
-    assert len(frames) <= sum(map(len, pieces)) and (not broken or not pending)
+    """No exception, whatever comes, and nothing lost; in other pieces it is the same."""
+    found, bad = told(*pieces)
+    assert b"".join(one.raw for one in found) == b"".join(pieces)
+    whole, again = told(b"".join(pieces))
+    assert again == bad and b"".join(one.raw for one in whole) == b"".join(pieces)
+    assert [one for one in found if isinstance(one, Frame)] == [one for one in whole if isinstance(one, Frame)]
+
+
+@given(st.data())
+def test_a_frame_as_amazons_library_reads_it(data):
+    """The same headers and payload from any frame, the same refusal of any damage."""
+    from botocore.eventstream import EventStreamBuffer, ParserError
+
+    stream = b"".join(data.draw(st.lists(FRAMES, min_size=1, max_size=4)))
+    if data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(stream) - 1))
+        stream = stream[:at] + bytes([stream[at] ^ data.draw(st.integers(1, 255))]) + stream[at + 1 :]
+    theirs = []
+    buffer = EventStreamBuffer()
+    buffer.add_data(stream)
+    try:
+        theirs += ((message.headers, message.payload) for message in buffer)
+    except ParserError:
+        pass
+    ours = []
+    for one in told(stream)[0]:
+        if isinstance(one, Damaged):
+            break
+        ours.append((one.headers, one.payload))
+    assert ours == theirs

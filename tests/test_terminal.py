@@ -15,6 +15,10 @@ ANTHROPIC, CHAT, RESPONSES = (
     ("openai", "/v1/chat/completions"),
     ("openai", "/v1/responses"),
 )
+INVOKE, CONVERSE = (
+    ("bedrock", "/model/us.anthropic.claude-v1:0/invoke-with-response-stream"),
+    ("bedrock", "/model/arn%3Aaws%3Abedrock%3Aus-east-1%3A1%3Ax%2Fy/converse-stream"),
+)
 STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 DONE = b"data: [DONE]\n\n"
 COMPLETED = b'event: response.completed\ndata: {"type":"response.completed","response":{}}\n\n'
@@ -38,6 +42,14 @@ ENDED = [
     (("openai", "/backend-api/codex/responses"), COMPLETED),
     (("openai", "/v1/threads/t/runs"), b"event: done\ndata: [DONE]\n\n"),
     (("other", "/somewhere"), STOP),
+    # Bedrock's frames as the record tells them.
+    (INVOKE, b'data: {"type":"message_stop","amazon-bedrock-invocationMetrics":{"inputTokenCount":1}}\n\n'),
+    (INVOKE, b'data: {"type":"message_stop"}\n\n'),
+    (INVOKE, b'data: {"generation":"","amazon-bedrock-invocationMetrics":{"outputTokenCount":1}}\n\n'),
+    (INVOKE, b'data: {"messageStop":{"stopReason":"end_turn"}}\n\n'),
+    (("bedrock", "/secret/x/model/m/invoke-with-response-stream"), b'data: {"metadata":{"usage":{}}}\n\n'),
+    (CONVERSE, b'event: messageStop\ndata: {"stopReason":"end_turn"}\n\n'),
+    (CONVERSE, b'event: metadata\ndata: {"usage":{}}\n\n'),
     # One WebSocket message.
     (RESPONSES, b'{"type":"response.completed","response":{"output":[]}}'),
     (RESPONSES, b'{"type":"response.failed"}'),
@@ -56,6 +68,14 @@ OPEN = [
     (ANTHROPIC, b"event: message_stop\n\n"),
     (ANTHROPIC, b": event: message_stop\ndata: x\n\n"),
     (ANTHROPIC, b"data: {\n\n"),
+    (INVOKE, b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"}}\n\n'),
+    (INVOKE, b'data: {"type":"content_block_delta","delta":{"text":' + TEXT + b"}}\n\n"),
+    (INVOKE, b'data: {"delta":{"messageStop":{}}}\n\n'),
+    (INVOKE, b'event: exception:throttlingException\ndata: {"message":"messageStop"}\n\n'),
+    (CONVERSE, b'event: contentBlockStop\ndata: {"contentBlockIndex":0}\n\n'),
+    (CONVERSE, b'event: contentBlockDelta\ndata: {"delta":{"text":"messageStop"}}\n\n'),
+    (CONVERSE, b'event: messageStop\ndata: {"stopReason":"end_turn"}\n'),
+    (CHAT, b'data: {"messageStop":{},"metadata":{}}\n\n'),
     (CHAT, b'data: {"choices":[{"delta":{"content":' + TEXT + b"}}]}\n\n"),
     (CHAT, b'data: [DONE]"}}]}\n\n'),  # the end of a longer line
     (CHAT, b"data: [DONE] \n\n"),

@@ -7,7 +7,6 @@ streams the token counts are read, which Bedrock adds at the end.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,7 +15,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from llm_proxy.dialects import anthropic, reading
+from llm_proxy.dialects import anthropic, frames, reading
 from llm_proxy.dialects.content import Content
 from llm_proxy.dialects.digest import Answer, Asked, Message, Part, PartKind, Usage
 from llm_proxy.wire import eventstream
@@ -25,7 +24,7 @@ _ABSENT = msgspec.Raw()
 
 # --- paths
 
-_PATH = re.compile(r".*/model/(.+)/(converse|invoke)(-stream|-with-response-stream)?/?", re.DOTALL)
+_PATH = re.compile(r".*/model/(.+)/(converse|invoke|count-tokens)(-stream|-with-response-stream)?/?", re.DOTALL)
 # The name at the end of these tells the model; that of an application's own profile or a router does not.
 _NAMED_ARN = re.compile(r"arn:[^:]*:bedrock:[^/]*:(?:foundation-model|inference-profile)/([^/]+)")
 
@@ -39,14 +38,32 @@ def model_of(path: str) -> str:
 
 
 def asked(path: str, body: bytes) -> Asked:
-    """What a request to invoke or converse asks. Never raises."""
+    """What a request to invoke, converse or count-tokens asks. Never raises."""
     match = _PATH.fullmatch(path)
-    model, streams = model_of(path), bool(match and match[3])
-    converses = match is not None and match[2] == "converse"
+    if match is not None and match[2] == "count-tokens":
+        return _counted(body, model_of(path))
+    return _asked_in(body, model_of(path), bool(match and match[3]), match is not None and match[2] == "converse")
+
+
+def _asked_in(body: bytes, model: str, streams: bool = False, converses: bool = False) -> Asked:
+    """A body of either API. Amazon's models are asked in Converse's shapes through invoke too."""
     request = reading.read(_REQUEST, body)
     if request is not None and (converses or request.inferenceConfig is not None):
         return _converse(request, model, streams)
     return anthropic.request(body, model, streams)
+
+
+def _counted(body: bytes, model: str) -> Asked:
+    """A request whose tokens are counted is in it whole: Converse's as an object, InvokeModel's in base64."""
+    asked = reading.mapping(reading.mapping(reading.read_value(body)).get("input"))
+    conversed = reading.mapping(asked.get("converse"))
+    if conversed:
+        return _asked_in(reading.written(conversed).encode(), model, converses=True)
+    coded = reading.text(reading.mapping(asked.get("invokeModel")).get("body"))
+    try:
+        return _asked_in(base64.b64decode(coded), model)
+    except ValueError:
+        return Asked(model=model, trouble="the request to count is not base64")
 
 
 # --- Converse: requests
@@ -203,6 +220,7 @@ class _Reply(msgspec.Struct, gc=False):
     stopReason: Any = None
     usage: Any = None
     serviceTier: Any = None
+    inputTokens: Any = None
 
 
 _REPLY = msgspec.json.Decoder(_Reply)
@@ -256,6 +274,8 @@ def _answers(content: Content) -> tuple[Answer, ...]:
     reply = reading.read(_REPLY, content.data)
     if reply is not None and reply.output is not None:
         return (_converse_answer(reply),)
+    if reply is not None and type(reply.inputTokens) is int:
+        return (Answer(),)  # a count of tokens is no usage
     return anthropic.reply(content.data) or (_failure(content),)
 
 
@@ -285,70 +305,57 @@ def _exception(fields: dict[str, Any]) -> tuple[str, str]:
 
 
 def _stream(data: bytes) -> tuple[Answer, ...]:
-    decoder, stream = eventstream.FrameDecoder(), _Stream()
-    for frame in decoder.feed(data):
-        stream.feed(frame)
-    return stream.answers(decoder.broken)
+    """Frames, which logs of old hold as they came."""
+    decoder = eventstream.FrameDecoder()
+    found = [*decoder.feed(data), *decoder.finish()]
+    lines = [line for one in found if isinstance(one, eventstream.Frame) for line in frames.told(one)]
+    why = next((one.why for one in found if isinstance(one, eventstream.Damaged)), "") if decoder.bad else ""
+    return _pieces("".join(lines).encode(), why)
 
 
-# Old logs hold what was inside the frames: one `data: {...}` after the other, with nothing between. No string in JSON
+# Older logs hold what was inside the frames: one `data: {...}` after the other, with nothing between. No string in JSON
 # can hold a bare quote, so this is always such a seam.
 _SEAM = re.compile(rb'\}(?:\r?\n)*data: ?\{"')
 
 
-def _pieces(data: bytes) -> tuple[Answer, ...]:
-    stream = _Stream()
-    for event in reading.events(_SEAM.sub(b'}\n\ndata: {"', data) + b"\n\n"):
-        stream.chunk(event)
-    return stream.answers("")
-
-
-class _Piece(msgspec.Struct):
-    """The payload of a frame with a model's own event in it."""
-
-    bytes: str = ""
+def _pieces(data: bytes, trouble: str = "") -> tuple[Answer, ...]:
+    stream = _Stream(trouble)
+    for name, event in reading.named_events(_SEAM.sub(b'}\n\ndata: {"', data) + b"\n\n"):
+        stream.feed(name, event)
+    return stream.answers()
 
 
 class _Metrics(msgspec.Struct, rename={"metrics": "amazon-bedrock-invocationMetrics"}):
     metrics: Any = None
 
 
-_PIECE = msgspec.json.Decoder(_Piece)
 _METRICS = msgspec.json.Decoder(_Metrics)
 
 
 class _Stream:
     """Either kind of stream: a model's own events, or Converse's."""
 
-    def __init__(self) -> None:
+    def __init__(self, trouble: str) -> None:
         self._invoked = anthropic.Stream()
         self._conversed = _Converse()
         self._metrics: Usage | None = None
-        self._error = self._error_type = self._trouble = ""
+        self._error = self._error_type = ""
+        self._trouble = trouble
 
-    def feed(self, frame: eventstream.Frame) -> None:
-        kind = frame.text(":message-type")
-        if kind in ("exception", "error"):
-            self._fail(frame)
-        elif frame.text(":event-type") == "chunk":
-            self._unwrap(frame.payload)
+    def feed(self, name: str, event: bytes) -> None:
+        """An event as `frames` tells it."""
+        if name.startswith(frames.FAILURES):
+            _, words = _exception(reading.mapping(reading.read_value(event)))
+            self._error_type = name.partition(":")[2]
+            self._error = words or self._error_type or "error"
+        elif name == "chunk":
+            self._trouble = self._trouble or "a frame holds no base64"
+        elif name in _CONVERSE_EVENTS:
+            self._conversed.feed(name, reading.read_value(event))
         else:
-            self._conversed.feed(frame.text(":event-type"), reading.read_value(frame.payload))
+            self._chunk(event)
 
-    def _fail(self, frame: eventstream.Frame) -> None:
-        _, words = _exception(reading.mapping(reading.read_value(frame.payload)))
-        self._error_type = frame.text(":exception-type") or frame.text(":error-code")
-        self._error = words or frame.text(":error-message") or self._error_type or "error"
-
-    def _unwrap(self, payload: bytes) -> None:
-        piece = reading.read(_PIECE, payload)
-        try:
-            coded = (piece.bytes if piece else "").replace("-", "+").replace("_", "/")
-            self.chunk(base64.b64decode(coded + "=" * (-len(coded) % 4)))
-        except (binascii.Error, ValueError):
-            self._trouble = "a frame holds no base64"
-
-    def chunk(self, event: bytes) -> None:
+    def _chunk(self, event: bytes) -> None:
         """A model's own event."""
         if b"amazon-bedrock-invocationMetrics" in event:
             self._take_metrics(event)
@@ -366,7 +373,7 @@ class _Stream:
                 output=reading.count(fields.get("outputTokenCount")),
             )
 
-    def answers(self, broken: str) -> tuple[Answer, ...]:
+    def answers(self) -> tuple[Answer, ...]:
         told = (self._conversed.answer(),) if self._conversed.begun else self._invoked.answers()
         last = told[-1]
         return (
@@ -377,7 +384,7 @@ class _Stream:
                 partial=last.partial and self._metrics is None,
                 error=self._error or last.error,
                 error_type=self._error_type or last.error_type,
-                trouble=broken or self._trouble or last.trouble,
+                trouble=self._trouble or last.trouble,
             ),
         )
 

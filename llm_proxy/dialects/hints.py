@@ -136,13 +136,15 @@ def _headers(*names: str) -> tuple[tuple[str, _Source], ...]:
     return tuple((name, partial(_header, name)) for name in names)
 
 
+_ANTHROPIC = (
+    *_headers("x-claude-code-session-id"),
+    ("metadata.user_id", _user_id),
+    *_headers("x-session-id"),
+)
 # Per provider, the first valid id wins.
 _SOURCES: dict[str, tuple[tuple[str, _Source], ...]] = {
-    "anthropic": (
-        *_headers("x-claude-code-session-id"),
-        ("metadata.user_id", _user_id),
-        *_headers("x-session-id"),
-    ),
+    "anthropic": _ANTHROPIC,
+    "bedrock": _ANTHROPIC,
     "openai": (
         ("path", _thread),
         *_headers("session-id", "session_id", "thread-id"),

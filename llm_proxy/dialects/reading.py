@@ -172,14 +172,29 @@ def events(stream: bytes) -> list[bytes]:
 
     An event whose blank line never came is left out: no client has seen it.
     """
+    return [data for lines in _blocks(stream) if (data := _data(lines)) is not None]
+
+
+def named_events(stream: bytes) -> list[tuple[str, bytes]]:
+    """The same with each event's name, "" where it has none."""
+    return [(_name(lines), data) for lines in _blocks(stream) if (data := _data(lines)) is not None]
+
+
+def _blocks(stream: bytes) -> Iterator[list[bytes]]:
     if b"\r" in stream:
         stream = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    found = []
     for block in stream.removeprefix(_BOM).split(b"\n\n")[:-1]:
-        lines = [line for line in block.split(b"\n") if line.startswith(b"data:") or line == b"data"]
-        if lines:
-            found.append(b"\n".join([line[5:].removeprefix(b" ") for line in lines]))
-    return found
+        yield block.split(b"\n")
+
+
+def _data(lines: list[bytes]) -> bytes | None:
+    told = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:") or line == b"data"]
+    return b"\n".join(told) if told else None
+
+
+def _name(lines: list[bytes]) -> str:
+    told = [line[6:].removeprefix(b" ") for line in lines if line.startswith(b"event:")]
+    return told[-1].decode("utf-8", "replace") if told else ""
 
 
 def error_of(error: Any) -> tuple[str, str]:

@@ -48,6 +48,7 @@ TABLE = (
     _row("anthropic.messages", "POST", r".*/publishers/anthropic/models/[^/]+:(?:streamR|r)awPredict", "anthropic"),
     _row("bedrock.converse", "POST", r".*/model/.+/converse(?:-stream)?/?", "bedrock"),
     _row("bedrock.invoke", "POST", r".*/model/.+/invoke(?:-with-response-stream)?/?", "bedrock"),
+    _row("bedrock.count_tokens", "POST", r".*/model/.+/count-tokens/?", "bedrock"),
     _row("openai.chat", "POST", r".*/chat/completions/?", "openai_chat"),
     _row("openai.completions", "POST", r".*/completions/?", "openai_chat"),
     _row("openai.embeddings", "POST", r".*/embeddings/?", "openai_chat"),

@@ -122,6 +122,8 @@ class Teller:
         entry = told.response or {}
         if trouble := told.digest.last.trouble or told.digest.asked.trouble:
             self._troubles.take("understand", trouble)
+        if entry.get("bad_frames"):
+            self._troubles.take("decode", entry.get("decode_error"))
         try:
             facts = understood.facts(told.digest)
             price = self._prices.of(told.request, exchange.provider, told.digest) if facts else None

@@ -34,7 +34,9 @@ _SMALLEST = Decimal("1e-12")
 # No call costs more. Token counts are what a provider, or whoever says to be one, has written.
 _HIGHEST = Decimal(1_000_000)
 # Understood, and free of charge.
-_FREE = frozenset({"anthropic.count_tokens"})
+_FREE = frozenset({"anthropic.count_tokens", "bedrock.count_tokens"})
+# What a call went by, as its request entry says, and who sells what is reached so, at whatever host.
+_SELLERS = {"bedrock": "aws"}
 # What stands in a header where a Claude plan pays.
 _PLANS = {"authorization": "sk-ant-oat", "anthropic-beta": "oauth-2025-04-20"}
 
@@ -163,10 +165,12 @@ class PriceBook:
         when_ns: int,
         service_tier: str = "",
         subscription: bool = False,
+        seller: str = "",
     ) -> Price:
         """The price of a call whose answers used `usages`, each of which is a request of its own to its provider.
 
-        `model` is what is billed: for Bedrock the id in the request, elsewhere as the answer names it.
+        `model` is what is billed: for Bedrock the id in the request, elsewhere as the answer names it. `seller` is the
+        list's name of who sells it, where that is known; else the upstream tells.
         """
         mine = self._override_for(model)
         if mine is not None:
@@ -174,7 +178,7 @@ class PriceBook:
             return _sum(mine, usages, Price(None, basis, source=CONFIGURED))
         host = upstream.lower().removesuffix(":443")
         data = self.data
-        seller = data.provider_of(host)
+        seller = seller or data.provider_of(host)
         if not seller:
             return _unpriced(data, f"{provider or 'a model'} at {upstream}, which is not a provider with list prices")
         rates = self._rates(data, seller, model, when_ns // _MINUTE, service_tier.lower())
@@ -221,6 +225,7 @@ class PriceBook:
                 when_ns=when_ns,
                 service_tier=tier,
                 subscription=is_subscription(request),
+                seller=_SELLERS.get(str(request.get("transport")), ""),
             )
             for (model, tier), used in usages.items()
         ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import re
 import time
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from hashlib import sha256
 from itertools import islice
@@ -16,13 +17,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from llm_proxy.dialects import frames
 from llm_proxy.dialects.terminal import ends_complete
 from llm_proxy.records.exchange import Body, Ending, Exchange, Fields
-from llm_proxy.wire import sse, websocket
+from llm_proxy.wire import eventstream, sse, websocket
 from llm_proxy.wire.codings import CodingError, Decoder
 
 Entry = dict[str, Any]
 Pieces = tuple[tuple[int, bytes], ...]  # (nanoseconds since the exchange was opened, bytes)
+
+BEDROCK = "bedrock"  # the rule that routes by Bedrock's door
 
 DECODED_LIMIT = 64 << 20  # bytes of a body after its content coding is taken off
 # Bytes at the end of a stream that are searched for a terminal event; some of these repeat the whole answer.
@@ -74,7 +78,7 @@ def request_entry(exchange: Exchange, session: str, seq: int, machine: str) -> E
     if exchange.query:
         entry["query"] = _text(exchange.query)
     _add_body(entry, body, coding_of(exchange.request_headers))
-    return dict(sorted(entry.items()))
+    return dict(sorted((entry | _transport(exchange)).items()))
 
 
 def response_entry(exchange: Exchange, session: str, seq: int, machine: str) -> Entry:
@@ -89,10 +93,13 @@ def response_entry(exchange: Exchange, session: str, seq: int, machine: str) -> 
         "size": body.size,
     }
     stream: Pieces = ()
+    media_type = _media_type(exchange.response_headers)
     if exchange.websocket:
         stream = _add_messages(entry, exchange)
-    elif _media_type(exchange.response_headers) == "text/event-stream":
-        stream = _add_chunks(entry, exchange)
+    elif media_type == "text/event-stream":
+        stream = _add_chunks(entry, exchange, _lines)
+    elif media_type == eventstream.MEDIA_TYPE:
+        stream = _add_chunks(entry, exchange, _frames)
     else:
         _add_body(entry, body, coding_of(exchange.response_headers))
     _add_ending(entry, exchange, stream)
@@ -107,7 +114,7 @@ def response_entry(exchange: Exchange, session: str, seq: int, machine: str) -> 
         "trailers": header_map(exchange.trailers),
     }
     entry |= {name: value for name, value in extras.items() if value}
-    return dict(sorted(entry.items()))
+    return dict(sorted((entry | _transport(exchange)).items()))
 
 
 def bare_entry(exchange: Exchange, session: str, seq: int, machine: str, kind: str, trouble: str) -> Entry:
@@ -124,6 +131,11 @@ def _meta(exchange: Exchange, session: str, machine: str, ns: int) -> Entry:
         "session": session,
         "ts": utc(ns),
     }
+
+
+def _transport(exchange: Exchange) -> Entry:
+    """By which door the call went, where that is not the provider's own API."""
+    return {"transport": exchange.why} if exchange.why == BEDROCK else {}
 
 
 def _add_ending(entry: Entry, exchange: Exchange, stream: Pieces) -> None:
@@ -154,7 +166,7 @@ def _add_data(entry: Entry, data: bytes) -> None:
     try:
         entry["body"] = data.decode()
     except UnicodeDecodeError:
-        entry["body"] = base64.b64encode(data).decode()
+        entry["body"] = _base64(data)
         entry["body_encoding"] = "base64"
 
 
@@ -165,8 +177,8 @@ def _add_kept(entry: Entry, body: Body) -> None:
         entry["sha256"] = body.sha256
 
 
-def _add_chunks(entry: Entry, exchange: Exchange) -> Pieces:
-    """One chunk per line of the stream, with the time its end arrived. Returns the decoded stream."""
+def _add_chunks(entry: Entry, exchange: Exchange, cut: Callable[[Entry, Exchange, Pieces], Pieces]) -> Pieces:
+    """The stream as chunks, with the time at which the end of each arrived. Returns it as server-sent events."""
     body, coding = exchange.response, coding_of(exchange.response_headers)
     pieces = body.pieces
     if coding and pieces:
@@ -182,27 +194,58 @@ def _add_chunks(entry: Entry, exchange: Exchange) -> Pieces:
             entry["truncated"] = "decoded"
         pieces = decoded.pieces
     _add_kept(entry, body)
+    return cut(entry, exchange, pieces)
+
+
+def _lines(entry: Entry, exchange: Exchange, pieces: Pieces) -> Pieces:
     splitter = sse.LineSplitter()
-    chunks = []
+    chunks: list[Entry] = []
     at = 0
     for at, data in pieces:
-        chunks += _chunks(exchange, at, splitter.feed(data))
-    entry["chunks"] = chunks + _chunks(exchange, at, splitter.finish())
+        chunks += _chunks(exchange, at, map(_raw, splitter.feed(data)))
+    entry["chunks"] = chunks + _chunks(exchange, at, map(_raw, splitter.finish()))
     return pieces
 
 
-def _chunks(exchange: Exchange, at: int, lines: list[bytes]) -> list[Entry]:
-    if not lines:
-        return []
+def _frames(entry: Entry, exchange: Exchange, pieces: Pieces) -> Pieces:
+    """Of Amazon's event streams: each frame as a server-sent event, what is no readable frame as it came."""
+    decoder = eventstream.FrameDecoder()
+    found = [(at, one) for at, data in pieces for one in decoder.feed(data)]
+    found += [(pieces[-1][0], one) for one in decoder.finish()]
+    chunks: list[Entry] = []
+    stream: list[tuple[int, bytes]] = []
+    bad, troubles = decoder.bad, []
+    for at, one in found:
+        if isinstance(one, eventstream.Damaged):
+            lines = []
+            troubles.append(one.why)
+        elif not (lines := frames.told(one)):
+            bad += 1
+            troubles.append("a frame holds no text")
+        chunks += _chunks(exchange, at, [{"raw": line} for line in lines] or [{"frame": _base64(one.raw)}])
+        stream.append((at, "".join(lines).encode()))
+    if troubles:
+        entry.setdefault("decode_error", troubles[0])
+    if bad:
+        entry["bad_frames"] = bad
+    entry["chunks"] = chunks
+    return tuple(stream)
+
+
+def _chunks(exchange: Exchange, at: int, told: Iterable[Entry]) -> list[Entry]:
     ts, delta = local(exchange.opened + at), max(0, at - exchange.first_byte) // 1_000_000
-    return [{"ts": ts, "delta_ms": delta} | _raw(line) for line in lines]
+    return [{"ts": ts, "delta_ms": delta} | one for one in told]
 
 
 def _raw(data: bytes) -> Entry:
     try:
         return {"raw": data.decode()}
     except UnicodeDecodeError:
-        return {"base64": base64.b64encode(data).decode()}
+        return {"base64": _base64(data)}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _tail(pieces: Pieces) -> bytes:
@@ -233,7 +276,7 @@ def _add_messages(entry: Entry, exchange: Exchange) -> Pieces:
             told.append((side, unfinished))
         if parser.broken:
             facts[f"{side}_error"] = parser.broken
-            facts[f"{side}_raw"] = base64.b64encode(body.data).decode()
+            facts[f"{side}_raw"] = _base64(body.data)
         if body.truncated:
             entry["truncated"] = body.truncated
     told.sort(key=lambda one: one[1].at)

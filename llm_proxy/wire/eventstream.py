@@ -6,7 +6,7 @@ Incremental and bounded. Leaves out what an event says (`dialects`).
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from zlib import crc32
 
 MEDIA_TYPE = "application/vnd.amazon.eventstream"
@@ -29,10 +29,11 @@ _LENGTH = struct.Struct(">H")
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One message. A UUID is 16 bytes, a timestamp milliseconds since 1970."""
+    """One message. A UUID is 16 bytes, a timestamp milliseconds since 1970. `raw` is the frame as it came."""
 
     headers: dict[str, Value]
     payload: bytes
+    raw: bytes = field(default=b"", compare=False, repr=False)
 
     def text(self, name: str) -> str:
         """A header's value where it is a string."""
@@ -40,39 +41,68 @@ class Frame:
         return value if isinstance(value, str) else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """Bytes that are no readable frame, and why not."""
+
+    raw: bytes
+    why: str
+
+
 class FrameError(Exception):
-    """A frame is not what the format says. Where the next one begins cannot be told."""
+    """A frame is not what the format says."""
 
 
 class FrameDecoder:
-    """Frames of one stream. `broken` says why the rest cannot be read, `pending` how many bytes wait for more."""
+    """Frames of one stream, in order, and the bytes between them that are none.
 
-    __slots__ = ("_data", "broken")
+    A frame whose checksum or headers are wrong is `Damaged`, and the next one is read. Where its lengths are wrong
+    nobody can tell where the next one begins: all that comes then is `Damaged`, at once, and `broken` says why. `bad`
+    counts the frames that could not be read; `pending` is how many bytes wait for more.
+    """
+
+    __slots__ = ("_data", "bad", "broken")
 
     def __init__(self) -> None:
         self._data = bytearray()
+        self.bad = 0
         self.broken = ""
 
     @property
     def pending(self) -> int:
         return len(self._data)
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """The frames that `data` completes."""
+    def feed(self, data: bytes) -> list[Frame | Damaged]:
+        """What `data` completes."""
         if self.broken:
-            return []
+            return [Damaged(data, self.broken)] if data else []
         self._data += data
-        frames: list[Frame] = []
+        found: list[Frame | Damaged] = []
         start = 0
         try:
             while end := _end(self._data, start):
-                frames.append(_frame(bytes(self._data[start:end])))
+                found.append(self._read(bytes(self._data[start:end])))
                 start = end
         except FrameError as error:
+            self.bad += 1
             self.broken = str(error)
-            self._data.clear()
+            found.append(Damaged(bytes(self._data[start:]), self.broken))
+            start = len(self._data)
         del self._data[:start]
-        return frames
+        return found
+
+    def finish(self) -> list[Damaged]:
+        """The stream is over: what has begun and not ended."""
+        rest = bytes(self._data)
+        self._data.clear()
+        return [Damaged(rest, "the stream ends within a frame")] if rest else []
+
+    def _read(self, data: bytes) -> Frame | Damaged:
+        try:
+            return _frame(data)
+        except FrameError as error:
+            self.bad += 1
+            return Damaged(data, str(error))
 
 
 def begins(data: bytes) -> bool:
@@ -142,7 +172,7 @@ def _frame(data: bytes) -> Frame:
         headers = _headers(data[start : start + length])
     except (IndexError, struct.error, UnicodeDecodeError) as error:
         raise FrameError(f"unreadable headers: {error}") from error
-    return Frame(headers, data[start + length : body])
+    return Frame(headers, data[start + length : body], data)
 
 
 def _headers(data: bytes) -> dict[str, Value]:
