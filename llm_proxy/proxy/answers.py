@@ -1,6 +1,6 @@
 """What this process says itself: error bodies in the providers' shapes, and plain answers. Pure bytes, no JSON library.
 
-One body serves the Anthropic and OpenAI SDKs alike; Google's wants a numeric code.
+One body serves the Anthropic and OpenAI SDKs alike; Google's wants a numeric code, AWS's the error's type in a field.
 """
 
 from __future__ import annotations
@@ -20,6 +20,16 @@ REASONS = {
     503: "Service Unavailable",
     504: "Gateway Timeout",
 }
+
+# AWS's names of errors, which its SDKs make classes of; where the status has none, it is the service's fault.
+_BEDROCK_ERRORS = {
+    400: "ValidationException",
+    403: "AccessDeniedException",
+    404: "UnknownOperationException",
+    405: "UnknownOperationException",
+    413: "RequestEntityTooLargeException",
+}
+_BEDROCK_FAULT = "ServiceUnavailableException"
 
 _ESCAPED = re.compile(r'[\x00-\x1f"\\\x7f-\x9f\u2028\u2029\ud800-\udfff<>&]')
 
@@ -49,7 +59,11 @@ def without_body(answer: bytes) -> bytes:
 def error(status: int, code: str, message: str, *, provider: str = "", close: bool = False) -> bytes:
     """An error of ours: `code` is also in `x-llm-proxy-error`, so a provider's error is never taken for ours."""
     message = f"llm-proxy: {message}"
-    if provider == "gemini":
+    extra = f"X-LLM-Proxy-Error: {code}\r\n"
+    if provider == "bedrock":
+        body = f'{{"message":{quoted(message)}}}'
+        extra += f"x-amzn-errortype: {_BEDROCK_ERRORS.get(status, _BEDROCK_FAULT)}\r\n"
+    elif provider == "gemini":
         body = f'{{"error":{{"code":{status},"message":{quoted(message)},"status":{quoted(code.upper())}}}}}'
     else:
         kind = "invalid_request_error" if status < 500 else "api_error"
@@ -57,4 +71,4 @@ def error(status: int, code: str, message: str, *, provider: str = "", close: bo
             f'{{"type":"error","error":{{"type":"{kind}","message":{quoted(message)},'
             f'"code":{quoted(code)},"param":null}}}}'
         )
-    return answer(status, body.encode(), close=close, extra=f"X-LLM-Proxy-Error: {code}\r\n")
+    return answer(status, body.encode(), close=close, extra=extra)

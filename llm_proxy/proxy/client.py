@@ -16,6 +16,7 @@ from llm_proxy.proxy.transport import break_off, local_port, prepare
 from llm_proxy.wire.head import MAX_HEAD, BadHead, RequestHead
 
 if TYPE_CHECKING:
+    from llm_proxy.proxy.callers import Caller
     from llm_proxy.proxy.core import Core
 
 # Read on while the answer is awaited, so that a client that leaves is noticed; more than this has to wait.
@@ -37,6 +38,7 @@ class ClientConnection(asyncio.Protocol):
         "_lingering",
         "_scanned",
         "buffer",
+        "caller",
         "gate",
         "port",
         "relay",
@@ -48,6 +50,7 @@ class ClientConnection(asyncio.Protocol):
         self._core = core
         self.transport: asyncio.Transport | None = None
         self.gate: Gate
+        self.caller: Caller | None = None  # who that is, where a door has asked
         self.port = 0  # the client's, where it is on this machine: by it the keeper finds the process
         self.relay: Relay | None = None
         self.buffer = b""  # bytes of the next request(s), not looked at yet
@@ -170,7 +173,15 @@ class ClientConnection(asyncio.Protocol):
 
     def _carry(self, request: Request, data: bytes, end: int) -> None:
         """An exchange begins; its head is the first `end` bytes of `data`."""
-        self.relay = relay = Relay(self._core, self, request)
+        door = request.prepared.route.door
+        if door is None:
+            self.relay = relay = Relay(self._core, self, request)
+        elif refusal := door.refusal(self, request):
+            self._core.refused(refusal)
+            self.refuse(403, "not_allowed", refusal, request.prepared.route.provider)
+            return
+        else:
+            self.relay = relay = door.relay(self._core, self, request)
         taken = relay.start(data, end)
         if taken < len(data):
             self._left_over(data[taken:])
@@ -200,7 +211,7 @@ class ClientConnection(asyncio.Protocol):
             return None
         except NoRoute as error:
             core.metrics.count_answer(error.code)
-            self.refuse(error.status, error.code, error.message)
+            self.refuse(error.status, error.code, error.message, error.provider)
             return None
         self._answer(head, own, rest)
         return None
@@ -244,9 +255,9 @@ class ClientConnection(asyncio.Protocol):
 
     # -- endings ------------------------------------------------------------------------------------------------
 
-    def refuse(self, status: int, code: str, message: str) -> None:
+    def refuse(self, status: int, code: str, message: str, provider: str = "") -> None:
         """Answer a request that is not carried. What is behind it cannot be trusted to be where it seems."""
-        self._answer_and_end(answers.error(status, code, message, close=True))
+        self._answer_and_end(answers.error(status, code, message, provider=provider, close=True))
 
     def _answer_and_end(self, answer: bytes) -> None:
         self.buffer = b""

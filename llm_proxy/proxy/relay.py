@@ -124,20 +124,26 @@ class Relay:
         )
         if not whole:
             self.flags |= _LOSSY
-        message = request.outgoing + piece
-        connection = core.pool.take(self.route.key, sure=not done or len(message) > REPLAY_LIMIT)
+        self._set_off(piece)
+        return end
+
+    def _set_off(self, piece: bytes) -> None:
+        """Send the head and a first piece of the body: both are in the journal."""
+        core = self.core
+        message = self.request.outgoing + piece
+        sure = not self.request_framing.done or len(message) > REPLAY_LIMIT
+        connection = core.pool.take(self.route.key, sure=sure)
         if connection is None:
             core.relays.add(self)
             self._hold(message)
             self._dial()
-            return end
+            return
         self.upstream = connection
         connection.relay = self
         connection.send(message)
         core.relays.add(self)
         self.notes = _REUSED
         self._hold(message)
-        return end
 
     def request_data(self, data: bytes) -> int:
         """More of the request body (or, after a 101, of the client's side); returns how far `data` was taken."""

@@ -1,25 +1,39 @@
 """Where a request goes, from its head alone. Pure: a `Route`, or `NoRoute` with words for the caller.
 
-Order: provider paths `/{provider}/{host}/{path}`, then bare API paths to their provider's own host. What this
-process answers itself (`/health`, `/metrics`) is the server's business.
+Order: Bedrock's paths, then provider paths `/{provider}/{host}/{path}`, then bare API paths to their provider's own
+host. What this process answers itself (`/health`, `/metrics`) is the server's business.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+from urllib.parse import unquote_to_bytes
 
 from llm_proxy.journal.frames import route_facts
 from llm_proxy.proxy.authority import Allowed, Authority, BadAuthority, parse_authority
+from llm_proxy.wire import bedrock_paths
 from llm_proxy.wire.head import RequestHead, Role
 from llm_proxy.wire.masking import masked_target
+
+if TYPE_CHECKING:
+    from llm_proxy.proxy.bedrock import BedrockDoor
+    from llm_proxy.proxy.client import ClientConnection
+    from llm_proxy.proxy.core import Core
+    from llm_proxy.proxy.relay import Relay
+    from llm_proxy.proxy.requests import Request
 
 HOW = (
     "write /{provider}/{host}/{path}, as in /anthropic/api.anthropic.com/v1/messages or "
     "/openai/api.openai.com/v1/chat/completions; or a bare API path such as /v1/messages, /v1/chat/completions, "
     "/v1/responses; provider is one of anthropic, openai, gemini"
+)
+
+BEDROCK_OFF = (
+    "Bedrock is not switched on; start llm-proxy with BEDROCK_REGION=us-west-2 in its environment, or set region "
+    "under [bedrock] in its configuration"
 )
 
 # Names in paths, and the host each provider is reached at when the path names none.
@@ -38,6 +52,8 @@ HOSTS = {
 CHATGPT = "chatgpt.com"
 CODEX = b"/backend-api/codex"
 
+# For clients that can only set a base URL: a secret of ours before a door's path.
+_SECRET_PATH = re.compile(rb"/secret/([^/?]+)(/[^?].*)", re.DOTALL)
 _BEHIND_HOST = re.compile(rb"[/?]")
 # Clients whose base URL ends at the host post to these without /v1; at the providers' own hosts no such path exists.
 _NEEDS_V1 = {
@@ -68,12 +84,23 @@ class PoolKey(NamedTuple):
     port: int
 
 
+class Door(Protocol):
+    """What stands before upstreams that are called with credentials of ours."""
+
+    def refusal(self, client: ClientConnection, request: Request) -> str:
+        """Why this caller is not served; empty where it is."""
+
+    def relay(self, core: Core, client: ClientConnection, request: Request) -> Relay:
+        """The exchange."""
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where one request goes. `target` is the raw target sent upstream, `masked` the same for the record.
 
     `host` is the Host value sent; `listed`: the operator has allowed this host, so its addresses are not judged;
-    `facts` is the route's part of the journal's OPEN frame; `confidential`: its bodies are never recorded.
+    `facts` is the route's part of the journal's OPEN frame; `confidential`: its bodies are never recorded. `door`: who
+    may call is asked there; `secret` is what the path names for it, and stands in no record.
     """
 
     provider: str
@@ -87,16 +114,19 @@ class Route:
     confidential: bool
     why: str
     facts: bytes
+    door: Door | None = None
+    secret: bytes = field(default=b"", repr=False)
 
 
 class NoRoute(Exception):
-    """No route: `status` and words for the caller."""
+    """No route: `status` and words for the caller, in the shape of `provider`'s errors."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, provider: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
+        self.provider = provider
 
 
 class Router:
@@ -104,15 +134,23 @@ class Router:
 
     REMEMBERED = 512
 
-    def __init__(self, *, allow: Allowed, policy: Policy = Policy.PUBLIC, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        allow: Allowed,
+        policy: Policy = Policy.PUBLIC,
+        enabled: bool = True,
+        bedrock: BedrockDoor | None = None,
+    ) -> None:
         self._allow = allow
+        self._bedrock = bedrock
         self._policy = policy
         self._enabled = enabled
         self._known: dict[tuple[bytes, ...], Route] = {}
 
     def route(self, head: RequestHead, target: bytes) -> Route:
         """The route of a request for an origin-form target. Raises NoRoute."""
-        key = (target, *(field.line for _, field in head.special if field.role == Role.IDENTITY))
+        key = (head.method, target, *(field.line for _, field in head.special if field.role == Role.IDENTITY))
         route = self._known.get(key)
         if route is None:
             route = self._decide(head, target)
@@ -122,6 +160,12 @@ class Router:
         return route
 
     def _decide(self, head: RequestHead, target: bytes) -> Route:
+        opened = _SECRET_PATH.fullmatch(target)
+        secret, inner = (unquote_to_bytes(opened[1]), opened[2]) if opened is not None else (b"", target)
+        if bedrock_paths.begins_here(inner):
+            if self._bedrock is None:
+                raise NoRoute(503, "bedrock_off", BEDROCK_OFF, "bedrock")
+            return self._bedrock.route(head, inner, secret)
         if not self._enabled:
             raise NoRoute(
                 404,

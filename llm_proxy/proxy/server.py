@@ -19,6 +19,7 @@ from llm_proxy.journal.writer import Journal, JournalState
 from llm_proxy.proxy import answers
 from llm_proxy.proxy.access import Access
 from llm_proxy.proxy.authority import Allowed
+from llm_proxy.proxy.bedrock import Bedrock, BedrockDoor
 from llm_proxy.proxy.client import ClientConnection
 from llm_proxy.proxy.core import Core
 from llm_proxy.proxy.dialler import Dialler
@@ -64,6 +65,7 @@ class ProxyConfig:
     record_limit: int = 32 << 20
     keeper_snapshot: Path | None = None
     log_dir: str = ""
+    bedrock: Bedrock | None = None
     unrecorded: str = "there is no journal"  # what is said where that is so
 
 
@@ -73,11 +75,15 @@ class Proxy:
     def __init__(self, config: ProxyConfig, journal: Journal | None) -> None:
         self.config = config
         self.tee = Tee(journal)
+        self._bedrock = BedrockDoor(config.bedrock) if config.bedrock is not None else None
+        router = Router(
+            allow=Allowed(config.allow),
+            policy=Policy(config.policy),
+            enabled=config.remote_routes,
+            bedrock=self._bedrock,
+        )
         self.core = Core(
-            requests=Requests(
-                Access(config.hosts, config.origins),
-                Router(allow=Allowed(config.allow), policy=Policy(config.policy), enabled=config.remote_routes),
-            ),
+            requests=Requests(Access(config.hosts, config.origins), router),
             dialler=Dialler(connect_timeout=config.connect_timeout, environment=config.environment),
             tee=self.tee,
             record_limit=config.record_limit,
@@ -85,7 +91,12 @@ class Proxy:
             head_timeout=config.head_timeout,
             client_idle_timeout=config.client_idle_timeout,
         )
-        self.core.own = {b"/health": self._health, b"/health/sinks": self._health_sinks, b"/metrics": self._metrics}
+        self.core.own = {
+            b"/health": self._health,
+            b"/health/bedrock": self._health_bedrock,
+            b"/health/sinks": self._health_sinks,
+            b"/metrics": self._metrics,
+        }
         self._limits = Limits(config.max_connections, config.max_connections, 0)
         self._listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -248,6 +259,14 @@ class Proxy:
         recording, reason = self.recording()
         body = {"recording": recording, "reason": reason, "keeper": self._keeper()}
         return answers.answer(200 if recording == "ok" else 503, json.dumps(body).encode())
+
+    def _health_bedrock(self) -> bytes:
+        """Decode errors are the keeper's: a client gets its bytes whatever they mean."""
+        keeper = self._keeper()
+        body: dict[str, object] = {"status": "disabled" if self._bedrock is None else "ok"}
+        if self._bedrock is not None:
+            body |= self._bedrock.health()
+        return answers.answer(200, json.dumps(body | {"decode_errors": keeper.get("decode_errors", 0)}).encode())
 
     def _metrics(self) -> bytes:
         core, losses, keeper = self.core, self.tee.losses, self._keeper()

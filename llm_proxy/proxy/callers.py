@@ -1,0 +1,134 @@
+"""Who may use a door that spends the user's own credentials: this user's programs on this machine, or who has a secret.
+
+Whatever calls from a browser, another user's program or another machine is refused unless it brings a secret. Leaves
+out the rules on Host, Origin and Sec-Fetch-Site that hold for every request (`access`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import sys
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import NamedTuple
+
+from llm_proxy.proxy.transport import local_port
+from llm_proxy.wire.head import RequestHead, Role
+
+_HAS_TABLES = sys.platform == "linux"
+_TABLES = "/proc/self/net"
+_MAPPED = "0000000000000000FFFF0000"  # ::ffff:0:0/96 as the tables have it
+# Behind the two addresses of a line: state, queues, timers, retransmissions, uid, timeout, inode (proc_net_tcp.rst).
+_UID, _INODE = 4, 6
+
+
+class Peer(NamedTuple):
+    """Both ends of a client's connection within this machine, as this process sees them."""
+
+    host: str
+    port: int
+    our_host: str
+    our_port: int
+
+
+class Caller:
+    """Who holds the other end of a client's connection; looked up once, where it is asked for at all."""
+
+    __slots__ = ("_looked", "_uid", "peer")
+
+    def __init__(self, transport: asyncio.BaseTransport) -> None:
+        self.peer: Peer | None = None
+        if local_port(transport):
+            theirs, ours = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+            self.peer = Peer(theirs[0], theirs[1], ours[0], ours[1])
+        self._looked = False
+        self._uid: int | None = None
+
+    @property
+    def uid(self) -> int | None:
+        """The user whose program it is; None where that cannot be seen."""
+        if not self._looked and self.peer is not None:
+            self._looked, self._uid = True, owner(self.peer)
+        return self._uid
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Guard:
+    """Each of `secrets` opens the door alone; `required`: nothing else does."""
+
+    secrets: tuple[str, ...] = ()
+    required: bool = False
+
+    def refusal(self, head: RequestHead, in_path: bytes, caller: Caller) -> str:
+        """Why a request is not served, for whoever sent it; empty where it is. `in_path` is a secret in the path."""
+        if any(_is_one_of(value, self.secrets) for value in (in_path, *_presented(head)) if value):
+            return ""
+        if self.required:
+            return (
+                "the local secret is asked for, as a bearer token, as x-api-key or as /secret/{secret} before the path"
+            )
+        if caller.peer is None:
+            return "callers on other machines need the token that listen.token names, as a bearer token or as x-api-key"
+        if any(field.role in (Role.ORIGIN, Role.FETCH_SITE) for _, field in head.special):
+            return "this spends the user's credentials: it is not for browsers"
+        if not _HAS_TABLES or caller.uid == os.geteuid():
+            return ""
+        if caller.uid is None:
+            return "whose program this is cannot be seen from here; it is served with a secret (docs/bedrock.md)"
+        return f"this spends the credentials of user {os.geteuid()}, and a program of user {caller.uid} is calling"
+
+
+def owner(peer: Peer, tables: str = _TABLES) -> int | None:
+    """The user id by Linux's tables of TCP sockets. A socket without inode is nobody's any more, although the kernel
+    shows it as root's.
+    """
+    ends = [
+        f" {_hex(peer.host, m)}:{peer.port:04X} {_hex(peer.our_host, m)}:{peer.our_port:04X} " for m in (False, True)
+    ]
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = Path(tables, table).read_bytes()
+        except OSError:
+            continue
+        for end in ends:
+            _, found, rest = lines.partition(end.encode())
+            if found:
+                fields = rest.partition(b"\n")[0].split()
+                return int(fields[_UID]) if len(fields) > _INODE and fields[_INODE] != b"0" else None
+    return None
+
+
+def _hex(host: str, mapped: bool) -> str:
+    """An address as the tables have it: 32 bits at a time in the machine's byte order. `mapped`: IPv4 within IPv6."""
+    if ":" in host:
+        address = IPv6Address(host)
+        packed = address.ipv4_mapped.packed if address.ipv4_mapped is not None else address.packed
+    else:
+        packed = IPv4Address(host).packed
+    words = (packed[at : at + 4] for at in range(0, len(packed), 4))
+    text = "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
+    return _MAPPED + text if mapped and len(packed) == 4 else text
+
+
+def _presented(head: RequestHead) -> list[bytes]:
+    """What a request brings in the places where clients put a key."""
+    found = []
+    for _, field in head.special:
+        if field.name == b"x-api-key":
+            found.append(field.value)
+        elif field.name == b"authorization":
+            scheme, _, token = field.value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                found.append(token.strip(b" \t"))
+    return found
+
+
+def _is_one_of(value: bytes, secrets: tuple[str, ...]) -> bool:
+    """Each is compared, in a time that does not depend on how much is right."""
+    found = False
+    for secret in secrets:
+        found |= hmac.compare_digest(value, secret.encode())
+    return found
