@@ -11,7 +11,7 @@ import openai
 
 QUESTIONS = ("Explain how rings work in the **journal**", "And what about segments?", "Thanks, summarise `fdatasync`")
 HOSTILE = (
-    "unreachable \x1b[31mred\x07 \u202ereversed; a long title so that a row of a table is wider than what it stands on, "
+    "unreachable \x1b[31mred\x07 \x9b32m\x7f\u202ereversed; a long title so that a row of a table is wider than what it stands on, "
     "which is no wider than it is\nVec<T>"
 )
 

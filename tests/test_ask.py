@@ -213,6 +213,14 @@ def test_recorded_text_does_nothing_to_a_terminal(home, arguments):
         assert "\\x1b[31mred\\x07" in text
 
 
+@pytest.mark.parametrize("arguments", [("sessions",), ("search", "unreachable"), ("view",)])
+def test_json_does_nothing_to_a_terminal_either(home, arguments):
+    """DEL, C1 controls and right-to-left marks, which JSON holds as they are, stand there escaped and mean the same."""
+    text = home.run(*arguments, "--json").stdout
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+    assert arguments == ("view",) or "\u202ereversed" in json.dumps(json.loads(text), ensure_ascii=False)
+
+
 def test_what_was_said_is_seen_on_a_terminal_too(home):
     """Tags do not vanish as Markdown's HTML does, and lines are not joined."""
     shown = re.sub(r"\x1b\[[0-9;]*m", "", home.screen("view"))

@@ -107,12 +107,12 @@ def console(file: IO[str] | None = None) -> Any:
 
 
 def print_json(value: object, *, lines: bool = False) -> None:
-    """One JSON document, or with `lines` one line of a stream of them."""
+    """One JSON document, or with `lines` one line of a stream of them. What is not safe to show stands there escaped."""
     import msgspec
 
     data = msgspec.json.encode(value)
     text = (data if lines else msgspec.json.format(data, indent=2)).decode()
-    print(text, flush=lines)
+    print(_UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text), flush=lines)
 
 
 # --- cells ----------------------------------------------------------------------------------------------------------
