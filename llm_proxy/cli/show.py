@@ -107,7 +107,7 @@ def console(file: IO[str] | None = None) -> Any:
 
 
 def print_json(value: object, *, lines: bool = False) -> None:
-    """One JSON document, or with `lines` one line of a stream of them. What is not safe to show stands there escaped."""
+    """One JSON document, or with `lines` one line of a stream of them. What is unsafe to show is escaped."""
     import msgspec
 
     data = msgspec.json.encode(value)
