@@ -16,12 +16,18 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from hypothesis import settings
 
 from tests.fakeprovider.fixtures import fake
 from tests.release import releases, serve
 from tests.rig import rig, rigs
 
 __all__ = ["fake", "releases", "rig", "rigs", "serve"]
+
+# The same examples each time, so that a change is judged by what it changed; `--hypothesis-profile=search` looks for new ones.
+settings.register_profile("steady", derandomize=True)
+settings.register_profile("search", derandomize=False, max_examples=2000, deadline=None)
+settings.load_profile("steady")
 
 _LISTENS = re.compile(r"listens on http://127\.0\.0\.1:(\d+)")
 # Of the machine's own environment a test sees only this; keys, proxies and base URLs stay out.

@@ -22,7 +22,9 @@ ALLOWED = {
     "index": {"sinks", "records", "dialects", "wire"},
     "formats": {"index", "sinks", "records", "dialects", "wire", "errors"},
     "keeper": {"index", "sinks", "journal", "records", "dialects", "wire"},
+    "explorer": {"index", "formats", "sinks", "journal", "records", "dialects", "wire"},
     "service": {
+        "explorer",
         "keeper",
         "proxy",
         "formats",

@@ -17,7 +17,8 @@ from llm_proxy.formats import markdown
 from llm_proxy.formats.call import Call
 from llm_proxy.index.ingest import Indexer
 from llm_proxy.index.queries import Filter, open_index
-from llm_proxy.service.ask import Places, Record
+from llm_proxy.index.record import Record
+from llm_proxy.service.ask import Places
 from llm_proxy.service.reprice import reprice
 from llm_proxy.settings import load
 from tests.spoiled import spoiled

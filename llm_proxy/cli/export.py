@@ -15,7 +15,8 @@ from llm_proxy.errors import UsageError
 from llm_proxy.formats import markdown
 from llm_proxy.formats.call import Call
 from llm_proxy.index.queries import CallRow, Filter
-from llm_proxy.service.ask import Record, record
+from llm_proxy.index.record import Record
+from llm_proxy.service.ask import record
 
 FORMATS = ("jsonl", "taco", "csv", "har", "markdown", "parquet", "dataset")
 # These tell conversations: calls of one session stand together.

@@ -10,8 +10,9 @@ from llm_proxy.cli import filters, show
 from llm_proxy.errors import NotFound
 from llm_proxy.formats import markdown
 from llm_proxy.index.queries import CallRow, SessionRow
+from llm_proxy.index.record import Record
 from llm_proxy.records import understood
-from llm_proxy.service.ask import Record, record
+from llm_proxy.service.ask import record
 
 _SHOWN = 20  # candidates listed for an ambiguous prefix
 

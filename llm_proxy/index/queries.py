@@ -24,8 +24,15 @@ from llm_proxy.index import database, text
 By = Literal["total", "day", "model", "project", "session", "provider"]
 
 
+_OPCODES = 20_000  # of SQLite's machine, between two looks at the clock: about a millisecond
+
+
 class IndexUnavailable(Exception):
     """The index is not there, damaged, or of another version. The log files are untouched; `reindex` makes it new."""
+
+
+class TookTooLong(Exception):
+    """The time given by `stop_at` was over before the answer was there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +188,10 @@ def open_index(path: Path) -> Iterator[Index]:
 def _told(path: Path) -> Iterator[None]:
     try:
         yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+            raise TookTooLong from error
+        raise IndexUnavailable(f"the index {path} cannot be read: {error}") from error
     except (database.Unusable, sqlite3.Error) as error:
         raise IndexUnavailable(f"the index {path} cannot be read: {error}") from error
 
@@ -191,6 +202,13 @@ class Index:
     def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         self._db = db
         self._path = path
+
+    def stop_at(self, deadline: float | None) -> None:
+        """Break off what takes longer than until `deadline` (monotonic seconds) with TookTooLong; None: never."""
+        if deadline is None:
+            self._db.set_progress_handler(None, 0)
+        else:
+            self._db.set_progress_handler(lambda: int(time.monotonic() > deadline), _OPCODES)
 
     def sessions(self, filter: Filter, limit: int | None = 50) -> list[SessionRow]:
         """Sessions with a call that fits, last used first."""

@@ -16,6 +16,7 @@ from llm_proxy import paths
 from llm_proxy.dialects import anthropic, reading
 from llm_proxy.dialects.digest import Usage
 from llm_proxy.index.queries import CallRow, Filter
+from llm_proxy.index.record import Record
 from llm_proxy.service import ask
 from llm_proxy.sinks.log_reader import entries
 
@@ -245,7 +246,7 @@ def compare(
         return compared
 
 
-def _recorded(record: ask.Record, call: CallRow, session: str) -> Iterator[Recorded]:
+def _recorded(record: Record, call: CallRow, session: str) -> Iterator[Recorded]:
     """The answers of a call that used tokens: several where it is a WebSocket."""
     told = [(call.response_id, call.model, call.usage, call.partial)]
     if call.method == "GET":

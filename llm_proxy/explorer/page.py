@@ -1,0 +1,42 @@
+"""What a page is: a path, its parameters, a view made of the record, and a template that shows the view.
+
+Each page is served twice, as HTML and as the same view in JSON under `api/`. Leaves out how (`site`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from llm_proxy.explorer.asking import Asked, Param
+from llm_proxy.index.record import Record
+
+# Runs in a worker thread, with a read connection of its own. Returns a frozen dataclass of plain values (also tuples,
+# Decimal, other such dataclasses): what the template shows and what the API gives. Raises NotFound, Absent, BadValue.
+View = Callable[[Record, Asked], Any]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`path` begins with / and is relative to the explorer's root; `{id}` parts are matched up to the next slash."""
+
+    path: str
+    name: str  # of the template, and of the operation in the API's description
+    title: str  # one sentence for the API's description
+    params: tuple[Param, ...]
+    view: View
+    limit: float = 2.0  # seconds its queries may take
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """A path that is no page: a fragment, a download, an event stream. Described in the API where `title` is given."""
+
+    path: str
+    handler: Handler
+    title: str = ""
+    params: tuple[Param, ...] = ()

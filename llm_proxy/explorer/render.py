@@ -1,0 +1,100 @@
+"""Turns a view into HTML: one Jinja environment, everything escaped, the same words everywhere.
+
+`static(name)` gives a path with the hash of the file in it, so that a browser may keep it. Leaves out what is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import tzinfo
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
+from markupsafe import Markup
+
+from llm_proxy.explorer import words
+from llm_proxy.explorer.asking import Asked
+
+HERE = Path(__file__).parent
+STATIC = HERE / "static"
+ROOT = "/llm-proxy"
+
+
+@cache
+def static(name: str) -> str:
+    """`/llm-proxy/static/style.css?v=1a2b3c4d`. Raises OSError where there is no such file of ours."""
+    return f"{ROOT}/static/{name}?v={sha256((STATIC / name).read_bytes()).hexdigest()[:12]}"
+
+
+def path(*parts: str) -> str:
+    """A path of the explorer, its parts percent-encoded: `path("sessions", id)`."""
+    return "/".join((ROOT, *(quote(part, safe="") for part in parts)))
+
+
+def link(asked: Asked, drop: Iterable[str] = (), **change: object) -> str:
+    """This page with some parameters changed; None or "" removes one, a list repeats it, `drop` removes others.
+
+    `from_` stands for `from`, which Python keeps for itself.
+    """
+    changed = {name.rstrip("_"): value for name, value in change.items()}
+    pairs = [(name, value) for name, value in asked.given if name not in changed and name not in drop]
+    for name, value in changed.items():
+        several = value if isinstance(value, list | tuple) else (value,)
+        pairs += [(name, str(one)) for one in several if one is not None and one != ""]
+    query = urlencode(pairs)
+    return ROOT + quote(asked.path) + (f"?{query}" if query else "")
+
+
+def with_value(asked: Asked, name: str, value: str, *, on: bool) -> str:
+    """This page with one value of a repeatable parameter added or taken away; the cursor goes."""
+    kept = [one for key, one in asked.given if key == name and one != value]
+    return link(asked, ("before", name), **{name: [*kept, value] if on else kept})
+
+
+@pass_context
+def time_tag(context: Context, ns: int | None, form: str = "clock") -> Markup:
+    """`<time>` with the local time as text, UTC in `datetime` and both in `title`. Forms: clock, seconds, full."""
+    if ns is None:
+        return Markup("")
+    zone: tzinfo | None = context["asked"].zone
+    shown = words.full(ns, zone) if form == "full" else words.clock(ns, zone, seconds=form == "seconds")
+    title = f"{words.full(ns, zone)} · {words.iso(ns)}"
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(words.iso(ns), title, shown)
+
+
+def environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    made.filters |= {
+        name: getattr(words, name)
+        for name in ("money", "about", "tokens", "exact", "duration", "size", "short_id", "iso")
+    }
+    made.globals |= {
+        "static": static,
+        "path": path,
+        "link": link,
+        "with_value": with_value,
+        "time_tag": time_tag,
+        "share": words.share,
+        "speed": words.speed,
+        "cached_share": words.cached_share,
+        "percent": lambda part, whole: f"{100 * part / whole if whole else 0:.3f}".rstrip("0").rstrip(".") + "%",
+        "root": ROOT,
+    }
+    return made
+
+
+def page(made: Environment, name: str, asked: Asked, **values: Any) -> str:
+    """A whole page from `templates/{name}.html`."""
+    return made.get_template(f"{name}.html").render(asked=asked, page=name, **values)

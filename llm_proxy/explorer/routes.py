@@ -1,0 +1,9 @@
+"""All pages and extras of the explorer, in one table."""
+
+from __future__ import annotations
+
+from llm_proxy.explorer.page import Extra, Page
+from llm_proxy.explorer.pages import home
+
+PAGES: tuple[Page, ...] = (*home.PAGES,)
+EXTRAS: tuple[Extra, ...] = (*home.EXTRAS,)

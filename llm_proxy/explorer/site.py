@@ -1,0 +1,208 @@
+"""The explorer as one aiohttp application: every page from the same few lines.
+
+A page is served as HTML and, with the same parameters, as JSON under `api/`. Leaves out who may come in (`guard`), what
+pages show (`pages`) and where it listens (`__main__`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from llm_proxy.explorer import asking, render, words
+from llm_proxy.explorer.asking import Absent, Asked, BadValue, NotFound
+from llm_proxy.explorer.options import Options
+from llm_proxy.explorer.page import Handler, Page
+from llm_proxy.explorer.routes import EXTRAS, PAGES
+from llm_proxy.index.queries import IndexUnavailable, TookTooLong, open_index
+from llm_proxy.index.record import Record
+
+THREADS = 2  # views at a time: they hold the interpreter lock, and there are few readers
+
+T = TypeVar("T")
+
+
+class Site:
+    """What all handlers share: the options and the right to ask the record."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.templates = render.environment()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="view")
+
+    async def ask(self, question: Callable[[Record], T], limit: float = 2.0) -> T:
+        """Ask in a worker thread, within `limit` seconds. Raises TookTooLong, IndexUnavailable, and what it raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._asked, question, limit)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Anything else that takes longer than a few milliseconds: rendering, decoding."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _asked(self, question: Callable[[Record], T], limit: float) -> T:
+        with open_index(Path(self.options.index)) as index:
+            index.stop_at(time.monotonic() + limit)
+            return question(Record(index, Path(self.options.logs)))
+
+    def html(self, name: str, asked: Asked, **values: Any) -> str:
+        """A whole page."""
+        status = Status(self.options.version)
+        return render.page(self.templates, name, asked, status=status, **{"api": "", **values})
+
+    def fragment(self, name: str, asked: Asked, **values: Any) -> str:
+        """A template that is no whole page."""
+        return self.templates.get_template(name).render(asked=asked, **values)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(slots=True)
+class Status:
+    """The bar and the foot of each page."""
+
+    version: str
+    open: int = 0
+    dot: str = "ok"
+    short: str = "recorded"
+    words: str = "What stands in the log files"
+    began: float = field(default_factory=time.monotonic)
+
+    def took(self) -> str:
+        return words.duration((time.monotonic() - self.began) * 1000)
+
+
+SITE = web.AppKey("site", Site)
+
+
+def application(options: Options) -> web.Application:
+    """All paths, under `render.ROOT`."""
+    app = web.Application()
+    app[SITE] = Site(options)
+    for page in PAGES:
+        app.router.add_get(render.ROOT + page.path, _html(page))
+        app.router.add_get(f"{render.ROOT}/api{page.path if page.path != '/' else '/sessions'}", _json(page))
+    for extra in EXTRAS:
+        app.router.add_get(render.ROOT + extra.path, extra.handler)
+    app.router.add_get(render.ROOT + "/static/{name}", _static)
+    app.on_cleanup.append(_close)
+    return app
+
+
+async def _close(app: web.Application) -> None:
+    app[SITE].close()
+
+
+def asked_of(request: web.Request, path: str, params: tuple[asking.Param, ...]) -> Asked:
+    """The parameters of a request, `path` below the root. Raises BadValue."""
+    return asking.asked(path, params, list(request.query.items()), dict(request.match_info), datetime.now(UTC))
+
+
+def _path_of(request: web.Request) -> str:
+    return request.path.removeprefix(render.ROOT) or "/"
+
+
+def _html(page: Page) -> Handler:
+    async def show(request: web.Request) -> web.StreamResponse:
+        site = request.app[SITE]
+        path = _path_of(request)
+        try:
+            asked = asked_of(request, path, page.params)
+            text = await site.ask(lambda record: _shown(site, page, record, asked), page.limit)
+        except (NotFound, Absent, BadValue, TookTooLong, IndexUnavailable) as error:
+            return _trouble(site, path, error)
+        return web.Response(text=text, content_type="text/html")
+
+    return show
+
+
+def _shown(site: Site, page: Page, record: Record, asked: Asked) -> str:
+    view = page.view(record, asked)
+    api = render.link(asked).replace(render.ROOT, f"{render.ROOT}/api", 1)
+    return site.html(page.name, asked, view=view, api=api.replace("/api/?", "/api/sessions?"))
+
+
+def _json(page: Page) -> Handler:
+    async def tell(request: web.Request) -> web.StreamResponse:
+        site = request.app[SITE]
+        try:
+            asked = asked_of(request, _path_of(request).removeprefix("/api"), page.params)
+            body = await site.ask(lambda record: as_json(page.view(record, asked)), page.limit)
+        except (NotFound, Absent, BadValue, TookTooLong, IndexUnavailable) as error:
+            status, heading, text, _ = _words(error)
+            return web.Response(
+                body=as_json({"error": heading, "message": text}), status=status, content_type="application/json"
+            )
+        return web.Response(body=body, content_type="application/json")
+
+    return tell
+
+
+def as_json(view: Any) -> bytes:
+    """Decimals become numbers, written exactly."""
+    return _ENCODER.encode(view)
+
+
+_ENCODER = msgspec.json.Encoder(decimal_format="number")
+
+
+def _words(error: Exception) -> tuple[int, str, str, str]:
+    """Status, heading, cause, and what still holds."""
+    match error:
+        case BadValue():
+            return (
+                400,
+                f"“{error.name}” cannot be read",
+                f"{error.name} must be {error.rule}; it was {error.value[:200]!r}.",
+                "",
+            )
+        case NotFound():
+            return (
+                404,
+                "Not recorded",
+                f"{error}",
+                "It may have been deleted with its log file, or belong to another log folder.",
+            )
+        case Absent():
+            return 410, "Not here any more", f"{error}", ""
+        case TookTooLong():
+            return (
+                503,
+                "This took too long",
+                "The query was stopped so that nothing else waits for it.",
+                "Narrow it by date, project or model, and try again.",
+            )
+        case _:
+            return (
+                503,
+                "The index cannot be read",
+                str(error),
+                "The log files are untouched; `llm-proxy reindex` makes the index new.",
+            )
+
+
+def _trouble(site: Site, path: str, error: Exception) -> web.Response:
+    status, heading, text, holds = _words(error)
+    asked = Asked(path, {"utc": "0"})
+    page = site.html("error", asked, heading=heading, text=text, holds=holds)
+    return web.Response(text=page, status=status, content_type="text/html")
+
+
+_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_FILES = {path.name: path for path in render.STATIC.iterdir() if path.suffix in _TYPES}
+
+
+async def _static(request: web.Request) -> web.StreamResponse:
+    path = _FILES.get(request.match_info["name"])
+    if path is None:
+        raise web.HTTPNotFound
+    headers = {"Cache-Control": "public, max-age=31536000, immutable"}
+    return web.Response(body=path.read_bytes(), content_type=_TYPES[path.suffix], headers=headers)
