@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from llm_proxy import paths
@@ -24,14 +24,19 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII
 _HOST_NAME = re.compile(r"(?:\[[0-9a-f:.]+\]|[a-z0-9](?:[a-z0-9._-]{0,252}[a-z0-9])?)(?::\d{1,5})?", re.ASCII)
 _ORIGIN = re.compile(r"(?:[a-z][a-z0-9+.-]*)://[^\s/?#@]+", re.ASCII)
 _UPSTREAM = re.compile(rf"(?:https?://)?{_HOST_NAME.pattern}", re.ASCII)
+_ENDPOINT = rf"https?://{_HOST_NAME.pattern}/?"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a value must be, in words, and the function that reads it (text or a file's value; ValueError if not)."""
+    """What a value must be, in words, and the function that reads it (text or a file's value; ValueError if not).
+
+    A `secret` one is shown in no message.
+    """
 
     words: str
     read: Callable[[Any], Any]
+    secret: bool = False
 
 
 class _WrongItem(ValueError):
@@ -145,6 +150,17 @@ def _list_of(pattern: re.Pattern[str], words: str) -> Rule:
         return kept
 
     return Rule(f"a list (with commas in the environment) of {words}", read)
+
+
+def _text(pattern: str, words: str) -> Rule:
+    compiled = re.compile(pattern, re.ASCII)
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or (value and compiled.fullmatch(value.strip()) is None):
+            raise ValueError
+        return value.strip()
+
+    return Rule(f"{words}, or nothing", read)
 
 
 # What may be priced: classes of tokens per million, and by use. `records.pricing` computes with them.
@@ -296,6 +312,12 @@ class Settings:
         _whole(1, 1_000_000),
         "Client connections held at a time; the limit on open files may allow fewer.",
     )
+    token: str = _setting(
+        "listen.token",
+        "",
+        replace(_text(r"[\x21-\x7e]{16,512}", "at least 16 letters, digits or signs without a space"), secret=True),
+        "What opens the doors that spend your credentials to callers that are not your own programs on this machine.",
+    )
     policy: str = _setting(
         "upstreams.policy",
         "public",
@@ -316,6 +338,45 @@ class Settings:
     )
     idle_timeout: float = _setting(
         "upstreams.idle_timeout", 1800.0, _seconds(1, 86400), "Limit for silence within an answer."
+    )
+    bedrock_region: str = _setting(
+        "bedrock.region",
+        "",
+        _text(r"[a-z0-9-]{4,32}", "an AWS region such as us-west-2"),
+        "Region in which Amazon Bedrock is called; this switches Bedrock on.",
+    )
+    bedrock_secret: bool = _setting(
+        "bedrock.secret", False, _yes_or_no(), "Whether callers must bring the local secret, your own programs too."
+    )
+    bedrock_profile: str = _setting(
+        "bedrock.profile",
+        "",
+        _text(r"[^\x00-\x1f\x7f]{1,128}", "the name of a profile in AWS's own files"),
+        "Profile that credentials are taken from.",
+    )
+    bedrock_endpoint: str = _setting(
+        "bedrock.endpoint",
+        "",
+        _text(_ENDPOINT, "a URL such as https://vpce-1.bedrock-runtime.us-west-2.vpce.amazonaws.com"),
+        "Where models are called instead of at the region's own host.",
+    )
+    bedrock_control_endpoint: str = _setting(
+        "bedrock.control_endpoint",
+        "",
+        _text(_ENDPOINT, "a URL such as https://bedrock-fips.us-west-2.amazonaws.com"),
+        "Where models and inference profiles are listed; where only `bedrock.endpoint` is set, that one.",
+    )
+    bedrock_max_body: int = _setting(
+        "bedrock.max_body",
+        25 * 10**6,
+        _size(KIB, 1 << 30),
+        "Largest body of a request; it is signed, and so held in memory, whole.",
+    )
+    bedrock_max_concurrent: int = _setting(
+        "bedrock.max_concurrent",
+        0,
+        _whole(0, 100_000),
+        "Calls under way at a time; the others wait, first come, first served. 0 is no limit.",
     )
     ring_size: int = _setting(
         "journal.ring_size", 8 * MIB, _size(MIB, 1 << 30), "Shared memory between the wire and the disk."
@@ -396,6 +457,14 @@ def _row(entry: Field[Any]) -> Row:
     return Row(facts["name"], entry.name, entry.default, facts["rule"], facts["sentence"])
 
 
+# Other names of settings: as the Go program's files and environment have them, and AWS's own. Ours win.
+OTHER_KEYS = {"bedrock_region": "bedrock.region", "bedrock_secret": "bedrock.secret"}
+OTHER_VARIABLES = {
+    "bedrock.region": "BEDROCK_REGION",
+    "bedrock.endpoint": "AWS_ENDPOINT_URL_BEDROCK_RUNTIME",
+    "bedrock.control_endpoint": "AWS_ENDPOINT_URL_BEDROCK",
+}
+
 TABLE = tuple(_row(entry) for entry in fields(Settings))
 BY_NAME = {row.name: row for row in TABLE}
 
@@ -413,7 +482,8 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], config: str | 
                 f"{source}: {name}.{wrong.name} must be {wrong.words}, got {_shown(wrong.value)}"
             ) from None
         except (ValueError, TypeError, AttributeError, RecursionError):
-            raise ConfigError(f"{source}: {name} must be {row.rule.words}, got {_shown(value)}") from None
+            got = "something else" if row.rule.secret else _shown(value)
+            raise ConfigError(f"{source}: {name} must be {row.rule.words}, got {got}") from None
         sources[name] = source
     return Loaded(Settings(**values), sources)
 
@@ -424,8 +494,9 @@ def _given(
     """(setting, value, source), weakest source first."""
     yield from _from_file(paths.expand(config) if config else paths.config_file(), required=config is not None)
     for row in TABLE:
-        if environ.get(row.env):  # an empty variable is an unset one, as in the reference
-            yield row.name, environ[row.env], row.env
+        for variable in (OTHER_VARIABLES.get(row.name, ""), row.env):
+            if environ.get(variable):  # an empty variable is an unset one, as in the reference
+                yield row.name, environ[variable], variable
     for name, value in flags.items():
         if value is not None:
             yield name, value, "--" + name.replace("_", "-")
@@ -449,6 +520,7 @@ def _flat(tree: Mapping[Any, Any], path: str, prefix: str = "") -> Iterator[tupl
     """Leaves of the file as dotted names. A section is whatever some setting's name begins with."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
+        name = OTHER_KEYS.get(name, name)
         if name in BY_NAME:
             yield name, value
         elif isinstance(value, dict) and any(known.startswith(name + ".") for known in BY_NAME):

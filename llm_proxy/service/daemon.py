@@ -24,7 +24,7 @@ from llm_proxy import __version__, paths
 from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, CrashLoop, LlmProxyError, StateUnusable
 from llm_proxy.journal.writer import Journal, JournalBusy, has_ring, writer_lock
 from llm_proxy.proxy.server import Proxy, ProxyConfig
-from llm_proxy.service import activation, attached, crashes, environment, state
+from llm_proxy.service import activation, attached, bedrock, crashes, environment, state
 from llm_proxy.service.keeping import arguments
 from llm_proxy.service.listen import Listeners, is_loopback, listen, listen_again
 from llm_proxy.service.manager import Manager
@@ -79,6 +79,7 @@ class Daemon:
         self.listeners = Listeners((), 0, ())
         self.journal: Journal | None = None
         self.keeper: Supervisor | None = None
+        self.bedrock = bedrock.configured(settings)
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
 
@@ -112,6 +113,8 @@ class Daemon:
             chore.cancel()
         await self._drain(proxy)
         await proxy.close()
+        if self.bedrock is not None:
+            self.bedrock.keys.close()
         await self._settle()
         self.manager.close()
 
@@ -129,7 +132,8 @@ class Daemon:
         exports = environment.exports(self.listeners.port, {})
         self.voice.say(
             f"llm-proxy {__version__} listens on http://127.0.0.1:{self.listeners.port}\n"
-            f"session logs: {recording}\n\n"
+            f"session logs: {recording}\n"
+            f"{self.bedrock.line + chr(10) if self.bedrock is not None else ''}\n"
             f"To use it, paste into a shell:\n\n{exports}\nCtrl-C stops it."
         )
 
@@ -201,6 +205,7 @@ class Daemon:
             record_limit=settings.body_limit,
             keeper_snapshot=(self.journal.folder if self.journal is not None else first) / "keeper.json",
             log_dir=settings.log_dir,
+            bedrock=None if self.bedrock is None else self.bedrock.door,
             unrecorded=self.unrecorded,
         )
 
@@ -312,6 +317,8 @@ class Service(Daemon):
             log.error("%s; `--env` and `--status` cannot find this daemon", trouble)
         log.info("llm-proxy %s listens on http://127.0.0.1:%d", __version__, port)
         log.info("session logs: %s", self.settings.log_dir)
+        if self.bedrock is not None:
+            log.info("%s", self.bedrock.line)
 
     def _write_state(self, port: int) -> str:
         """What is in the way; empty where all is written."""
