@@ -53,6 +53,7 @@ class Call:
         session: str = "",
         provider: str = "anthropic",
         upstream: str = "api.anthropic.com",
+        why: str = "bare path",
         method: str = "POST",
         target: str = "/v1/messages",
         request: bytes = b'{"model":"m"}',
@@ -79,7 +80,7 @@ class Call:
             head.append(f"X-Claude-Code-Session-Id: {session}")
         if request and not any("Transfer-Encoding" in line for line in head):
             head.append(f"Content-Length: {len(request)}")
-        facts = route_facts(provider, "https", upstream, "bare path")
+        facts = route_facts(provider, "https", upstream, why)
         payload = pack_open(self.id.bytes, wall, facts, _head(head))
         self.open = self.frame(Kind.OPEN, 0, payload, Flag.NONE if request else Flag.LAST)
         self.request = self.frame(Kind.REQUEST, 1 * MS, request, Flag.LAST) if request else b""

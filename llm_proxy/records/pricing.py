@@ -243,6 +243,8 @@ class PriceBook:
 
 def is_subscription(request: Entry) -> bool:
     """Whether a flat-rate plan pays, as a recorded request entry tells: a ChatGPT login, a Claude plan, Code Assist."""
+    if str(request.get("transport")) in _SELLERS:  # whatever the client sends along, AWS bills
+        return False
     host = _host(request).partition(":")[0].lower()
     headers = [(name.lower(), value) for name, value in fields(request)]
     return (
