@@ -229,6 +229,27 @@ def test_reading_files_in_slices_equals_a_rebuild(indexer, logs, tmp_path, monke
     assert_as_rebuilt(indexer, tmp_path)
 
 
+def test_what_stands_in_a_second_file_too_is_read_behind_the_first(indexer, logs, tmp_path, monkeypatch):
+    """A file that takes several transactions is finished before the next, which may tell of the same calls."""
+    monkeypatch.setattr("llm_proxy.index.ingest.SLICE", 20_000)
+    make(logs, calls=20, sessions=1, end=END)
+    (file,) = logs.glob("*/*/*.jsonl")
+    file.with_name("later.jsonl").write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[-4:]))
+    assert indexer.catch_up_all()
+    assert_as_rebuilt(indexer, tmp_path)
+
+
+def test_a_request_that_is_told_twice(indexer, logs, tmp_path):
+    """What only the first tells is not lost, whether both are read at once or one after the other."""
+    log = Log(logs)
+    begun, first = log.start(), log.request([("user", "one")], "r1")
+    log.raw(session_jsonl.line(first.entry | {"_meta": first.entry["_meta"] | {"ts": "?"}}))
+    indexer.take([begun, first])
+    assert indexer.catch_up_all()
+    live = assert_as_rebuilt(indexer, tmp_path)
+    assert [row[3] for row in live["calls"]] == [log.clock]
+
+
 def test_much_that_is_new_is_a_rebuild(indexer, logs, tmp_path, monkeypatch):
     """Unless who asks wants to be asked: a keeper has calls to settle in between."""
     monkeypatch.setattr("llm_proxy.index.ingest.MUCH", 100_000)

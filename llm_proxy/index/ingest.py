@@ -146,8 +146,12 @@ class Indexer:
             files = sorted(set(self._insist(partial(self._catch_up, files))), key=log_reader.order)
 
     def _catch_up(self, files: list[str]) -> list[str]:
+        """One transaction's worth; gives what is left."""
         with self._transaction() as writer:
-            return [again for file in files for again in self._step(writer, file)]
+            for place, file in enumerate(files, start=1):
+                if again := self._step(writer, file):
+                    return [*again, *files[place:]]
+        return []
 
     def _step(self, writer: Writer, file: str) -> list[str]:
         """Gives the files that are to be looked at next: this one again, or others of its sessions."""

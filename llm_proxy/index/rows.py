@@ -139,7 +139,10 @@ def facts(lines: Iterable[Line], known: Known, request_of: Requests | None) -> I
         entry = line.entry
         kind = entry.get("type")
         if kind == "request":
-            waiting[_whose(line)] = line
+            whose = _whose(line)
+            if whose in waiting:  # told twice: as if the lines between had not been read at once
+                yield _opened(waiting[whose])
+            waiting[whose] = line
         elif kind == "response":
             whose = _whose(line)
             request = waiting.pop(whose, None)
