@@ -127,7 +127,7 @@ if (matchMedia('(max-width:900px)').matches) $$('.facets').forEach((fold) => { f
 if (matchMedia('(max-width:1180px)').matches) $$('.outline').forEach((fold) => { fold.open = false; });
 
 const land = () => {
-  const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const target = location.hash ? document.getElementById(decodeURIComponent(location.hash.slice(1))) : null;
   if (target?.matches('.turn')) jump(target);
 };
 addEventListener('hashchange', land);
