@@ -7,8 +7,11 @@ renewal runs or fails, calls go on with what is still valid. Leaves out the chai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import os
+import signal
 import sys
 import time
 from datetime import UTC, datetime
@@ -97,12 +100,14 @@ class AwsKeys:
             "last_error_time": _moment(self._error_at),
         }
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Look for nothing more; a process that still does is ended."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         if self._renewing is not None:
             self._renewing.cancel()
+            await asyncio.wait({self._renewing})
 
     def _valid(self) -> Answer | None:
         answer = self._answer
@@ -140,7 +145,9 @@ class AwsKeys:
                 raw, _ = await process.communicate()
         finally:
             if process.returncode is None:
-                process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # a credential_process too
+                await process.wait()
         if not raw:
             raise ValueError(f"their process ended with status {process.returncode}")
         answer = json.loads(raw)

@@ -114,7 +114,7 @@ class Daemon:
         await self._drain(proxy)
         await proxy.close()
         if self.bedrock is not None:
-            self.bedrock.keys.close()
+            await self.bedrock.keys.close()
         await self._settle()
         self.manager.close()
 
