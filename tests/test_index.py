@@ -60,6 +60,8 @@ def rows(path: Path) -> dict[str, list[tuple]]:
             "calls": f"SELECT sessions.id, asked.path, told.path, {', '.join(plain)} FROM calls"
             " JOIN sessions ON sessions.key = session LEFT JOIN files AS asked ON asked.id = request_file"
             " LEFT JOIN files AS told ON told.id = response_file",
+            "gists": "SELECT sessions.id, calls.id, gist FROM gists JOIN calls ON calls.key = call"
+            " JOIN sessions ON sessions.key = session",
             "texts": "SELECT key, role, unpacked(packed) FROM texts",
             "messages": "SELECT sessions.id, texts.key, calls.id FROM messages"
             " JOIN sessions ON sessions.key = messages.session JOIN texts ON texts.id = messages.text"

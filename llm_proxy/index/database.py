@@ -61,6 +61,18 @@ MIGRATIONS = (
         text, content = 'spoken', content_rowid = 'id', tokenize = 'unicode61 remove_diacritics 2'
     );
     """,
+    # Told of every call, so all files are read again.
+    """
+    CREATE TABLE gists (call INTEGER PRIMARY KEY, gist TEXT NOT NULL);
+    CREATE INDEX sessions_by_parent ON sessions (parent) WHERE parent IS NOT NULL;
+    INSERT INTO words (words) VALUES ('delete-all');
+    DELETE FROM texts;
+    DELETE FROM messages;
+    DELETE FROM calls;
+    DELETE FROM session_files;
+    DELETE FROM sessions;
+    DELETE FROM files
+    """,
 )
 
 

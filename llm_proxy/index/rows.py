@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from llm_proxy.dialects.digest import TOKEN_CLASSES, Answer, Digest, Message, PartKind, Usage
 from llm_proxy.index import text
+from llm_proxy.index.gist import gist
 from llm_proxy.index.lines import Entry, Line
 from llm_proxy.records import understood
 
@@ -69,6 +70,7 @@ class CallFact(NamedTuple):
     request: tuple[int, int] | None = None
     response: tuple[int, int] | None = None
     spoken: tuple[Spoken, ...] = ()
+    gist: str = ""
     title: str = ""
     upstream: str = ""
 
@@ -208,9 +210,10 @@ def _asked(request: Entry) -> dict[str, Any]:
 
 
 def _opened(line: Line) -> CallFact:
-    asked = (line.digest or understood.understand(line.entry, None)).asked
-    columns = _asked(line.entry) | {"api": asked.api, "model": _text(asked.model)}
-    return CallFact(*_whose(line), columns, request=(line.offset, line.length), upstream=_upstream(line))
+    digest = line.digest or understood.understand(line.entry, None)
+    columns = _asked(line.entry) | {"api": digest.asked.api, "model": _text(digest.asked.model)}
+    place = (line.offset, line.length)
+    return CallFact(*_whose(line), columns, request=place, gist=gist(digest), upstream=_upstream(line))
 
 
 def _answered(line: Line, request: Line | None, asked: Entry, known: Known) -> CallFact:
@@ -227,6 +230,7 @@ def _answered(line: Line, request: Line | None, asked: Entry, known: Known) -> C
         request=(request.offset, request.length) if request else None,
         response=(line.offset, line.length),
         spoken=tuple(_spoken(whose[0], digest, known)),
+        gist=gist(digest),
         title=_title(digest),
         upstream=_upstream(line),
     )

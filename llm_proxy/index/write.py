@@ -132,6 +132,10 @@ class Writer:
         for place in (fact.request, fact.response):
             places += (file, *place) if place else (None, None, None)
         key = self._put_call(fact.id, session, [*map(columns.get, COLUMNS), *places])
+        if fact.gist:
+            # What an answered call adds is more than what was known while it was open.
+            how = "REPLACE" if fact.response else "IGNORE"
+            self._db.execute(f"INSERT OR {how} INTO gists VALUES (?, ?)", (key, fact.gist))
         for spoken in fact.spoken:
             self._db.execute("INSERT OR IGNORE INTO messages VALUES (?, ?, ?)", (session, self._text(spoken), key))
 
@@ -211,6 +215,7 @@ class Writer:
     def _drop_session(self, key: int) -> None:
         db = self._db
         texts = [text for (text,) in db.execute("SELECT text FROM messages WHERE session = ?", (key,))]
+        db.execute("DELETE FROM gists WHERE call IN (SELECT key FROM calls WHERE session = ?)", (key,))
         for table in ("messages", "calls", "session_files"):
             db.execute(f"DELETE FROM {table} WHERE session = ?", (key,))
         db.execute("DELETE FROM sessions WHERE key = ?", (key,))
