@@ -62,6 +62,35 @@ def test_a_live_daemon_is_exported(home, alive):
     ]
 
 
+def test_bedrock_is_asked_for_alone(home, alive):
+    """--bedrock gives Claude Code's three variables; without it none of them is ever given."""
+    bedrock = (
+        "export CLAUDE_CODE_USE_BEDROCK='1'\n"
+        f"export ANTHROPIC_BEDROCK_BASE_URL='http://127.0.0.1:{alive.port}'\n"
+        "export CLAUDE_CODE_SKIP_BEDROCK_AUTH='1'\n"
+    )
+    assert _env(home, "--bedrock") == bedrock
+    assert "BEDROCK" not in _env(home) + _env(home, "--shell", "bash")
+    assert _env(home, "--bedrock", "--shell", "fish").startswith("set -gx CLAUDE_CODE_USE_BEDROCK '1'\n")
+    moved = f"http://127.0.0.1:{alive.port + 1}"
+    assert _env(home, "--bedrock", ANTHROPIC_BEDROCK_BASE_URL=moved) == bedrock
+    for theirs in ("https://gateway.example", "http://127.0.0.1:99/path", "http://localhost:8080/x:1"):
+        assert _env(home, "--bedrock", ANTHROPIC_BEDROCK_BASE_URL=theirs) == ""
+        assert _env(home, "--bedrock", "--unset", ANTHROPIC_BEDROCK_BASE_URL=theirs) == ""
+
+
+def test_bedrock_is_undone(home, alive):
+    """--unset, and --shell where no daemon is: all three go, if the base URL is ours."""
+    ours = {"ANTHROPIC_BEDROCK_BASE_URL": f"http://127.0.0.1:{alive.port}"}
+    names = ("CLAUDE_CODE_USE_BEDROCK", "ANTHROPIC_BEDROCK_BASE_URL", "CLAUDE_CODE_SKIP_BEDROCK_AUTH")
+    lines = "".join(f"unset {name}\n" for name in names)
+    assert _env(home, "--bedrock", "--unset", **ours) == lines
+    assert _env(home, "--bedrock", "--unset") == ""
+    _state(home, "gone")
+    assert _env(home, "--bedrock", "--shell", "bash", **ours) == lines
+    assert _env(home, "--bedrock", **ours) == "" == _env(home, "--bedrock", "--shell", "bash")
+
+
 @pytest.mark.parametrize("shell", ["sh", "dash", "bash", "zsh", "fish"])
 def test_real_shells_take_it(home, alive, shell):
     """Each shell evaluates the lines and hands the variables to its children; --unset takes them away again."""

@@ -251,6 +251,19 @@ def test_the_launcher_says_what_python_says(home, arrange):
 
 
 @pytest.mark.parametrize("shell", SH, ids=lambda words: words[-1].rpartition("/")[2])
+def test_the_launcher_leaves_bedrock_to_python(home, shell):
+    """`--env --bedrock` is no part of any shell's start, so Python answers: the same bytes, live and dead."""
+    daemon = home.daemon()
+    python = [sys.executable, "-I", "-m", "llm_proxy"]
+    for words in (["--env", "--bedrock"], ["--bedrock", "--env", "--shell", "fish"]):
+        expected = _output(home, [*python, *words], {})
+        assert f"http://127.0.0.1:{daemon.port}'".encode() in expected
+        assert _output(home, [*shell, str(home.launcher), *words], {}) == expected
+    home.end(daemon)
+    assert _output(home, [*shell, str(home.launcher), "--env", "--bedrock"], {}) == b""
+
+
+@pytest.mark.parametrize("shell", SH, ids=lambda words: words[-1].rpartition("/")[2])
 def test_D29_no_python_is_no_error(home, shell):
     """Where Python is needed and gone (HOME is unset), `--env` says nothing and exits 0."""
     shutil.rmtree(home.path.parent / "installed")

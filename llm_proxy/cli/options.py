@@ -66,6 +66,7 @@ Options for --env
   --shell NAME      sh, bash, zsh or fish: also unset what points at a daemon that is gone, and in the last three
                     follow it at each prompt (LLM_PROXY_NO_HOOK=1: do not)
   --unset           lines that undo it
+  --bedrock         instead, what points Claude Code at AWS Bedrock through it (needs bedrock.region)
 
 Options for attach and detach
   --dry-run, --json as below

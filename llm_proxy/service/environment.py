@@ -23,6 +23,12 @@ VARIABLES = {
     "OPENAI_API_BASE": "/openai/api.openai.com/v1",
     "GOOGLE_GEMINI_BASE_URL": "/gemini/generativelanguage.googleapis.com",
 }
+# What points Claude Code at Bedrock through us; asked for by `--bedrock` alone, because it changes who is billed.
+BEDROCK = {
+    "CLAUDE_CODE_USE_BEDROCK": "1",
+    "ANTHROPIC_BEDROCK_BASE_URL": "http://127.0.0.1:{port}",
+    "CLAUDE_CODE_SKIP_BEDROCK_AUTH": "1",
+}
 _OURS = ("http://127.0.0.1:", "http://localhost:")  # the second is how the reference program wrote it
 
 _POSIX = ("export {}='{}'\n", "unset {}\n", "{}='{}'\n")
@@ -34,7 +40,7 @@ _PORT = "_llm_proxy_port"  # in a shell with the hook: what its variables name; 
 
 
 def main(arguments: list[str]) -> None:
-    """Print for `llm-proxy --env [--shell NAME] [--unset]`. Never raises, so that no shell start-up shows an error."""
+    """Print for `llm-proxy --env [--bedrock] [--shell NAME] [--unset]`. Never raises: no shell shows it at its start."""
     try:
         text = _answer(arguments, dict(os.environ))
         while text:
@@ -84,16 +90,32 @@ def base_url(name: str, port: int) -> str:
 
 def is_ours(name: str, value: str) -> bool:
     """Whether a value has the form we print, whatever its port."""
+    return _leads_here(value, VARIABLES[name])
+
+
+def _leads_here(value: str, base: str) -> bool:
     for start in _OURS:
         if value.startswith(start):
             port, slash, path = value.removeprefix(start).partition("/")
-            base = VARIABLES[name]
             return port.isdecimal() and port.isascii() and slash + path in (base, base.removesuffix("/v1"))
     return False
 
 
+def _bedrock(environ: dict[str, str], shell: str, port: int, *, unset: bool) -> str:
+    """All of them or none: where the base URL leads elsewhere, signing elsewhere must not be switched off."""
+    url = environ.get("ANTHROPIC_BEDROCK_BASE_URL", "")
+    ours = _leads_here(url, "")
+    if ours and (unset or (shell and not port)):
+        return "".join(_LINES[shell or "sh"][1].format(name) for name in BEDROCK)
+    if unset or not port or (url and not ours):
+        return ""
+    return "".join(_LINES[shell or "sh"][0].format(name, value.format(port=port)) for name, value in BEDROCK.items())
+
+
 def _answer(arguments: list[str], environ: dict[str, str]) -> str:
     shell = _shell(arguments)
+    if "--bedrock" in arguments:
+        return _bedrock(environ, shell, _serving_port(environ), unset="--unset" in arguments)
     hooked = shell in _HOOKS
     if "--unset" in arguments:
         return unsets(environ, shell or "sh") + (_LINES[shell][2].format(_PORT, "off") if hooked else "")
