@@ -7,6 +7,7 @@ pages show (`pages`) and where it listens (`__main__`).
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from llm_proxy.explorer import asking, render, words
+from llm_proxy.explorer import asking, guard, render, words
 from llm_proxy.explorer.asking import Absent, Asked, BadValue, NotFound
 from llm_proxy.explorer.options import Options
 from llm_proxy.explorer.page import Handler, Page
@@ -26,7 +27,9 @@ from llm_proxy.explorer.routes import EXTRAS, PAGES
 from llm_proxy.index.queries import IndexUnavailable, TookTooLong, open_index
 from llm_proxy.index.record import Record
 
-THREADS = 2  # views at a time: they hold the interpreter lock, and there are few readers
+log = logging.getLogger(__name__)
+
+THREADS = 4  # views at a time: they hold the interpreter lock, and there are few readers
 
 T = TypeVar("T")
 
@@ -84,8 +87,9 @@ SITE = web.AppKey("site", Site)
 
 
 def application(options: Options) -> web.Application:
-    """All paths, under `render.ROOT`."""
-    app = web.Application()
+    """All paths, under `render.ROOT`, behind the guard; `/` leads there."""
+    keeper = guard.Guard(Path(options.state), options.hosts)
+    app = web.Application(middlewares=[guard.middleware(keeper, render.ROOT, _refused), _errors])
     app[SITE] = Site(options)
     for page in PAGES:
         app.router.add_get(render.ROOT + page.path, _html(page))
@@ -93,8 +97,51 @@ def application(options: Options) -> web.Application:
     for extra in EXTRAS:
         app.router.add_get(render.ROOT + extra.path, extra.handler)
     app.router.add_get(render.ROOT + "/static/{name}", _static)
+    for path in ("/", render.ROOT):
+        app.router.add_get(path, _lead_home)
+    app.on_response_prepare.append(guard.add_headers)
     app.on_cleanup.append(_close)
     return app
+
+
+async def _lead_home(request: web.Request) -> web.StreamResponse:
+    return web.Response(status=307, headers={"Location": f"{render.ROOT}/"})
+
+
+def _wants_json(request: web.Request) -> bool:
+    return request.path.startswith(f"{render.ROOT}/api")
+
+
+def _refused(request: web.Request, refusal: guard.Refusal) -> web.StreamResponse:
+    """What the guard says, without anything of the record."""
+    headers = {405: {"Allow": ", ".join(guard.READ_ONLY)}, 401: {"WWW-Authenticate": "Bearer"}}.get(refusal.status, {})
+    if _wants_json(request):
+        body = as_json({"error": refusal.heading, "message": refusal.text + _command(refusal)})
+        return web.Response(body=body, status=refusal.status, content_type="application/json", headers=headers)
+    site = request.app[SITE]
+    page = site.templates.get_template("door.html").render(refusal=refusal, command=_command(refusal).strip())
+    return web.Response(text=page, status=refusal.status, content_type="text/html", headers=headers)
+
+
+def _command(refusal: guard.Refusal) -> str:
+    return " llm-proxy explore" if refusal.status == 401 else ""
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever no handler has an answer for: an unknown path, a defect."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        status, heading = error.status, "No such page" if error.status == 404 else error.reason
+        text = "The explorer has nothing at this address." if status == 404 else ""
+    except Exception:
+        log.exception("a page failed")
+        status, heading = 500, "A defect of ours"
+        text = "This page could not be made; the record is untouched, and llm-proxy's log says what happened."
+    return _answer(request, status, heading, text, "")
 
 
 async def _close(app: web.Application) -> None:
@@ -118,7 +165,7 @@ def _html(page: Page) -> Handler:
             asked = asked_of(request, path, page.params)
             text = await site.ask(lambda record: _shown(site, page, record, asked), page.limit)
         except (NotFound, Absent, BadValue, TookTooLong, IndexUnavailable) as error:
-            return _trouble(site, path, error)
+            return _answer(request, *_words(error))
         return web.Response(text=text, content_type="text/html")
 
     return show
@@ -137,10 +184,7 @@ def _json(page: Page) -> Handler:
             asked = asked_of(request, _path_of(request).removeprefix("/api"), page.params)
             body = await site.ask(lambda record: as_json(page.view(record, asked)), page.limit)
         except (NotFound, Absent, BadValue, TookTooLong, IndexUnavailable) as error:
-            status, heading, text, _ = _words(error)
-            return web.Response(
-                body=as_json({"error": heading, "message": text}), status=status, content_type="application/json"
-            )
+            return _answer(request, *_words(error))
         return web.Response(body=body, content_type="application/json")
 
     return tell
@@ -189,9 +233,13 @@ def _words(error: Exception) -> tuple[int, str, str, str]:
             )
 
 
-def _trouble(site: Site, path: str, error: Exception) -> web.Response:
-    status, heading, text, holds = _words(error)
-    asked = Asked(path, {"utc": "0"})
+def _answer(request: web.Request, status: int, heading: str, text: str, holds: str) -> web.Response:
+    """What went wrong, as the page or the JSON that was asked for."""
+    if _wants_json(request):
+        body = as_json({"error": heading, "message": text})
+        return web.Response(body=body, status=status, content_type="application/json")
+    site = request.app[SITE]
+    asked = Asked(_path_of(request), {"utc": "0"})
     page = site.html("error", asked, heading=heading, text=text, holds=holds)
     return web.Response(text=page, status=status, content_type="text/html")
 
