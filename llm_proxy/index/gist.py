@@ -22,7 +22,7 @@ _WORDS = 120  # characters
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160), 0x200B, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), " ")
 # The argument that tells most of a call, the first of these that is there.
 _TELLING = (
-    *("command", "cmd", "file_path", "path", "pattern", "query", "url", "description", "prompt", "question", "input"),
+    *("command", "cmd", "file_path", "pattern", "path", "query", "url", "description", "prompt", "question", "input"),
     *("code", "name", "title", "location", "city"),
 )
 
@@ -141,9 +141,9 @@ def telling(arguments: str) -> str:
             break
     else:
         said = next(filter(None, map(_said, given.values())), "")
-    place = given.get("offset"), given.get("limit")
-    if given.get("file_path") == said and all(type(one) is int for one in place):
-        said += f" {place[0]}–{place[0] + place[1]}"
+    start, lines = given.get("offset"), given.get("limit")
+    if given.get("file_path") == said and type(start) is int and type(lines) is int:
+        said += f" {start}–{start + lines}"
     inside = _said(given.get("path"))
     if inside and given.get("path") != said and given.get("pattern"):
         said += f" {inside}"

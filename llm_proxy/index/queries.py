@@ -339,6 +339,14 @@ class Index:
 
     # -- rows
 
+    def rows(self, query: str, values: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+        """Any question to the tables, for the other modules of this package."""
+        return self._rows(query, values)
+
+    def session_rows(self, keys: Sequence[int]) -> list[SessionRow]:
+        """The sessions with these keys, in this order; those that are gone left out."""
+        return self._sessions(keys)
+
     def _rows(self, query: str, values: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
         with _told(self._path), database.told():
             yield from chain(self._db.execute(query, values))  # a bare cursor would be closed, after its database
