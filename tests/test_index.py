@@ -62,6 +62,9 @@ def rows(path: Path) -> dict[str, list[tuple]]:
             " LEFT JOIN files AS told ON told.id = response_file",
             "gists": "SELECT sessions.id, calls.id, gist FROM gists JOIN calls ON calls.key = call"
             " JOIN sessions ON sessions.key = session",
+            "slots": "SELECT * FROM slots",
+            "models": "SELECT sessions.id, model, session_models.calls FROM session_models"
+            " JOIN sessions ON sessions.key = session",
             "texts": "SELECT key, role, unpacked(packed) FROM texts",
             "messages": "SELECT sessions.id, texts.key, calls.id FROM messages"
             " JOIN sessions ON sessions.key = messages.session JOIN texts ON texts.id = messages.text"

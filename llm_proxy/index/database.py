@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llm_proxy.dialects.digest import TOKEN_CLASSES
-from llm_proxy.index import text
+from llm_proxy.index import sums, text
 
 BUSY_TIMEOUT = 30.0  # seconds
 # Bytes of new words that FTS5 holds in memory before it writes them: its default, and for all words at once.
 _WORDS, _DRAFT_WORDS = 1 << 20, 32 << 20
 
-# `sessions` holds no sums: they come from `calls`. Times are nanoseconds since 1970, `usd` picodollars, `ttfb` and
+# Sums over `calls` are kept by triggers (`sums`). Times are nanoseconds since 1970, `usd` picodollars, `ttfb` and
 # `total` milliseconds. Texts are kept once, however many sessions (`messages`) hold them.
 MIGRATIONS = (
     f"""
@@ -73,6 +73,7 @@ MIGRATIONS = (
     DELETE FROM sessions;
     DELETE FROM files
     """,
+    sums.MIGRATION,
 )
 
 
@@ -143,13 +144,23 @@ def migrate(db: sqlite3.Connection) -> None:
         if applied > len(MIGRATIONS):
             raise Unusable(f"the index is of version {applied}, newer than this program's {len(MIGRATIONS)}")
         for number, script in enumerate(MIGRATIONS[applied:], start=applied + 1):
-            for statement in script.split(";"):
+            for statement in _statements(script):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {number}")
         db.execute("COMMIT")
     except BaseException:
         db.execute("ROLLBACK")
         raise
+
+
+def _statements(script: str) -> Iterator[str]:
+    """A trigger holds semicolons of its own."""
+    statement = ""
+    for part in script.split(";"):
+        statement += part + ";"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 
 def _version(db: sqlite3.Connection) -> int:

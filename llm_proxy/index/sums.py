@@ -1,0 +1,125 @@
+"""Sums that are kept beside the calls: of each session, of its models, and of each quarter of an hour and model.
+
+Triggers keep them with every row of `calls` that comes, changes or goes, so live ingest and a rebuild come to the same,
+and lists are sorted and counted without reading all calls. Leaves out who asks (`browse`, `figures`).
+
+In `sessions` and `slots`: `calls`, `failed`, `open` (no response yet), `cut` (partial, or the client left), the classes
+of tokens, dollars spent and covered by subscriptions (each in microdollars and the picodollars left over, because one
+sum of absurd prices would not fit in 64 bits) and `unpriced`. A slot is `started` in quarters of an hour since 1970, -1
+of a call whose beginning is not known.
+"""
+
+from __future__ import annotations
+
+from llm_proxy.dialects.digest import TOKEN_CLASSES
+
+QUARTER = 900 * 10**9  # ns: every time zone is a multiple of it away from the next
+_PAID, _COVERED = "{0}.basis IN ('list', 'override')", "{0}.basis = 'subscription'"
+_MICRO = 10**6  # picodollars
+
+# Each sum and what one row of `calls` adds to it; {0} is the row.
+SUMS: dict[str, str] = {
+    "calls": "1",
+    "failed": "coalesce({0}.failed, 0)",
+    "open": "({0}.response_file IS NULL)",
+    "cut": "(coalesce({0}.partial, 0) OR coalesce({0}.ending = 'client_gone', 0))",
+    **{name: f"coalesce({{0}}.{name}, 0)" for name in TOKEN_CLASSES},
+    "spent": f"coalesce(CASE WHEN {_PAID} THEN {{0}}.usd / {_MICRO} END, 0)",
+    "spent_rest": f"coalesce(CASE WHEN {_PAID} THEN {{0}}.usd % {_MICRO} END, 0)",
+    "covered": f"coalesce(CASE WHEN {_COVERED} THEN {{0}}.usd / {_MICRO} END, 0)",
+    "covered_rest": f"coalesce(CASE WHEN {_COVERED} THEN {{0}}.usd % {_MICRO} END, 0)",
+    "unpriced": "coalesce({0}.basis = 'unpriced', 0)",
+}
+# All that went in and came out, of a row of `sessions` or `slots`.
+TOKENS = "({0}input + {0}cache_read + {0}cache_write_5m + {0}cache_write_1h + {0}output)"
+# By what sessions are put in order, never NULL; each has an index with the id behind it.
+ORDERS = {
+    "when": "coalesce(last, 0)",
+    "cost": "(spent + covered)",
+    "tokens": TOKENS.format(""),
+    "calls": "calls",
+    "took": "coalesce(last - started, 0)",
+}
+
+
+def _slot(row: str) -> str:
+    return f"coalesce({row}.started / {QUARTER}, -1)"
+
+
+def _model(row: str) -> str:
+    return f"coalesce({row}.model, '')"
+
+
+def _change(sign: str, row: str) -> str:
+    """`calls = calls + 1, …` of one row."""
+    return ", ".join(f"{name} = {name} {sign} {of.format(row)}" for name, of in SUMS.items())
+
+
+def _add(row: str) -> str:
+    columns = ", ".join(SUMS)
+    values = ", ".join(of.format(row) for of in SUMS.values())
+    more = ", ".join(f"{name} = {name} + excluded.{name}" for name in SUMS)
+    return f"""
+        INSERT INTO slots (slot, model, {columns}) VALUES ({_slot(row)}, {_model(row)}, {values})
+            ON CONFLICT (slot, model) DO UPDATE SET {more};
+    """
+
+
+def _take(row: str) -> str:
+    which = f"slot = {_slot(row)} AND model = {_model(row)}"
+    return f"""
+        UPDATE slots SET {_change("-", row)} WHERE {which};
+        DELETE FROM slots WHERE {which} AND calls = 0;
+    """
+
+
+_USE_MODEL = """
+    INSERT INTO session_models (session, model, calls) VALUES (new.session, new.model, 1)
+        ON CONFLICT (session, model) DO UPDATE SET calls = calls + 1;
+"""
+_LEAVE_MODEL = """
+    UPDATE session_models SET calls = calls - 1 WHERE session = old.session AND model = old.model;
+    DELETE FROM session_models WHERE session = old.session AND model = old.model AND calls = 0;
+"""
+_DELTA = ", ".join(f"{name} = {name} + {of.format('new')} - {of.format('old')}" for name, of in SUMS.items())
+_ALL = ", ".join(f"coalesce(sum({of.format('calls')}), 0)" for of in SUMS.values())
+
+MIGRATION = f"""
+    {"".join(f"ALTER TABLE sessions ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0;" for name in SUMS)}
+    CREATE TABLE session_models (
+        session INTEGER NOT NULL, model TEXT NOT NULL, calls INTEGER NOT NULL, PRIMARY KEY (session, model)
+    ) WITHOUT ROWID;
+    CREATE INDEX session_models_by_model ON session_models (model);
+    CREATE TABLE slots (
+        slot INTEGER NOT NULL, model TEXT NOT NULL, {", ".join(f"{name} INTEGER NOT NULL" for name in SUMS)},
+        PRIMARY KEY (slot, model)
+    ) WITHOUT ROWID;
+
+    UPDATE sessions SET ({", ".join(SUMS)}) = (SELECT {_ALL} FROM calls WHERE calls.session = sessions.key);
+    INSERT INTO session_models SELECT session, model, count(*) FROM calls WHERE model != '' GROUP BY 1, 2;
+    INSERT INTO slots SELECT {_slot("calls")}, {_model("calls")}, {_ALL} FROM calls GROUP BY 1, 2;
+
+    CREATE TRIGGER call_comes AFTER INSERT ON calls BEGIN
+        UPDATE sessions SET {_change("+", "new")} WHERE key = new.session;
+        {_add("new")}
+    END;
+    CREATE TRIGGER call_changes AFTER UPDATE ON calls BEGIN
+        UPDATE sessions SET {_DELTA} WHERE key = new.session;
+        {_take("old")}
+        {_add("new")}
+    END;
+    CREATE TRIGGER call_goes AFTER DELETE ON calls BEGIN
+        UPDATE sessions SET {_change("-", "old")} WHERE key = old.session;
+        {_take("old")}
+    END;
+    CREATE TRIGGER model_comes AFTER INSERT ON calls WHEN new.model != '' BEGIN {_USE_MODEL} END;
+    CREATE TRIGGER model_goes AFTER DELETE ON calls WHEN old.model != '' BEGIN {_LEAVE_MODEL} END;
+    CREATE TRIGGER model_left AFTER UPDATE OF model ON calls
+        WHEN old.model != '' AND new.model IS NOT old.model BEGIN {_LEAVE_MODEL} END;
+    CREATE TRIGGER model_taken AFTER UPDATE OF model ON calls
+        WHEN new.model != '' AND new.model IS NOT old.model BEGIN {_USE_MODEL} END;
+
+    {"".join(f"CREATE INDEX sessions_in_order_of_{name} ON sessions ({order}, id);" for name, order in ORDERS.items())}
+    CREATE INDEX sessions_open ON sessions (open) WHERE open > 0;
+    CREATE INDEX calls_by_pace ON calls (started, ttfb, total)
+"""

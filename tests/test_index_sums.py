@@ -1,0 +1,95 @@
+"""Sums kept by triggers: whatever comes, changes or goes, they are what the calls come to."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from llm_proxy.index import database, sums
+from llm_proxy.index.ingest import Indexer
+from scripts.make_logs import make
+
+END = 1_795_000_000
+_ALL = ", ".join(f"coalesce(sum({of.format('calls')}), 0)" for of in sums.SUMS.values())
+
+
+@pytest.fixture
+def db(tmp_path):
+    make(tmp_path / "logs", calls=120, sessions=12, end=END)
+    indexer = Indexer(tmp_path / "index.db", tmp_path / "logs")
+    indexer.catch_up_all()
+    indexer.close()
+    opened = database.open_for_writing(tmp_path / "index.db")
+    yield opened
+    opened.close()
+
+
+def assert_sums(db: sqlite3.Connection) -> None:
+    columns = ", ".join(sums.SUMS)
+    kept = db.execute(f"SELECT key, {columns} FROM sessions ORDER BY 1").fetchall()
+    added = f"SELECT sessions.key, {_ALL.replace('sum(1)', 'count(calls.key)')} FROM sessions"
+    added += " LEFT JOIN calls ON calls.session = sessions.key GROUP BY 1 ORDER BY 1"
+    calls = {row[0]: row for row in db.execute(added)}
+    assert [row for row in kept if row[1]] == [calls[row[0]] for row in kept if row[1]]
+    assert all(not any(row[1:]) for row in kept if not row[1])
+    slots = f"SELECT coalesce(started / {sums.QUARTER}, -1), coalesce(model, ''), {_ALL} FROM calls GROUP BY 1, 2"
+    assert db.execute("SELECT * FROM slots ORDER BY 1, 2").fetchall() == db.execute(f"{slots} ORDER BY 1, 2").fetchall()
+    models = "SELECT session, model, count(*) FROM calls WHERE model != '' GROUP BY 1, 2 ORDER BY 1, 2"
+    assert db.execute("SELECT * FROM session_models ORDER BY 1, 2").fetchall() == db.execute(models).fetchall()
+
+
+def test_sums_follow_every_change_of_a_call(db):
+    """A price told later, another model, a call that is answered, one that goes: nothing is left over or missing."""
+    assert_sums(db)
+    chance = random.Random(3)
+    keys = [key for (key,) in db.execute("SELECT key FROM calls")]
+    values = {
+        "model": ("", None, "a", "b"),
+        "started": (None, END * 10**9, 5),
+        "usd": (None, 0, 10**18, 7),
+        "basis": (None, "list", "override", "subscription", "unpriced"),
+        "output": (None, 0, 1 << 53),
+        "failed": (None, 0, 1),
+        "partial": (None, 0, 1),
+        "ending": (None, "client_gone", "complete"),
+        "response_file": (None, 1),
+    }
+    for _ in range(400):
+        column = chance.choice(list(values))
+        db.execute(f"UPDATE calls SET {column} = ? WHERE key = ?", (chance.choice(values[column]), chance.choice(keys)))
+    assert_sums(db)
+    db.execute(f"DELETE FROM calls WHERE key IN ({', '.join(map(str, chance.sample(keys, 60)))})")
+    assert_sums(db)
+    db.execute("DELETE FROM calls")
+    assert db.execute("SELECT count(*) FROM slots").fetchone() == (0,)
+    assert db.execute("SELECT count(*) FROM session_models").fetchone() == (0,)
+    assert_sums(db)
+
+
+def test_an_index_made_before_there_were_sums_gets_them(tmp_path: Path, monkeypatch):
+    """The calls that it holds are counted once, by the migration, and those after them by the triggers."""
+    older = database.MIGRATIONS[: database.MIGRATIONS.index(sums.MIGRATION)]
+    make(tmp_path / "logs", calls=60, sessions=6, end=END)
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "MIGRATIONS", older)
+        indexer = Indexer(tmp_path / "index.db", tmp_path / "logs")
+        indexer.catch_up_all()
+        indexer.close()
+    db = database.open_for_writing(tmp_path / "index.db")
+    assert db.execute("SELECT sum(calls) FROM sessions").fetchone() == (60,)
+    assert_sums(db)
+    db.execute("UPDATE calls SET model = 'another' WHERE key % 3 = 0")
+    assert_sums(db)
+    db.close()
+
+
+@pytest.mark.parametrize("order", sums.ORDERS)
+def test_each_order_is_read_from_its_index(db, order):
+    """No sort of all sessions for a page of fifty."""
+    query = f"SELECT key FROM sessions ORDER BY {sums.ORDERS[order]} DESC, id DESC LIMIT 50"
+    plan = " ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {query}"))
+    assert f"sessions_in_order_of_{order}" in plan
+    assert "TEMP B-TREE" not in plan
