@@ -159,12 +159,43 @@ async def test_a_profile_that_does_not_exist(keys):
 
 def test_without_botocore_the_answer_says_how_to_install_it():
     """It is an extra; the daemon runs without it."""
-    code = (
-        "import sys; sys.modules['botocore'] = None\n"
-        "from llm_proxy.service.aws_credentials import find; print(find('us-west-2', None)['error'])"
+    assert "pip install 'llm-proxy[bedrock]'" in _without_botocore("/nowhere")["error"]
+
+
+@pytest.mark.parametrize("profile", ["", "work"])
+def test_without_botocore_awss_command_line_is_asked(home, profile):
+    """Who uses AWS has it; simulated by a program of that name, which answers as its manual says."""
+    (home / "aws").write_text(
+        '#!/bin/sh\n[ "$*" = "configure export-credentials --format process$WANTED" ] || exit 9\n'
+        """echo '{"Version": 1, "AccessKeyId": "AKIDCLI", "SecretAccessKey": "s", "SessionToken": "t","""
+        """ "Expiration": "2026-01-02T03:04:05+00:00"}'\n"""
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
-    assert "pip install 'llm-proxy[bedrock]'" in done.stdout
+    (home / "aws").chmod(0o755)
+    found = _without_botocore(str(home), profile, WANTED=f" --profile {profile}" if profile else "")
+    assert found == {
+        "access": "AKIDCLI", "secret": "s", "token": "t", "source": "aws-cli",
+        "expires": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp(),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("script", ["echo no", "echo '[]'", "echo '{}'", "echo sealed >&2; exit 1"])
+def test_what_the_command_line_says_otherwise_is_an_error(home, script):
+    """No traceback and no key, but its words."""
+    (home / "aws").write_text(f"#!/bin/sh\n{script}\n")
+    (home / "aws").chmod(0o755)
+    found = _without_botocore(str(home))
+    assert found["source"] == "aws-cli" and "export-credentials" in found["error"]
+    assert "sealed" in found["error"] or "exit" not in script
+
+
+def _without_botocore(path, profile="", **environ):
+    code = (
+        "import json, sys; sys.modules['botocore'] = None\n"
+        f"from llm_proxy.service.aws_credentials import find; print(json.dumps(find('us-west-2', {profile!r} or None)))"
+    )
+    environ = {"PATH": path, "HOME": os.environ["HOME"], **environ}
+    command = [sys.executable, "-c", code]
+    return json.loads(subprocess.run(command, env=environ, capture_output=True, check=True, timeout=30).stdout)
 
 
 def test_the_daemon_never_imports_botocore():

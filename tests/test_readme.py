@@ -56,6 +56,8 @@ UNBREW = "brew services stop llm-proxy && llm-proxy --uninstall && brew uninstal
 POSIX = 'if command -v llm-proxy >/dev/null 2>&1; then eval "$(llm-proxy --env)"; fi'
 FISH = "llm-proxy --env --shell fish | source"
 TAIL = "tail -qn 1 ~/.llm-provider-logs/*/*/*.jsonl"
+BEDROCK = "BEDROCK_REGION=us-west-2 llm-proxy --port 9999"
+BEDROCK_SHELL = 'eval "$(llm-proxy --env --bedrock)"'
 TESTS = "sh scripts/test.sh"  # what runs these tests
 
 
@@ -70,7 +72,7 @@ def shown() -> set[str]:
 def test_every_command_is_run_here() -> None:
     """Nothing is shown that no test runs, and no test runs what is no longer shown."""
     run = {command.removesuffix("; claude") for command, _, _ in LIFE}
-    assert shown() == run | {CURL, BREW, UNBREW, POSIX, FISH, TAIL, TESTS}
+    assert shown() == run | {CURL, BREW, UNBREW, POSIX, FISH, TAIL, BEDROCK, BEDROCK_SHELL, TESTS}
     assert subprocess.run(["sh", "-n", "scripts/test.sh"], cwd=ROOT, timeout=20).returncode == 0
 
 
@@ -243,6 +245,19 @@ async def test_the_python_example(daemon: Any, fake: FakeProvider, monkeypatch: 
         daemon.entries, 20, lambda entries: sum(entry["type"] == "response" for entry in entries) == 2
     )
     assert {entry["path"] for entry in entries if entry["type"] == "request"} == {"/v1/messages", "/v1/responses"}
+
+
+def test_the_lines_for_bedrock(start: Any, shell: dict[str, str], free_port: int) -> None:
+    """The first signs, wherever credentials may come from; the second gives Claude Code its three variables."""
+    variables, _, arguments = BEDROCK.partition(" llm-proxy ")
+    name, _, region = variables.partition("=")
+    daemon = start(*arguments.replace("9999", str(free_port)).split(), env={name: region})
+    assert daemon.port == free_port and daemon.wait_for_line("is signed for us-west-2")
+    assert daemon.wait_for_line("CLAUDE_CODE_USE_BEDROCK")
+    service = start("--service", env={name: region})
+    assert service.wait_for_line("is signed for us-west-2")
+    show = "\n".join((BEDROCK_SHELL, *(f'echo "${name}"' for name in environment.BEDROCK)))
+    assert run(shell, "bash", show).split() == ["1", service.url, "1"]
 
 
 def test_without_a_daemon_it_runs_in_the_terminal(start: Any, free_port: int) -> None:

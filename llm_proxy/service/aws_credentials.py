@@ -2,7 +2,8 @@
 
 `{"access", "secret", "token", "expires", "source"}`, `expires` in seconds since 1970 or null; or `{"error", "source"}`
 in words for the user. botocore does the work, so whatever the AWS command line finds is found: environment, shared
-files, SSO, assumed roles, processes, containers, instances. Leaves out keeping and renewing (`aws_keys`).
+files, SSO, assumed roles, processes, containers, instances. Where it is not installed, that command line is asked
+itself. Leaves out keeping and renewing (`aws_keys`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from typing import Any
 
 TIME_LIMIT = 60  # seconds for the whole chain; it may ask web services
 
-INSTALL = "AWS credentials need botocore: pip install 'llm-proxy[bedrock]'"
+INSTALL = (
+    "AWS credentials are found by botocore or by AWS's command line, and neither is installed: put `aws` (version 2) "
+    f"on the daemon's PATH, or pip install 'llm-proxy[bedrock]', here: {sys.executable} -m pip install botocore"
+)
 NOTHING = (
     "no AWS credentials were found; run `aws configure` or `aws sso login`, or set AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY where the daemon starts"
@@ -42,6 +46,7 @@ _BY_SOURCE = {
     "assume-role": "see role_arn and source_profile of the profile, and the role's trust policy",
     "container-role": "see AWS_CONTAINER_CREDENTIALS_FULL_URI and its token",
     "iam-role": "see the instance's role",
+    "aws-cli": "`aws configure export-credentials` shows the same",
 }
 
 
@@ -58,7 +63,7 @@ def find(region: str, profile: str | None) -> dict[str, Any]:
     try:
         from botocore.session import Session
     except ImportError:
-        return {"error": INSTALL, "source": "botocore"}
+        return _by_command(profile)
     session, source = Session(profile=profile), ""
     try:
         if session.get_config_variable("region") is None:
@@ -82,6 +87,39 @@ def find(region: str, profile: str | None) -> dict[str, Any]:
         }
     except Exception as error:  # a stranger's chain: files, processes and web services of all kinds
         return {"error": _in_words(error, source), "source": source}
+
+
+def _by_command(profile: str | None) -> dict[str, Any]:
+    """The same by `aws configure export-credentials`."""
+    import shutil
+    import subprocess
+    from datetime import datetime
+
+    program = shutil.which("aws")
+    if program is None:
+        return {"error": INSTALL, "source": "botocore"}
+    command = [program, "configure", "export-credentials", "--format", "process"]
+    try:
+        done = subprocess.run(
+            [*command, "--profile", profile] if profile else command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise ValueError(done.stderr)
+        found = json.loads(done.stdout)
+        expires = found.get("Expiration")
+        return {
+            "access": found["AccessKeyId"],
+            "secret": found["SecretAccessKey"],
+            "token": found.get("SessionToken") or "",
+            "expires": None if not expires else datetime.fromisoformat(expires).timestamp(),
+            "source": "aws-cli",
+        }
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        return {"error": _in_words(error, "aws-cli"), "source": "aws-cli"}
 
 
 def _in_words(error: Exception, source: str) -> str:

@@ -129,12 +129,14 @@ class Daemon:
     def _announce(self) -> None:
         """Say what a person needs to use us."""
         recording = self.settings.log_dir if self.journal is not None else "nowhere yet, see below"
-        exports = environment.exports(self.listeners.port, {})
+        exports, door = environment.exports(self.listeners.port, {}), ""
+        if self.bedrock is not None:
+            door = f"{self.bedrock.line}\n"
+            exports += f"\nand for Claude Code on Bedrock:\n\n{environment.bedrock_exports(self.listeners.port)}"
         self.voice.say(
             f"llm-proxy {__version__} listens on http://127.0.0.1:{self.listeners.port}\n"
             f"session logs: {recording}\n"
-            f"{self.bedrock.line + chr(10) if self.bedrock is not None else ''}\n"
-            f"To use it, paste into a shell:\n\n{exports}\nCtrl-C stops it."
+            f"{door}\nTo use it, paste into a shell:\n\n{exports}\nCtrl-C stops it."
         )
 
     def _withdraw(self) -> None:

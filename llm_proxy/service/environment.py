@@ -40,7 +40,7 @@ _PORT = "_llm_proxy_port"  # in a shell with the hook: what its variables name; 
 
 
 def main(arguments: list[str]) -> None:
-    """Print for `llm-proxy --env [--bedrock] [--shell NAME] [--unset]`. Never raises: no shell shows it at its start."""
+    """Print for `llm-proxy --env [--bedrock] [--shell NAME] [--unset]`. Never raises: shells run it at start."""
     try:
         text = _answer(arguments, dict(os.environ))
         while text:
@@ -101,6 +101,11 @@ def _leads_here(value: str, base: str) -> bool:
     return False
 
 
+def bedrock_exports(port: int, shell: str = "sh") -> str:
+    """Lines that point Claude Code at Bedrock through us."""
+    return "".join(_LINES[shell][0].format(name, value.format(port=port)) for name, value in BEDROCK.items())
+
+
 def _bedrock(environ: dict[str, str], shell: str, port: int, *, unset: bool) -> str:
     """All of them or none: where the base URL leads elsewhere, signing elsewhere must not be switched off."""
     url = environ.get("ANTHROPIC_BEDROCK_BASE_URL", "")
@@ -109,7 +114,7 @@ def _bedrock(environ: dict[str, str], shell: str, port: int, *, unset: bool) -> 
         return "".join(_LINES[shell or "sh"][1].format(name) for name in BEDROCK)
     if unset or not port or (url and not ours):
         return ""
-    return "".join(_LINES[shell or "sh"][0].format(name, value.format(port=port)) for name, value in BEDROCK.items())
+    return bedrock_exports(port, shell or "sh")
 
 
 def _answer(arguments: list[str], environ: dict[str, str]) -> str:
