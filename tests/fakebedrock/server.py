@@ -26,12 +26,13 @@ _CALL = re.compile(r"/model/([^/]+)/(invoke|invoke-with-response-stream|converse
 _LISTING = re.compile(r"/(inference-profiles|foundation-models)")
 _STREAMS = ("invoke-with-response-stream", "converse-stream")
 EVENTSTREAM = "application/vnd.amazon.eventstream"
+_PIECE = 256 << 10
 
 
 @dataclass(slots=True)
 class Plan:
-    """What a call meets. `frames` instead of the model's own; a frame each `pause` seconds, or one each time that `gate`
-    is released. The stream is cut `cut` bytes after the beginning (by a reset, or the end of the chunks where `ends`).
+    """What a call meets. `frames` instead of the model's own; a frame each `pause` seconds (of a body, a quarter of a megabyte), or one each
+    time that `gate` is released. The stream is cut `cut` bytes after the beginning (by a reset, or the end of the chunks where `ends`).
     `status`: an error instead of an answer. `body`: instead of the answer's JSON. `words`: how many texts are streamed.
     """
 
@@ -170,7 +171,8 @@ class FakeBedrock:
         said = {"invoke": lambda: replies.invoked(model), "converse": replies.conversed}.get(
             operation, lambda: {"inputTokens": replies.INPUT}
         )
-        return _whole(link, seen, 200, json.dumps(said()).encode() if plan.body is None else plan.body)
+        body = json.dumps(said()).encode() if plan.body is None else plan.body
+        return _whole(link, seen, 200, body, pause=plan.pause)
 
     def _frames(self, model: str, operation: str) -> Iterable[bytes]:
         if self.plan.frames is not None:
@@ -213,11 +215,16 @@ def _lines(status: int, fields: dict[str, str]) -> bytes:
     return "\r\n".join(lines).encode() + END_OF_HEAD
 
 
-def _whole(link: socket.socket, seen: Seen, status: int, body: bytes, more: dict[str, str] | None = None) -> None:
+def _whole(
+    link: socket.socket, seen: Seen, status: int, body: bytes, more: dict[str, str] | None = None, pause: float = 0.0
+) -> None:
     counts = {"X-Amzn-Bedrock-Input-Token-Count": str(replies.INPUT)} if status == 200 else {}
     fields = {"Content-Type": "application/json", "Content-Length": str(len(body))} | counts | (more or {})
-    seen.sent += body
-    link.sendall(_lines(status, fields) + body)
+    link.sendall(_lines(status, fields))
+    for start in range(0, len(body), _PIECE):
+        time.sleep(pause)
+        seen.sent += body[start : start + _PIECE]
+        link.sendall(body[start : start + _PIECE])
 
 
 def _error(link: socket.socket, seen: Seen, status: int, kind: str, message: str) -> None:
