@@ -23,6 +23,7 @@ from llm_proxy.proxy.bedrock import Bedrock, BedrockDoor
 from llm_proxy.proxy.client import ClientConnection
 from llm_proxy.proxy.core import Core
 from llm_proxy.proxy.dialler import Dialler
+from llm_proxy.proxy.explorer import Explorer, ExplorerDoor
 from llm_proxy.proxy.listener import Limits, Listener, descriptors, limits
 from llm_proxy.proxy.metrics import Sample
 from llm_proxy.proxy.requests import Requests
@@ -66,6 +67,7 @@ class ProxyConfig:
     keeper_snapshot: Path | None = None
     log_dir: str = ""
     bedrock: Bedrock | None = None
+    explorer: Explorer | None = None
     unrecorded: str = "there is no journal"  # what is said where that is so
 
 
@@ -91,6 +93,9 @@ class Proxy:
             head_timeout=config.head_timeout,
             client_idle_timeout=config.client_idle_timeout,
         )
+        self.explorer: ExplorerDoor | None = None
+        if config.explorer is not None:
+            self.explorer = router.explorer = ExplorerDoor(config.explorer, self.core)
         self.core.own = {
             b"/health": self._health,
             b"/health/bedrock": self._health_bedrock,
@@ -173,8 +178,10 @@ class Proxy:
                 return
 
     def _turn_away(self) -> None:
-        """Accept nothing more, and close the connections that have no exchange."""
+        """Accept nothing more, and close the connections that have no exchange, or one with the explorer."""
         self._stop_listening()
+        if self.explorer is not None:
+            self.explorer.close()
         for client in list(self.core.clients):
             if client.relay is None:
                 client.close()
@@ -204,6 +211,8 @@ class Proxy:
             if limit and quiet > limit:
                 relay.timed_out(f"nothing came for {limit:g} s")
         self.core.pool.expire(now, self._limits.idle)
+        if self.explorer is not None:
+            self.explorer.sweep(now)
         self.tee.settle()
 
     # -- answers ------------------------------------------------------------------------------------------------
@@ -262,11 +271,12 @@ class Proxy:
 
     def _health_bedrock(self) -> bytes:
         """Decode errors are the keeper's: a client gets its bytes whatever they mean."""
-        keeper = self._keeper()
+        troubles = self._keeper().get("troubles")
+        bad = troubles.get("decode", 0) if isinstance(troubles, dict) else 0
         body: dict[str, object] = {"status": "disabled" if self._bedrock is None else "ok"}
         if self._bedrock is not None:
             body |= self._bedrock.health()
-        return answers.answer(200, json.dumps(body | {"decode_errors": keeper.get("decode_errors", 0)}).encode())
+        return answers.answer(200, json.dumps(body | {"decode_errors": bad}).encode())
 
     def _metrics(self) -> bytes:
         core, losses, keeper = self.core, self.tee.losses, self._keeper()
