@@ -1,25 +1,37 @@
-"""`python -m llm_proxy.explorer JSON`: serves the explorer until told to stop; the service starts and ends it."""
+"""`python -m llm_proxy.explorer JSON`: serves the explorer until told to stop; the daemon starts and ends it.
+
+On a socket it is the daemon's: stdin then rings, and ends with the daemon. On a port it is for trying things out.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import sys
 
-from aiohttp import web
-
-from llm_proxy.explorer.options import options
-from llm_proxy.explorer.site import application
+from llm_proxy.explorer.options import Options, options
+from llm_proxy.explorer.serving import PathTooLong, bind, serve
+from llm_proxy.explorer.site import BELL, application
 
 
 def main() -> int:
     given = options(sys.argv[1])
     os.umask(0o077)
-    app = application(given)
-    if given.socket:
-        web.run_app(app, path=given.socket, print=None)
-    else:
-        web.run_app(app, host="127.0.0.1", port=given.port, print=None)
+    try:
+        link = bind(given.socket) if given.socket else socket.create_server(("127.0.0.1", given.port))
+    except (OSError, PathTooLong) as error:
+        print(f"the explorer cannot listen on {given.socket or given.port}: {error}", file=sys.stderr)
+        return 1
+    asyncio.run(_live(given, link))
     return 0
+
+
+async def _live(given: Options, link: socket.socket) -> None:
+    app, stop = application(given), asyncio.Event()
+    if given.socket:
+        app[BELL].listen(0, stop.set)
+    await serve(app, [link], stop)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 SECRET, TOKEN = "secret", "explore"  # files of the state folder
 SESSION = 30 * 86_400  # seconds a cookie holds
@@ -209,9 +210,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Refuse = Callable[[web.Request, Refusal], web.StreamResponse]
 
 
-def middleware(
-    guard: Guard, root: str, refuse: Refuse
-) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def middleware(guard: Guard, root: str, refuse: Refuse) -> Middleware:
     """The guard before every handler. `refuse` makes the answer of a refusal; static files under `root` need no
     session, because that answer shows them.
     """

@@ -21,6 +21,7 @@ from aiohttp import web
 
 from llm_proxy.explorer import asking, guard, render, words
 from llm_proxy.explorer.asking import Absent, Asked, BadValue, NotFound
+from llm_proxy.explorer.bell import Bell
 from llm_proxy.explorer.options import Options
 from llm_proxy.explorer.page import Handler, Page
 from llm_proxy.explorer.routes import EXTRAS, PAGES
@@ -84,13 +85,14 @@ class Status:
 
 
 SITE = web.AppKey("site", Site)
+BELL = web.AppKey("bell", Bell)  # event streams: `await request.app[BELL].wait(seconds)`
 
 
 def application(options: Options) -> web.Application:
     """All paths, under `render.ROOT`, behind the guard; `/` leads there."""
     keeper = guard.Guard(Path(options.state), options.hosts)
     app = web.Application(middlewares=[guard.middleware(keeper, render.ROOT, _refused), _errors])
-    app[SITE] = Site(options)
+    app[SITE], app[BELL] = Site(options), Bell()
     for page in PAGES:
         app.router.add_get(render.ROOT + page.path, _html(page))
         app.router.add_get(f"{render.ROOT}/api{page.path if page.path != '/' else '/sessions'}", _json(page))

@@ -5,7 +5,12 @@ One body serves the Anthropic and OpenAI SDKs alike; Google's wants a numeric co
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
+from html import escape
+
+EXPLORER = "explorer"  # whoever looks there is a person with a browser
 
 REASONS = {
     200: "OK",
@@ -58,6 +63,8 @@ def without_body(answer: bytes) -> bytes:
 
 def error(status: int, code: str, message: str, *, provider: str = "", close: bool = False) -> bytes:
     """An error of ours: `code` is also in `x-llm-proxy-error`, so a provider's error is never taken for ours."""
+    if provider == EXPLORER:
+        return _page(status, code, message, close=close)
     message = f"llm-proxy: {message}"
     extra = f"X-LLM-Proxy-Error: {code}\r\n"
     if provider == "bedrock":
@@ -72,3 +79,52 @@ def error(status: int, code: str, message: str, *, provider: str = "", close: bo
             f'"code":{quoted(code)},"param":null}}}}'
         )
     return answer(status, body.encode(), close=close, extra=extra)
+
+
+# Until the explorer's own pages can be had, this one stands for them: whole in itself, and nothing runs in it.
+_STYLE = (
+    ":root{color-scheme:light dark;--bg:#fbfbfa;--text:#16191d;--text-2:#474e58}"
+    "@media (prefers-color-scheme:dark){:root{--bg:#0e1013;--text:#e7e9ec;--text-2:#b1b8c1}}"
+    "body{margin:0;background:var(--bg);color:var(--text);font:14px/22px ui-sans-serif,system-ui,sans-serif}"
+    "main{max-width:60ch;margin:14vh auto 0;padding:0 24px}h1{font-size:20px;line-height:28px;font-weight:600}"
+    "p{color:var(--text-2);overflow-wrap:anywhere}a{color:inherit}"
+)
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_CSP = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADINGS = {
+    "explorer_starting": "The explorer is starting",
+    "explorer_off": "There is no explorer now",
+    "read_only": "The explorer only shows",
+    "not_allowed": "The explorer does not open this way",
+    "upstream_timeout": "The explorer does not answer",
+    "stopping": "llm-proxy is stopping",
+}
+_AGAIN = (
+    "explorer_starting",
+    "upstream_reset",
+    "upstream_truncated",
+)  # over in a moment: the page asks again by itself
+_LINK = '<p>If a link of another site led you here: <a href="">open this page from here</a>.</p>'
+
+
+def _page(status: int, code: str, message: str, *, close: bool) -> bytes:
+    """The same as `error`, as a page."""
+    again = code in _AGAIN
+    heading = _HEADINGS.get(code, "The explorer has stopped")
+    said = "This page asks again by itself." if again else escape(message[:1].upper() + message[1:]) + "."
+    text = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
+        f"{'<meta http-equiv=refresh content=1>' if again else ''}<title>{heading} · llm-proxy</title>"
+        f"<style>{_STYLE}</style></head><body><main><h1>{heading}</h1><p>{said}</p>"
+        f"{_LINK if code == 'not_allowed' else ''}</main></body></html>"
+    )
+    extra = (
+        f"X-LLM-Proxy-Error: {code}\r\nContent-Security-Policy: {_CSP}\r\nReferrer-Policy: no-referrer\r\n"
+        "Cross-Origin-Resource-Policy: same-origin\r\n"
+        f"{'Retry-After: 1' + chr(13) + chr(10) if again else ''}"
+        f"{'Allow: GET, HEAD' + chr(13) + chr(10) if status == 405 else ''}"
+    )
+    return answer(status, text.encode(), content_type="text/html; charset=utf-8", close=close, extra=extra)

@@ -7,7 +7,7 @@ import re
 import time
 from typing import TYPE_CHECKING, cast
 
-from llm_proxy.proxy import answers
+from llm_proxy.proxy import answers, explorer
 from llm_proxy.proxy.gate import Gate, Reason
 from llm_proxy.proxy.relay import Relay
 from llm_proxy.proxy.requests import Forbidden, Request
@@ -207,7 +207,8 @@ class ClientConnection(asyncio.Protocol):
             return None
         except Forbidden as error:
             core.refused(str(error))
-            self.refuse(403, "not_allowed", str(error))
+            meant = explorer.is_meant(raw.split(b" ", 2)[1])
+            self.refuse(403, "not_allowed", str(error), answers.EXPLORER if meant else "")
             return None
         except NoRoute as error:
             core.metrics.count_answer(error.code)

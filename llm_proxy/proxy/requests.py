@@ -105,8 +105,8 @@ class Requests:
         if match is None and head.length:  # spelled in a way that is not looked for above: this once only
             return Request(Prepared(head, route, websocket, (outgoing, b""), (recorded, b"")), b"", head.length)
         prepared = Prepared(head, route, websocket, _cut(outgoing), _cut(recorded))
-        # An upgrade depends on more than the bytes compared, and its like does not come again.
-        if len(raw) <= REMEMBERED_LENGTH and not head.upgrade:
+        # An upgrade depends on more than the bytes compared, and its like does not come again; nor does a page's.
+        if len(raw) <= REMEMBERED_LENGTH and not head.upgrade and route.recorded:
             if len(self._known) >= REMEMBERED:
                 self._known.clear()
             key = raw if match is None else raw[: match.start(1)] + raw[match.end(1) :]

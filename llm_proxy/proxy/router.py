@@ -1,7 +1,7 @@
 """Where a request goes, from its head alone. Pure: a `Route`, or `NoRoute` with words for the caller.
 
-Order: Bedrock's paths, then provider paths `/{provider}/{host}/{path}`, then bare API paths to their provider's own
-host. What this process answers itself (`/health`, `/metrics`) is the server's business.
+Order: the explorer's `/llm-proxy/…`, Bedrock's paths, then provider paths `/{provider}/{host}/{path}`, then bare API
+paths to their provider's own host. What this process answers itself (`/health`, `/metrics`) is the server's business.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llm_proxy.proxy.bedrock import BedrockDoor
     from llm_proxy.proxy.client import ClientConnection
     from llm_proxy.proxy.core import Core
+    from llm_proxy.proxy.explorer import ExplorerDoor
     from llm_proxy.proxy.relay import Relay
     from llm_proxy.proxy.requests import Request
 
@@ -99,8 +100,9 @@ class Route:
     """Where one request goes. `target` is the raw target sent upstream, `masked` the same for the record.
 
     `host` is the Host value sent; `listed`: the operator has allowed this host, so its addresses are not judged;
-    `facts` is the route's part of the journal's OPEN frame; `confidential`: its bodies are never recorded. `door`: who
-    may call is asked there; `secret` is what the path names for it, and stands in no record.
+    `facts` is the route's part of the journal's OPEN frame; `recorded`: whether there is one; `confidential`: its
+    bodies are never recorded. `door`: who may call is asked there; `secret` is what the path names for it, and stands
+    in no record.
     """
 
     provider: str
@@ -116,6 +118,7 @@ class Route:
     facts: bytes
     door: Door | None = None
     secret: bytes = field(default=b"", repr=False)
+    recorded: bool = True
 
 
 class NoRoute(Exception):
@@ -142,6 +145,7 @@ class Router:
         enabled: bool = True,
         bedrock: BedrockDoor | None = None,
     ) -> None:
+        self.explorer: ExplorerDoor | None = None
         self._allow = allow
         self._bedrock = bedrock
         self._policy = policy
@@ -150,6 +154,8 @@ class Router:
 
     def route(self, head: RequestHead, target: bytes) -> Route:
         """The route of a request for an origin-form target. Raises NoRoute."""
+        if self.explorer is not None and self.explorer.takes(head, target):
+            return self.explorer.route(head, target)
         key = (head.method, target, *(field.line for _, field in head.special if field.role == Role.IDENTITY))
         route = self._known.get(key)
         if route is None:
