@@ -11,8 +11,9 @@ import socket
 import sys
 
 from llm_proxy.explorer.options import Options, options
-from llm_proxy.explorer.serving import PathTooLong, bind, serve
+from llm_proxy.explorer.serving import serve
 from llm_proxy.explorer.site import BELL, application
+from llm_proxy.explorer.unix import PathTooLong, bind
 
 
 def main() -> int:

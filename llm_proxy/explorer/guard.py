@@ -211,8 +211,8 @@ Refuse = Callable[[web.Request, Refusal], web.StreamResponse]
 
 
 def middleware(guard: Guard, root: str, refuse: Refuse) -> Middleware:
-    """The guard before every handler. `refuse` makes the answer of a refusal; static files under `root` need no
-    session, because that answer shows them.
+    """The guard before every handler. `refuse` makes the answer of a refusal; what leads to `root` and the
+    static files under it need no session: that answer shows them.
     """
 
     @web.middleware
@@ -220,7 +220,7 @@ def middleware(guard: Guard, root: str, refuse: Refuse) -> Middleware:
         now = time.time()
         if refusal := guard.refusal(request):
             return refuse(request, refusal)
-        if request.path.startswith(f"{root}/static/"):
+        if request.path in ("/", root) or request.path.startswith(f"{root}/static/"):
             return await handler(request)
         admitted = guard.admits(request, now)
         if "token" in request.query and request.method == "GET" and not _is_prefetch(request):

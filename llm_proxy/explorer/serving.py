@@ -1,67 +1,18 @@
-"""Serves the application on sockets until it is told to stop. Leaves out the pages (`site`) and who starts it.
-
-A Unix socket's path has room for some 100 bytes. Where the state folder's is longer, Linux reaches it through a
-descriptor of the folder (`/proc/self/fd/…`); elsewhere there is no explorer through the daemon, and it says so.
-"""
+"""Serves the application on sockets until it is told to stop. Leaves out the pages (`site`) and who starts it."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
 from aiohttp import web
 
-LONGEST = 103 if sys.platform == "darwin" else 107  # bytes of sockaddr_un.sun_path, without the NUL
 STOPPING = 0.5  # seconds that answers under way have
 # One page is made in a thread while event streams go on in the loop: neither holds the other for long.
 SWITCH_INTERVAL = 0.0005
-
-
-class PathTooLong(Exception):
-    """The socket's path has no room in an address, and this system knows no other way to it."""
-
-
-def address(path: str, proc: str = "/proc/self/fd") -> tuple[str, int | None]:
-    """What to bind or to connect to for a socket's path, and a descriptor that must stay open meanwhile.
-
-    Raises PathTooLong, OSError.
-    """
-    if len(os.fsencode(path)) <= LONGEST:
-        return path, None
-    folder, _, name = path.rpartition("/")
-    if not Path(proc).is_dir() or len(os.fsencode(name)) > LONGEST - 32:
-        raise PathTooLong(f"{path} is longer than the {LONGEST} bytes that a socket's address has room for")
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    return f"{proc}/{fd}/{name}", fd
-
-
-def bind(path: str) -> socket.socket:
-    """Listen on a Unix socket, 0600, in place of what an earlier one has left. Raises PathTooLong, OSError."""
-    where, folder = address(path)
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with suppress(FileNotFoundError):
-            os.unlink(where)  # noqa: PTH108
-        before = os.umask(0o177)
-        try:
-            link.bind(where)
-        finally:
-            os.umask(before)
-        link.listen(64)
-        link.setblocking(False)
-    except BaseException:
-        link.close()
-        raise
-    finally:
-        if folder is not None:
-            os.close(folder)
-    return link
 
 
 async def serve(app: web.Application, sockets: Sequence[socket.socket], stop: asyncio.Event) -> None:

@@ -23,8 +23,11 @@ from typing import TYPE_CHECKING, Any
 from llm_proxy import __version__, paths
 from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, CrashLoop, LlmProxyError, StateUnusable
 from llm_proxy.journal.writer import Journal, JournalBusy, has_ring, writer_lock
+from llm_proxy.proxy.explorer import Explorer
 from llm_proxy.proxy.server import Proxy, ProxyConfig
 from llm_proxy.service import activation, attached, bedrock, crashes, environment, state
+from llm_proxy.service.exploring import Exploring
+from llm_proxy.service.exploring import options as exploring_options
 from llm_proxy.service.keeping import arguments
 from llm_proxy.service.listen import Listeners, is_loopback, listen, listen_again
 from llm_proxy.service.manager import Manager
@@ -32,6 +35,7 @@ from llm_proxy.service.supervise import Supervisor
 from llm_proxy.service.voice import Voice, VoiceHandler
 
 if TYPE_CHECKING:
+    from llm_proxy.explorer.options import Options as ExploringOptions
     from llm_proxy.settings import Loaded, Settings
 
 log = logging.getLogger(__name__)
@@ -79,6 +83,7 @@ class Daemon:
         self.listeners = Listeners((), 0, ())
         self.journal: Journal | None = None
         self.keeper: Supervisor | None = None
+        self.exploring: Exploring | None = None
         self.bedrock = bedrock.configured(settings)
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
@@ -97,6 +102,7 @@ class Daemon:
         """From the first connection to the last line on disk."""
         self._listen_to_signals()
         self._open_journal()
+        self.exploring = self._explorer()
         proxy = Proxy(self._proxy_config(), self.journal)
         await proxy.listen(self.listeners.sockets)
         self._start_keeper()
@@ -115,13 +121,15 @@ class Daemon:
         await proxy.close()
         if self.bedrock is not None:
             await self.bedrock.keys.close()
-        await self._settle()
+        await asyncio.gather(self._settle(), self._stop_exploring())
         self.manager.close()
 
     def _chores(self, proxy: Proxy) -> Iterator[Coroutine[Any, Any, None]]:
         """What is done beside carrying, from the start on."""
         yield self._retry_journal(proxy)
         yield self._settle_the_dead()
+        if self.exploring is not None and proxy.explorer is not None:
+            yield self.exploring.watch(proxy.explorer)
 
     def _listen(self) -> Listeners:
         return listen(self.settings.host, self.settings.port)
@@ -165,8 +173,34 @@ class Daemon:
         if self.journal is None:
             return
         self.keeper = self._keeper_of(self.journal.folder)
-        self.journal.on_drained = self.keeper.wake
+        self.journal.on_drained = self._journal_has_grown
         self.keeper.start()
+
+    def _journal_has_grown(self) -> None:
+        """Called by the journal's thread."""
+        if self.keeper is not None:
+            self.keeper.wake()
+        if self.exploring is not None:
+            self.exploring.wake()
+
+    async def _stop_exploring(self) -> None:
+        if self.exploring is not None:
+            await self.exploring.stop()
+
+    def _explorer(self) -> Exploring | None:
+        """Not started yet: the first visit does that."""
+        socket = f"{paths.state_folder()}/explorer-{self.listeners.port}.sock"
+        return Exploring(socket, lambda: self._exploring_options(socket))
+
+    def _exploring_options(self, socket: str) -> ExploringOptions:
+        return exploring_options(
+            self.settings,
+            index=paths.index_file(self.settings.log_dir),
+            state=paths.state_folder(),
+            journal=str(self.journal.folder) if self.journal is not None else "",
+            socket=socket,
+            version=__version__,
+        )
 
     def _keeper_of(self, folder: Path) -> Supervisor:
         return Supervisor("llm_proxy.keeper", arguments(self.settings, folder), errors=f"{folder}/keeper.err")
@@ -208,6 +242,7 @@ class Daemon:
             keeper_snapshot=(self.journal.folder if self.journal is not None else first) / "keeper.json",
             log_dir=settings.log_dir,
             bedrock=None if self.bedrock is None else self.bedrock.door,
+            explorer=Explorer(unavailable=self.unrecorded) if self.exploring is None else self.exploring.explorer,
             unrecorded=self.unrecorded,
         )
 

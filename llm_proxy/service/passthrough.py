@@ -56,6 +56,9 @@ class Passthrough(Service):
     def _open_journal(self) -> None:
         log.error("NOT RECORDING, %s", REASON)
 
+    def _explorer(self) -> None:
+        """Nothing but carrying."""
+
     async def _retry_journal(self, proxy: Proxy) -> None:
         """Never: it may be the journal that crashes us."""
 
