@@ -175,6 +175,14 @@ def _announce_socket(options: Options) -> int:
     return 0
 
 
+def _explore(options: Options) -> int:
+    from llm_proxy import settings
+    from llm_proxy.service import explore
+
+    loaded = settings.load(options.flags, os.environ, options.config)
+    return explore.run(loaded.settings, port=options.explore_port, print_only=False)
+
+
 def _status(options: Options) -> int:
     from llm_proxy import settings
     from llm_proxy.service import status
@@ -209,6 +217,7 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
     "setup_shell": _setup_shell,
     "unsetup_shell": _unsetup_shell,
     "announce_socket": _announce_socket,
+    "explore": _explore,
     "serve": _serve,
     "service": _serve,
 }
@@ -231,6 +240,7 @@ WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": _word("compare"),
     "detach": _word("attach", "detach"),
     "doctor": _word("doctor"),
+    "explore": _word("explore"),
     "export": _word("export"),
     "import": _word("import_"),
     "prices": _word("prices"),

@@ -32,6 +32,11 @@ Usage
                                   eval "$(llm-proxy --env)"          bash, zsh, sh
                                   llm-proxy --env --shell fish | source
 
+Looking at what was recorded
+  llm-proxy --explore           open it in a browser; where no daemon runs, from an explorer of its own, until Ctrl-C
+  llm-proxy explore             the same; --print: only tell the address; --port N: always one of its own, on port N
+    --explore-port N            with or without --explore: always one of its own, on port N
+
 Questions about what was recorded
   llm-proxy sessions            conversations, the one used last first; forks and sub-agents under their parent
   llm-proxy view [ID]           a conversation or a call by the beginning of its id (last); --raw: bodies as they were
@@ -100,6 +105,7 @@ _COMMANDS = (
     "setup_shell",
     "unsetup_shell",
     "announce_socket",
+    "explore",
     "service",
 )
 _CHANGING = ("setup", "uninstall", "setup_shell", "unsetup_shell")
@@ -123,6 +129,7 @@ class Options(NamedTuple):
     flags: dict[str, str]
     switches: frozenset[str] = frozenset()  # of _SWITCHES, as written there
     announced: int | None = None  # the port of --announce-socket
+    explore_port: int | None = None  # of a stand-alone explorer
 
 
 class _Parser(argparse.ArgumentParser):
@@ -137,16 +144,18 @@ def help_page() -> str:
 def parse(arguments: Sequence[str]) -> Options:
     """Raises UsageError."""
     parser = _Parser(prog="llm-proxy", add_help=False, allow_abbrev=False)
-    for flag in ("--help", "--version", "--status", "--service", "--setup", "--uninstall"):
+    for flag in ("--help", "--version", "--status", "--service", "--setup", "--uninstall", "--explore"):
         parser.add_argument(flag, action="store_true")
     for flag in ("--setup-shell", "--unsetup-shell"):
         parser.add_argument(flag, action="store_true")
     for flag in ("--json", "--dry-run", "--no-shell", "--socket-activation", "--purge", "--passthrough"):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--announce-socket", type=int)
+    parser.add_argument("--explore-port")
     for flag in ("--port", "--host", "--log-dir", "--config"):
         parser.add_argument(flag)
     given = parser.parse_args([_two_dashes(word) for word in arguments])
+    given.explore = given.explore or given.explore_port is not None
     command = next((name for name in _COMMANDS if _is_given(getattr(given, name))), "serve")
     switches = frozenset(name for name in _SWITCHES if getattr(given, name))
     for switch in sorted(switches):
@@ -154,7 +163,18 @@ def parse(arguments: Sequence[str]) -> Options:
             goes_with = " or ".join(f"--{name.replace('_', '-')}" for name in _SWITCHES[switch])
             raise UsageError(f"--{switch.replace('_', '-')} goes with {goes_with}")
     flags = {name: getattr(given, name) for name in ("port", "host", "log_dir") if getattr(given, name) is not None}
-    return Options(command, given.config, given.json, flags, switches, given.announce_socket)
+    return Options(
+        command, given.config, given.json, flags, switches, given.announce_socket, explore_port(given.explore_port)
+    )
+
+
+def explore_port(text: str | None, option: str = "--explore-port") -> int | None:
+    """Raises UsageError."""
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 65536:
+        raise UsageError(f"{option} must be a port from 1 to 65535, got {text!r}")
+    return int(text)
 
 
 def _is_given(value: object) -> bool:

@@ -27,6 +27,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -76,6 +77,11 @@ METHOD = Refusal(405, "The explorer only shows", "Nothing can be changed here: u
 ELSEWHERE = Refusal(
     403, "Another site sent you here", "Pages of other sites get nothing from the explorer. If you meant to come:", True
 )
+
+OTHER_USER = Refusal(403, "Another user's record", "This is not the record of the user whose program asks for it.")
+# Whether another user's program holds the other end of a connection: a session is a cookie for 127.0.0.1, and browsers
+# send it to all ports there.
+Stranger = Callable[[Any], bool]
 
 
 class Keys:
@@ -129,9 +135,10 @@ def new_token(folder: Path, now: float, lasts: float) -> str:
 class Guard:
     """Looks at each request. The files are read each time: what is deleted or replaced holds no longer at once."""
 
-    def __init__(self, folder: Path, hosts: Iterable[str] = ()) -> None:
+    def __init__(self, folder: Path, hosts: Iterable[str] = (), stranger: Stranger | None = None) -> None:
         self._folder = folder
         self._hosts = frozenset(host.lower() for host in hosts)
+        self._stranger = stranger
         self._keys: Keys | None = None
 
     def refusal(self, request: web.Request) -> Refusal | None:
@@ -152,7 +159,11 @@ class Guard:
             return ELSEWHERE
         if any(one not in ("none", "same-origin") for one in request.headers.getall("Sec-Fetch-Site", ())):
             return ELSEWHERE
-        return None
+        return OTHER_USER if self._is_strange(request) else None
+
+    def _is_strange(self, request: web.Request) -> bool:
+        link = request.transport.get_extra_info("socket") if request.transport is not None else None
+        return self._stranger is not None and link is not None and self._stranger(link)
 
     def admits(self, request: web.Request, now: float) -> bool:
         """Whether it brings the secret, or a session's cookie."""
