@@ -13,7 +13,7 @@ ANSWER = 2000  # bytes of the answer's body
 
 # 18 fields, as a call of the official Python SDK has them; X-Fake is how the answer is asked for.
 _HEAD = """\
-POST {prefix}/v1/messages HTTP/1.1\r
+POST {prefix}{path} HTTP/1.1\r
 Host: 127.0.0.1:{port}\r
 Accept-Encoding: gzip, deflate\r
 Connection: keep-alive\r
@@ -46,10 +46,12 @@ def request(
     return head(to, len(body), session=session, fake=fake, fresh=fresh) + body
 
 
-def head(to: Contestant, length: int, *, session: int = 0, fake: str = "", fresh: bool = False) -> bytes:
+def head(
+    to: Contestant, length: int, *, session: int = 0, fake: str = "", fresh: bool = False, path: str = "/v1/messages"
+) -> bytes:
     extra = f"X-Client-Request-Id: {next(_serial):032x}\r\n" if fresh else ""
     text = _HEAD.format(
-        prefix=to.prefix, port=to.port, key="k" * 95, session=session, fake=fake, length=length, extra=extra
+        prefix=to.prefix, path=path, port=to.port, key="k" * 95, session=session, fake=fake, length=length, extra=extra
     )
     return text.encode()
 

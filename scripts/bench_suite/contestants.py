@@ -128,9 +128,9 @@ def provider() -> Iterator[int]:
 
 
 @contextmanager
-def event_source() -> Iterator[int]:
+def event_source(*options: str) -> Iterator[int]:
     """The source of jittered, time-stamped events; its port."""
-    with _announced([sys.executable, "-m", "bench_suite.source"]) as port:
+    with _announced([sys.executable, "-m", "bench_suite.source", *options]) as port:
         yield port
 
 
@@ -180,18 +180,31 @@ def ours_asyncio(upstream: int) -> Iterator[Contestant]:
 
 
 @contextmanager
-def _daemon(name: str, loop: str, upstream: int) -> Iterator[Contestant]:
+def ours_signing(upstream: int) -> Iterator[Contestant]:
+    """The same as Bedrock's door, with keys from its environment."""
+    bedrock = {
+        "BEDROCK_REGION": "us-west-2",
+        "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": f"http://127.0.0.1:{upstream}",
+        "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+    }
+    with _daemon("ours", "uvloop", upstream, prefix="", **bedrock) as contestant:
+        yield contestant
+
+
+@contextmanager
+def _daemon(name: str, loop: str, upstream: int, prefix: str | None = None, **more: str) -> Iterator[Contestant]:
     """The daemon as users run it, recording everything, with its keeper."""
     port = free_port()
     with _folder() as home:
-        environ = {"PATH": os.environ["PATH"], "HOME": str(home), "LLM_PROXY_LOOP": loop}
+        environ = {"PATH": os.environ["PATH"], "HOME": str(home), "LLM_PROXY_LOOP": loop} | more
         try:
             with _running([sys.executable, "-I", "-m", "llm_proxy", "--port", str(port)], environ, home) as pid:
                 wait_for(lambda: _records(port), f"llm-proxy on port {port}")
                 process = psutil.Process(pid)
                 keeper = next(child for child in process.children() if "llm_proxy.keeper" in child.cmdline())
-                prefix = f"/anthropic/127.0.0.1:{upstream}"
-                yield Contestant(name, port, prefix, process, keeper, Record(home))
+                place = f"/anthropic/127.0.0.1:{upstream}" if prefix is None else prefix
+                yield Contestant(name, port, place, process, keeper, Record(home))
             keeper.wait(PATIENCE)
         finally:
             # A daemon that ended well has removed its ring; one that did not must not leave it in memory.

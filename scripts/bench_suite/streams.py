@@ -45,12 +45,12 @@ class Streams:
 
 
 @contextmanager
-def open_streams(to: Contestant, number: int) -> Iterator[Streams]:
+def open_streams(to: Contestant, number: int, path: str = "/v1/messages") -> Iterator[Streams]:
     links = {}
     for serial in range(number):
         link = socket.create_connection(("127.0.0.1", to.port), timeout=30)
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        link.sendall(head(to, 2, session=serial % SESSIONS) + b"{}")
+        link.sendall(head(to, 2, session=serial % SESSIONS, path=path) + b"{}")
         links[link.fileno()] = link
     streams = Streams(links)
     try:

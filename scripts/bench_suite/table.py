@@ -39,6 +39,7 @@ LIMITS = {
     "the same beside mitmdump": Limit(None, 25, " × mitmdump", at_least=True),
     "CPU s per 1,000 requests": Limit(2.0, None, " × nginx"),
     "SSE, added p50 per event": Limit(1.3, 2.0, " × nginx"),
+    "Bedrock, added p99 per frame": Limit(1, None, " ms"),
     "memory, idle": Limit(30, 40, " MB"),
     "memory, 1,000 open streams": Limit(45, 80, " MB"),
     "memory, after 500 MB up and 500 MB down": Limit(45, 80, " MB"),
