@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import tzinfo
 from functools import cache
 from hashlib import sha256
@@ -50,6 +51,12 @@ def link(asked: Asked, drop: Iterable[str] = (), **change: object) -> str:
     return ROOT + quote(asked.path) + (f"?{query}" if query else "")
 
 
+def at(asked: Asked, path: str, *names: str) -> Asked:
+    """What was asked, on another page; of its parameters only these, without any names all but the cursor."""
+    given = tuple(pair for pair in asked.given if (pair[0] in names if names else pair[0] != "before"))
+    return replace(asked, path=path, given=given)
+
+
 def with_value(asked: Asked, name: str, value: str, *, on: bool) -> str:
     """This page with one value of a repeatable parameter added or taken away; the cursor goes."""
     kept = [one for key, one in asked.given if key == name and one != value]
@@ -58,11 +65,17 @@ def with_value(asked: Asked, name: str, value: str, *, on: bool) -> str:
 
 @pass_context
 def time_tag(context: Context, ns: int | None, form: str = "clock") -> Markup:
-    """`<time>` with the local time as text, UTC in `datetime` and both in `title`. Forms: clock, seconds, full."""
+    """`<time>` with the local time as text, UTC in `datetime` and both in `title`. Forms: clock, seconds, full,
+    date (the clock of yesterday and today)."""
     if ns is None:
         return Markup("")
     zone: tzinfo | None = context["asked"].zone
-    shown = words.full(ns, zone) if form == "full" else words.clock(ns, zone, seconds=form == "seconds")
+    if form == "full":
+        shown = words.full(ns, zone)
+    elif form == "date":
+        shown = words.date_heading(ns, context["asked"].now, zone).partition(" ")[2] or words.clock(ns, zone)
+    else:
+        shown = words.clock(ns, zone, seconds=form == "seconds")
     title = f"{words.full(ns, zone)} · {words.iso(ns)}"
     return Markup('<time datetime="{}" title="{}">{}</time>').format(words.iso(ns), title, shown)
 
@@ -78,12 +91,13 @@ def environment() -> Environment:
     )
     made.filters |= {
         name: getattr(words, name)
-        for name in ("money", "about", "tokens", "exact", "duration", "size", "short_id", "iso")
+        for name in ("money", "about", "tokens", "exact", "duration", "size", "short_id", "iso", "client", "day")
     }
     made.globals |= {
         "static": static,
         "path": path,
         "link": link,
+        "at": at,
         "with_value": with_value,
         "time_tag": time_tag,
         "share": words.share,

@@ -5,7 +5,7 @@ Unknown is never 0. Leaves out markup (`render`).
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, date, datetime, tzinfo
 from decimal import ROUND_HALF_UP, Decimal
 
 from llm_proxy.dialects.digest import Usage
@@ -139,6 +139,20 @@ def date_heading(ns: int, now: datetime, zone: tzinfo | None = None) -> str:
     return f"{told:%a} {told.day} {told:%b}" + (f" {told:%Y}" if day.year != today.year else "")
 
 
+def day(iso: str) -> str:
+    """`Fri 20 Nov` of `2026-11-20`."""
+    told = date.fromisoformat(iso)
+    return f"{told:%a} {told.day} {told:%b}"
+
+
 def short_id(whole: str) -> str:
     """Its first 13 characters."""
     return whole[:13]
+
+
+_CLIENTS = {"claude": "Claude Code", "codex": "Codex", "gemini": "Gemini CLI", "opencode": "opencode"}
+
+
+def client(program: str) -> str:
+    """`Claude Code` of the program `claude`; other programs by their own names."""
+    return _CLIENTS.get(program, program)

@@ -1,0 +1,1 @@
+// Home: says that there is something new, and leaves the list alone.
