@@ -470,3 +470,27 @@ def test_without_a_region_there_is_no_door(start, bedrock):
     answer = ask(door.port, INVOKE)
     assert answer.status == 503 and "BEDROCK_REGION" in answer.message
     assert not bedrock.requests
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_conversation_is_one_session(bedrock, door, client, streams):
+    """Amazon's library names none: it is known by what it repeats, asked with Converse and answered by a tool's call."""
+    ask_it = (
+        (lambda said: told(client.converse_stream(modelId=MODEL, messages=said)["stream"]))
+        if streams
+        else (lambda said: client.converse(modelId=MODEL, messages=said))
+    )
+    said = [*HI]
+    for question in ("And then?", "And after that?", ""):
+        ask_it(said)
+        said += [
+            {"role": "assistant", "content": [{"text": replies.TEXT}]},
+            {"role": "user", "content": [{"text": question}]},
+        ]
+    ask_it([{"role": "user", "content": [{"text": "Somebody else"}]}])
+    found = answers(door, 4)
+    assert [one["seq"] for one in found] == [1, 2, 3, 1]
+    assert (
+        len({one["_meta"]["session"] for one in found[:3]}) == 1
+        and len({one["_meta"]["session"] for one in found}) == 2
+    )
