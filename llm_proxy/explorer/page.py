@@ -11,12 +11,12 @@ from typing import Any
 
 from aiohttp import web
 
-from llm_proxy.explorer.asking import Asked, Param
-from llm_proxy.index.record import Record
+from llm_proxy.explorer.asking import Param
 
-# Runs in a worker thread, with a read connection of its own. Returns a frozen dataclass of plain values (also tuples,
-# Decimal, other such dataclasses): what the template shows and what the API gives. Raises NotFound, Absent, BadValue.
-View = Callable[[Record, Asked], Any]
+# (Record, Asked) -> view. Runs in a worker thread, with a read connection of its own. Returns a frozen dataclass of plain
+# values (also tuples, Decimal, other such dataclasses): what the template shows and what the API gives. Raises NotFound,
+# Absent, BadValue.
+View = Callable[..., Any]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -30,6 +30,7 @@ class Page:
     params: tuple[Param, ...]
     view: View
     limit: float = 2.0  # seconds its queries may take
+    with_live: bool = False  # its view is also given what is in flight: view(record, asked, live)
 
 
 @dataclass(frozen=True, slots=True)

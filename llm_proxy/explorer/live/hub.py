@@ -1,0 +1,307 @@
+"""Hands what is in flight to everybody who watches: one reader of the journal, any number of viewers.
+
+What happens is kept once, in a short row of events; each viewer has a place in it. Who is too slow for that begins anew
+with what is true by then, so that nobody waits for anybody. The journal is read only while somebody watches. Leaves out
+what a call is (`call`) and how it looks on a page (`pages.live`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llm_proxy.explorer.bell import Bell
+from llm_proxy.explorer.live.call import OVER, Seen, Words
+from llm_proxy.explorer.live.watch import Change, Watch
+from llm_proxy.explorer.options import Options
+from llm_proxy.index.queries import CallRow, IndexUnavailable, SessionRow, TookTooLong
+from llm_proxy.index.record import Record
+from llm_proxy.records.pricing import PriceBook
+from llm_proxy.records.redaction import Redactor
+
+VIEWERS = 32
+EVENTS = 2000  # kept for viewers that lag or come back
+HEARTBEAT = 15.0  # seconds
+LINGER = 20.0  # seconds after the last viewer, so that a reload begins where it was
+# Seconds after a call began or ended at which it is looked up in the index: the keeper writes it at about that time.
+LOOK_UPS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
+_PER_LOOK = 20  # calls looked up at a time
+
+Ask = Callable[[Callable[[Record], Any]], Awaitable[Any]]
+
+
+class Place(NamedTuple):
+    """Where a call belongs, as the index knows it."""
+
+    session: str
+    seq: int
+    title: str
+    project: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A call with what the index knows of it: `place` is None until it does, `row` until the call is recorded."""
+
+    seen: Seen
+    place: Place | None = None
+    row: CallRow | None = None
+    usd: Decimal | None = None  # by list prices, so far
+
+    @property
+    def model(self) -> str:
+        return self.seen.model or (self.place.model if self.place else "")
+
+    @property
+    def project(self) -> str:
+        return self.place.project if self.place else ""
+
+    @property
+    def over(self) -> bool:
+        return self.seen.phase == OVER
+
+
+class Event(NamedTuple):
+    """`kind`: opened, placed, said, over, recorded (the index has it)."""
+
+    number: int
+    kind: str
+    flight: Flight
+    words: tuple[Words, ...] = ()
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A call to be looked up in the index, and when next."""
+
+    due: float
+    tries: int = 0
+    wanted: str = field(default="placed")  # or recorded
+
+
+class Hub:
+    """What is in flight, for the pages and their event streams. `ask` asks the record."""
+
+    def __init__(self, options: Options, bell: Bell, ask: Ask) -> None:
+        self.on = bool(options.journal)
+        self.epoch = os.urandom(6).hex()
+        self.viewers = 0
+        self._bell = bell
+        self._ask = ask
+        redactor = Redactor(options.patterns, lambda kind, secret: 0) if options.redact else None
+        self._watch = Watch(Path(options.journal), redactor, by_line=bool(options.patterns))
+        self._prices = PriceBook()
+        self._events: deque[Event] = deque(maxlen=EVENTS)
+        self._next = 1
+        self._flights: dict[str, Flight] = {}
+        self._ended: dict[str, Flight] = {}  # not recorded yet
+        self._pending: dict[str, _Pending] = {}
+        self._news = asyncio.Event()
+        self._grown = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="live")
+
+    # -- for pages
+
+    def now(self, record: Record) -> list[Flight]:
+        """What is in flight at this moment, oldest first; from any thread."""
+        seen = self._watch.look() if self.on else []
+        places = dict(_places(record, [one.id for one in seen]))
+        return [self._priced(Flight(one, places[one.id][1] if one.id in places else None)) for one in seen]
+
+    @property
+    def flights(self) -> list[Flight]:
+        """Oldest first."""
+        return list(self._flights.values())
+
+    @property
+    def beyond(self) -> int:
+        return self._watch.beyond
+
+    # -- for viewers
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[bool]:
+        """For as long as a viewer stays; False where there are too many already."""
+        if self.viewers >= VIEWERS:
+            yield False
+            return
+        self.viewers += 1
+        try:
+            self._start()
+            yield True
+        finally:
+            self.viewers -= 1
+
+    def last(self) -> int:
+        """Number of the last event."""
+        return self._next - 1
+
+    def since(self, number: int) -> list[Event] | None:
+        """The events behind that one; None where not all of them are there any more."""
+        if number >= self._next:
+            return None
+        oldest = self._events[0].number if self._events else self._next
+        if number + 1 < oldest:
+            return None
+        return [event for event in self._events if event.number > number]
+
+    async def news(self, number: int, limit: float = HEARTBEAT) -> bool:
+        """Until there are events behind that one; False after `limit` seconds without."""
+        if self._next - 1 != number:
+            return True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                await self._news.wait()
+        return self._next - 1 != number
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._watch.close()
+
+    # -- reading
+
+    def _start(self) -> None:
+        if self.on and not any(not task.done() for task in self._tasks):
+            self._grown.set()
+            self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._follow())]
+
+    async def _listen(self) -> None:
+        """Rings set a flag, so that none is missed while the journal is read; a lost one costs a heartbeat."""
+        while True:
+            await self._bell.wait(HEARTBEAT)
+            self._grown.set()
+
+    async def _follow(self) -> None:
+        loop = asyncio.get_running_loop()
+        generation, alone = self._watch.generation, None
+        while True:
+            self._grown.clear()
+            while changes := await loop.run_in_executor(self._thread, self._watch.step):
+                if self._watch.generation != generation:
+                    generation = self._watch.generation
+                    self._begin_anew()
+                for change in changes:
+                    self._take(change, loop.time())
+                await asyncio.sleep(0)
+            await self._look_up(loop.time())
+            alone = None if self.viewers else alone or loop.time()
+            if alone is not None and loop.time() - alone > LINGER:
+                break
+            due = min((one.due for one in self._pending.values()), default=None)
+            wait = HEARTBEAT if due is None else max(0.01, due - loop.time())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(wait, LINGER)):
+                    await self._grown.wait()
+        self._tasks[0].cancel()
+        await loop.run_in_executor(self._thread, self._watch.forget)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.epoch = os.urandom(6).hex()
+        self._events.clear()
+        self._flights.clear()
+        self._pending.clear()
+        self._next += 1
+        self._ring()
+
+    def _take(self, change: Change, now: float) -> None:
+        seen = change.seen
+        known = self._flights.get(seen.id)
+        flight = self._priced(replace(known, seen=seen) if known else Flight(seen))
+        if known is None and not change.opened:
+            return
+        if change.opened:
+            self._pending[seen.id] = _Pending(now + LOOK_UPS[0])
+        if change.opened or known is None:
+            self._tell("opened", flight, ())  # its words stand in it
+        elif not flight.over or change.words:
+            self._tell("said", flight, change.words)
+        if flight.over:
+            self._flights.pop(seen.id, None)
+            self._pending[seen.id] = _Pending(now + LOOK_UPS[0], wanted="recorded")
+            self._tell("over", flight, ())
+            self._ended[seen.id] = flight
+        else:
+            self._flights[seen.id] = flight
+
+    def _priced(self, flight: Flight) -> Flight:
+        seen = flight.seen
+        if seen.usage is None or not flight.model:
+            return flight
+        price = self._prices.price(
+            provider=seen.provider,
+            upstream=seen.upstream,
+            model=flight.model,
+            usages=[seen.usage],
+            when_ns=seen.started_ns,
+            service_tier=seen.tier,
+            subscription=seen.subscription,
+        )
+        return replace(flight, usd=price.usd)
+
+    def _tell(self, kind: str, flight: Flight, words: tuple[Words, ...]) -> None:
+        self._events.append(Event(self._next, kind, flight, words))
+        self._next += 1
+        self._ring()
+
+    def _ring(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    # -- the index
+
+    async def _look_up(self, now: float) -> None:
+        """Calls that the keeper should have written by now."""
+        due = [id for id, one in self._pending.items() if one.due <= now][:_PER_LOOK]
+        if not due:
+            return
+        try:
+            found = await self._ask(lambda record: dict(_places(record, due)))
+        except (IndexUnavailable, TookTooLong):
+            found = {}
+        for id in due:
+            self._found(id, found.get(id), now)
+
+    def _found(self, id: str, found: tuple[CallRow, Place] | None, now: float) -> None:
+        pending = self._pending.get(id)
+        if pending is None:
+            return
+        flight = self._flights.get(id) or self._ended.get(id)
+        done = found is not None and (pending.wanted == "placed" or not found[0].open)
+        if flight is not None and found is not None and done:
+            row, place = found
+            flight = replace(flight, place=place, row=None if row.open else row)
+            if id in self._flights:
+                self._flights[id] = flight
+            self._tell(pending.wanted, flight, ())
+        pending.tries += 1
+        if done or flight is None or pending.tries >= len(LOOK_UPS):
+            self._pending.pop(id, None)
+            self._ended.pop(id, None)
+        else:
+            pending.due = now + LOOK_UPS[pending.tries]
+
+
+def _places(record: Record, ids: Sequence[str]) -> Iterator[tuple[str, tuple[CallRow, Place]]]:
+    titles: dict[str, str] = {}
+    for id in ids:
+        row = next((one for one in record.index.find(id, 1) if isinstance(one, CallRow)), None)
+        if row is None:
+            continue
+        if row.session not in titles:
+            sessions = (one for one in record.index.find(row.session, 1) if isinstance(one, SessionRow))
+            titles[row.session] = next((one.title for one in sessions), "")
+        yield id, (row, Place(row.session, row.seq, titles[row.session], row.project, row.model))

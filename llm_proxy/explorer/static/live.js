@@ -1,0 +1,244 @@
+// Calls in flight as they go on. The page is whole without it; this follows /live/events and says so in the state bar.
+const $ = (selector, within = document) => within.querySelector(selector);
+const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
+
+const bar = $('#follow');
+const flights = $('#flights');
+const finished = $('#fin');
+const pill = $('#pill');
+const pause = $('#pause');
+const MOST_FINISHED = 50;
+const MOST_WAITING = 4000; // events kept while paused; beyond that, going on begins anew
+const LONGEST = 6000; // characters of a call's words that stay on the page
+const TOP = 60; // pixels: further down is reading, and new rows wait
+
+let source = null;
+let offset = 0; // server's clock minus ours, in ms
+let last = Date.now();
+let held = null; // '', 'space' or 'scroll': why the page stands still; null: it follows
+let lost = false;
+let waiting = [];
+let started = 0; // calls begun since it stands still
+let overflow = false;
+const pieces = new Map(); // id -> words to be painted with the next frame
+let frame = 0;
+
+const seconds = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : ms < 10_000 ? `${(ms / 1000).toFixed(2)} s`
+  : ms < 60_000 ? `${(ms / 1000).toFixed(1)} s`
+    : `${Math.floor(ms / 60_000)}m ${String(Math.floor(ms / 1000) % 60).padStart(2, '0')}s`);
+const tokens = (n) => (n < 1000 ? `${n}` : n < 9950 ? `${(n / 1000).toFixed(1)}k` : `${Math.round(n / 1000)}k`);
+const size = (n) => (n < 1000 ? `${n} B` : n < 99_500 ? `${(n / 1000).toFixed(1)} kB` : n < 1e6 ? `${Math.round(n / 1000)} kB`
+  : `${(n / 1e6).toFixed(1)} MB`);
+const money = (usd) => (usd === 0 ? '$0' : usd < 0.01 ? '<$0.01' : `$${usd.toFixed(usd >= 100 ? 0 : 2)}`);
+const put = (node, text) => { if (node && node.textContent !== text) node.textContent = text; };
+const element = (html) => {
+  const made = document.createElement('template');
+  made.innerHTML = html; // our own template's output, escaped there
+  return made.content.firstElementChild;
+};
+
+// --- the state bar, the only thing that is announced
+
+function say() {
+  const calls = `${started} call${started === 1 ? ' has' : 's have'} started since; nothing is lost`;
+  const [word, what] = lost
+    ? ['Reconnecting', `last event ${seconds(Date.now() - last)} ago`]
+    : held === 'scroll' ? ['Paused', `you scrolled down; ${calls}`]
+      : held === 'space' ? ['Paused', calls]
+        : ['Following', 'new calls appear as they start; scrolling down pauses'];
+  bar.classList.toggle('off', lost || held !== null);
+  put($('b', bar), word);
+  put($('[data-what]', bar), what);
+  if (pause.getAttribute('aria-pressed') !== `${held !== null}`) {
+    pause.setAttribute('aria-pressed', `${held !== null}`);
+    pause.firstChild.textContent = held === null ? 'Pause ' : 'Go on ';
+  }
+  pill.parentElement.hidden = held === null || !started;
+  put(pill, `${started} new call${started === 1 ? '' : 's'}`);
+}
+
+function hold(why) {
+  if (held === why) return;
+  if (why !== null) {
+    held = why;
+  } else {
+    held = null;
+    started = 0;
+    const late = waiting;
+    waiting = [];
+    if (overflow) connect();
+    else late.forEach(([kind, data]) => take(kind, data));
+    overflow = false;
+  }
+  say();
+}
+
+// --- what comes
+
+function take(kind, data) {
+  if (held !== null && kind !== 'hello') {
+    if (kind === 'opened') started += 1;
+    if (waiting.length < MOST_WAITING) waiting.push([kind, data]);
+    else overflow = true;
+    if (kind === 'opened') say();
+    return;
+  }
+  handlers[kind]?.(data);
+  if (kind !== 'said') count();
+}
+
+const handlers = {
+  hello(data) {
+    offset = data.now_ms - Date.now();
+    pieces.clear();
+    flights.replaceChildren(...data.calls.map((one) => element(one.html)));
+    if (data.finished.length) finished.replaceChildren(...data.finished.map((one) => element(one.html)));
+  },
+  opened(data) {
+    if (!document.getElementById(`f-${data.id}`)) flights.prepend(element(data.html));
+  },
+  placed(data) {
+    const card = document.getElementById(`f-${data.id}`);
+    if (card) $('.h', card).replaceWith($('.h', element(data.html)));
+  },
+  said(data) {
+    const known = pieces.get(data.id);
+    pieces.set(data.id, known ? { ...data, words: [...known.words, ...data.words] } : data);
+    frame ||= requestAnimationFrame(paint);
+  },
+  over(data) {
+    paint();
+    document.getElementById(`f-${data.id}`)?.remove();
+    row(data);
+  },
+  recorded(data) { row(data); },
+};
+
+function row(data) {
+  const fresh = element(data.html);
+  const known = document.getElementById(`d-${data.id}`);
+  if (known) return known.replaceWith(fresh);
+  if ($('.fin.muted', finished)) finished.replaceChildren();
+  fresh.classList.add('new');
+  finished.prepend(fresh);
+  while (finished.children.length > MOST_FINISHED) finished.lastElementChild.remove();
+}
+
+// --- at most once a frame
+
+function paint() {
+  cancelAnimationFrame(frame);
+  frame = 0;
+  for (const [id, data] of pieces) {
+    const card = document.getElementById(`f-${id}`);
+    if (card) {
+      facts(card, data);
+      words($('[data-stream]', card), data.words);
+    }
+  }
+  pieces.clear();
+}
+
+const phases = { sending: 'sending the request', waiting: 'waiting for the first byte', tool: 'tool' };
+function facts(card, data) {
+  const quiet = data.phase === 'sending' || data.phase === 'waiting';
+  card.dataset.phase = data.phase;
+  put($('[data-phase-words]', card), (data.phase === 'tool' && data.tool) || phases[data.phase] || data.phase);
+  put($('[data-first]', card), data.first_ms === null ? '' : `first token ${seconds(data.first_ms)}`);
+  put($('[data-size]', card), quiet ? `request ${size(data.request_bytes)}`
+    : data.phase === 'receiving' ? size(data.response_bytes)
+      : data.output_tokens ? `${data.counted ? '' : '≈'}${tokens(data.output_tokens)} tok` : '');
+  put($('[data-speed]', card), data.tokens_per_second ? `${Math.round(data.tokens_per_second)} tok/s` : '');
+  put($('[data-cost]', card), data.usd === null ? '' : (data.subscription ? '≈' : '~') + money(data.usd));
+}
+
+function words(stream, said) {
+  if (!said.length) return;
+  if ($('[data-none]', stream)) {
+    stream.replaceChildren();
+    stream.parentElement.classList.remove('mono', 'muted');
+  }
+  for (const [kind, text, name] of said) {
+    let block = stream.lastElementChild;
+    if (!block || name || block.className !== `w-${kind}`) {
+      block = document.createElement('span');
+      block.className = `w-${kind}`;
+      if (name) {
+        const head = document.createElement('b');
+        head.textContent = name;
+        block.append(head, ' ');
+      }
+      stream.append(block);
+    }
+    if (text) block.append(text); // a text node, whatever it says
+  }
+  let length = stream.textContent.length;
+  while (length > LONGEST && stream.firstChild) {
+    const first = stream.firstElementChild;
+    const node = first.firstChild;
+    length -= node?.textContent.length ?? 0;
+    if (node && (first.childNodes.length > 1 || first !== stream.lastElementChild)) node.remove();
+    else if (node) { node.textContent = node.textContent.slice(-LONGEST / 2); break; }
+    if (!first.firstChild) first.remove();
+  }
+}
+
+function count() {
+  put($('[data-inflight]'), `${flights.children.length}`);
+  $('#none').hidden = flights.children.length > 0;
+}
+
+function tick() {
+  if (held !== null && !lost) return;
+  const now = Date.now() + offset;
+  if (held === null) $$('[data-clock]', flights).forEach((one) => put(one, seconds(Math.max(0, now - one.dataset.clock))));
+  if (lost) say();
+  const recent = $$('[data-ended]', finished).filter((one) => now - one.dataset.ended < 60_000).length + flights.children.length;
+  put($('[data-minute]'), `${recent}${recent >= MOST_FINISHED ? '+' : ''} call${recent === 1 ? '' : 's'} in the last minute`);
+}
+
+// --- the connection
+
+function connect() {
+  source?.close();
+  source = new EventSource(bar.dataset.events);
+  for (const kind of Object.keys(handlers)) {
+    source.addEventListener(kind, (event) => {
+      last = Date.now();
+      take(kind, JSON.parse(event.data));
+    });
+  }
+  source.onopen = () => {
+    last = Date.now();
+    lost = false;
+    say();
+  };
+  source.onerror = () => {
+    lost = true;
+    if (source.readyState === EventSource.CLOSED) {
+      // The browser gives up where it was refused: the daemon may be starting, or the session is over.
+      setTimeout(connect, 3000);
+    }
+    say();
+  };
+}
+
+if (bar.dataset.events) {
+  $('#reload').hidden = true;
+  pause.hidden = false;
+  pause.addEventListener('click', () => hold(held === null ? 'space' : null));
+  pill.addEventListener('click', () => {
+    hold(null);
+    scrollTo({ top: 0 });
+    $('h1').parentElement.scrollIntoView({ block: 'nearest' });
+  });
+  addEventListener('scroll', () => {
+    if (scrollY > TOP && held === null) hold('scroll');
+    else if (scrollY <= TOP && held === 'scroll') hold(null);
+  }, { passive: true });
+  addEventListener('pagehide', () => source?.close());
+  addEventListener('pageshow', (event) => { if (event.persisted) connect(); });
+  connect();
+  setInterval(tick, 100);
+  tick();
+}
