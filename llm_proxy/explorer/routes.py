@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llm_proxy.explorer.page import Extra, Page
-from llm_proxy.explorer.pages import home
+from llm_proxy.explorer.pages import home, live
 
-PAGES: tuple[Page, ...] = (*home.PAGES,)
-EXTRAS: tuple[Extra, ...] = (*home.EXTRAS,)
+PAGES: tuple[Page, ...] = (*home.PAGES, *live.PAGES)
+EXTRAS: tuple[Extra, ...] = (*home.EXTRAS, *live.EXTRAS)

@@ -22,6 +22,7 @@ from aiohttp import web
 from llm_proxy.explorer import asking, guard, render, words
 from llm_proxy.explorer.asking import Absent, Asked, BadValue, NotFound
 from llm_proxy.explorer.bell import Bell
+from llm_proxy.explorer.live.hub import Hub
 from llm_proxy.explorer.options import Options
 from llm_proxy.explorer.page import Handler, Page
 from llm_proxy.explorer.routes import EXTRAS, PAGES
@@ -31,16 +32,21 @@ from llm_proxy.index.record import Record
 log = logging.getLogger(__name__)
 
 THREADS = 4  # views at a time: they hold the interpreter lock, and there are few readers
+FRESH = 2.0  # seconds
 
 T = TypeVar("T")
+Fresh = Callable[[], None]
 
 
 class Site:
     """What all handlers share: the options and the right to ask the record."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, bell: Bell, fresh: Fresh | None = None) -> None:
         self.options = options
+        self._fresh = fresh
+        self._fresh_until = 0.0
         self.templates = render.environment()
+        self.live = Hub(options, bell, self.ask)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="view")
 
     async def ask(self, question: Callable[[Record], T], limit: float = 2.0) -> T:
@@ -50,6 +56,12 @@ class Site:
     async def run(self, work: Callable[[], T]) -> T:
         """Anything else that takes longer than a few milliseconds: rendering, decoding."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def freshen(self) -> None:
+        """Stand-alone: take in what has been logged meanwhile, at most every other second."""
+        if self._fresh is not None and time.monotonic() > self._fresh_until:
+            self._fresh_until = time.monotonic() + FRESH
+            await self.run(self._fresh)
 
     def _asked(self, question: Callable[[Record], T], limit: float) -> T:
         with open_index(Path(self.options.index)) as index:
@@ -65,7 +77,8 @@ class Site:
         """A template that is no whole page."""
         return self.templates.get_template(name).render(asked=asked, **values)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        await self.live.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -88,11 +101,18 @@ SITE = web.AppKey("site", Site)
 BELL = web.AppKey("bell", Bell)  # event streams: `await request.app[BELL].wait(seconds)`
 
 
-def application(options: Options) -> web.Application:
-    """All paths, under `render.ROOT`, behind the guard; `/` leads there."""
-    keeper = guard.Guard(Path(options.state), options.hosts)
+def application(
+    options: Options, *, fresh: Fresh | None = None, stranger: guard.Stranger | None = None
+) -> web.Application:
+    """All paths, under `render.ROOT`, behind the guard; `/` leads there.
+
+    `fresh` brings the index up to date, in a worker thread, before the first page of all is made; `stranger` says of a
+    connection that another user's program holds its other end. Through the daemon, keeper and proxy see to both.
+    """
+    keeper = guard.Guard(Path(options.state), options.hosts, stranger)
     app = web.Application(middlewares=[guard.middleware(keeper, render.ROOT, _refused), _errors])
-    app[SITE], app[BELL] = Site(options), Bell()
+    app[BELL] = Bell()
+    app[SITE] = Site(options, app[BELL], fresh)
     for page in PAGES:
         app.router.add_get(render.ROOT + page.path, _html(page))
         app.router.add_get(f"{render.ROOT}/api{page.path if page.path != '/' else '/sessions'}", _json(page))
@@ -147,7 +167,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 async def _close(app: web.Application) -> None:
-    app[SITE].close()
+    await app[SITE].close()
 
 
 def asked_of(request: web.Request, path: str, params: tuple[asking.Param, ...]) -> Asked:
@@ -165,6 +185,8 @@ def _html(page: Page) -> Handler:
         path = _path_of(request)
         try:
             asked = asked_of(request, path, page.params)
+            if page.path == "/":
+                await site.freshen()
             text = await site.ask(lambda record: _shown(site, page, record, asked), page.limit)
         except (NotFound, Absent, BadValue, TookTooLong, IndexUnavailable) as error:
             return _answer(request, *_words(error))
@@ -174,9 +196,13 @@ def _html(page: Page) -> Handler:
 
 
 def _shown(site: Site, page: Page, record: Record, asked: Asked) -> str:
-    view = page.view(record, asked)
+    view = _view(site, page, record, asked)
     api = render.link(asked).replace(render.ROOT, f"{render.ROOT}/api", 1)
     return site.html(page.name, asked, view=view, api=api.replace("/api/?", "/api/sessions?"))
+
+
+def _view(site: Site, page: Page, record: Record, asked: Asked) -> Any:
+    return page.view(record, asked, site.live) if page.with_live else page.view(record, asked)
 
 
 def _json(page: Page) -> Handler:
@@ -184,7 +210,9 @@ def _json(page: Page) -> Handler:
         site = request.app[SITE]
         try:
             asked = asked_of(request, _path_of(request).removeprefix("/api"), page.params)
-            body = await site.ask(lambda record: as_json(page.view(record, asked)), page.limit)
+            if page.path == "/":
+                await site.freshen()
+            body = await site.ask(lambda record: as_json(_view(site, page, record, asked)), page.limit)
         except (NotFound, Absent, BadValue, TookTooLong, IndexUnavailable) as error:
             return _answer(request, *_words(error))
         return web.Response(body=body, content_type="application/json")
