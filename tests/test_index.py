@@ -255,6 +255,15 @@ def test_a_request_that_is_told_twice(indexer, logs, tmp_path):
     assert [row[3] for row in live["calls"]] == [log.clock]
 
 
+def test_the_upstream_is_that_of_the_request(indexer, logs, tmp_path):
+    """Of a file without a beginning, whose response names none: read with it or after it."""
+    log = Log(logs)
+    asked, answered = log.request([("user", "one")], "r1"), log.response("uno", "r1", _meta={"request_id": "r1"})
+    indexer.take([asked])
+    indexer.take([answered])
+    assert [row[2] for row in assert_as_rebuilt(indexer, tmp_path)["sessions"]] == ["api.test"]
+
+
 def test_much_that_is_new_is_a_rebuild(indexer, logs, tmp_path, monkeypatch):
     """Unless who asks wants to be asked: a keeper has calls to settle in between."""
     monkeypatch.setattr("llm_proxy.index.ingest.MUCH", 100_000)

@@ -232,7 +232,7 @@ def _answered(line: Line, request: Line | None, asked: Entry, known: Known) -> C
         spoken=tuple(_spoken(whose[0], digest, known)),
         gist=gist(digest),
         title=_title(digest),
-        upstream=_upstream(line),
+        upstream=_upstream(request or line) or _upstream(line),
     )
 
 
