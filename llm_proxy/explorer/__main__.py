@@ -9,11 +9,15 @@ import asyncio
 import os
 import socket
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 from llm_proxy.explorer.options import Options, options
 from llm_proxy.explorer.serving import serve
 from llm_proxy.explorer.site import BELL, application
 from llm_proxy.explorer.unix import PathTooLong, bind
+
+_NICENESS = 10  # people wait for a page; streams come first all the same
 
 
 def main() -> int:
@@ -28,9 +32,18 @@ def main() -> int:
     return 0
 
 
+def _step_back() -> None:
+    """Behind the proxy and everybody else: Linux shares processors between sessions first, and this has its own."""
+    os.nice(_NICENESS)
+    with suppress(OSError):
+        if os.getsid(0) == os.getpid():
+            Path("/proc/self/autogroup").write_text(str(_NICENESS))
+
+
 async def _live(given: Options, link: socket.socket) -> None:
     app, stop = application(given), asyncio.Event()
     if given.socket:
+        _step_back()
         app[BELL].listen(0, stop.set)
     await serve(app, [link], stop)
 

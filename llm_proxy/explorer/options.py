@@ -23,6 +23,7 @@ class Options:
     hosts: tuple[str, ...] = ()  # `Host` names beside the loopback ones
     redact: bool = True
     patterns: tuple[tuple[str, str], ...] = ()
+    metadata_only: bool = False  # what is not recorded is not shown while it is said either
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -111,4 +111,5 @@ def options(settings: Settings, *, index: str, state: str, journal: str, socket:
         hosts=settings.hosts,
         redact=settings.redact,
         patterns=settings.patterns,
+        metadata_only=settings.metadata_only,
     )

@@ -46,6 +46,14 @@ _OVERHEAD = 8  # characters that even an empty piece counts as
 _MOST_TOOLS = 6  # that are named
 
 
+class Manner(NamedTuple):
+    """How calls are shown. `by_line`: see `Veil`; `silent`: nothing of what they say."""
+
+    redactor: Redactor | None = None
+    by_line: bool = False
+    silent: bool = False
+
+
 class Words(NamedTuple):
     """What was said in one go. `kind`: text, thinking, tool; `name` where a tool's call begins with it."""
 
@@ -98,7 +106,7 @@ class Seen:
 class Call:
     """Mutable: what has been read of one call so far."""
 
-    def __init__(self, frame: Frame, opening: Opening, redactor: Redactor | None, *, by_line: bool = False) -> None:
+    def __init__(self, frame: Frame, opening: Opening, manner: Manner) -> None:
         start, fields = pairs(opening.head)
         method, _, rest = start.partition(" ")
         self.id = str(opening.exchange_id)
@@ -121,8 +129,8 @@ class Call:
         self._last = frame.at
         self._speech = Speech(self._api)
         self._answer: _Answer | None = None
-        self._redactor, self._by_line = redactor, by_line
-        self._veil = Veil(redactor, by_line=by_line)
+        self._manner = manner
+        self._veil = Veil(manner.redactor, by_line=manner.by_line)
         self._kind = self._tool = ""
         self._letters = 0
         self._before = 0  # output tokens of earlier turns of the same connection
@@ -228,7 +236,9 @@ class Call:
         return Ending.COMPLETE.label if gone_after else ending.label
 
     def _veiled(self, words: str) -> str:
-        return words if self._redactor is None else self._redactor.text(words)
+        if self._manner.silent:
+            return ""
+        return words if self._manner.redactor is None else self._manner.redactor.text(words)
 
     def _head(self, head: bytes) -> None:
         line, fields = pairs(head)
@@ -270,10 +280,10 @@ class Call:
 
     def _close_block(self) -> None:
         self._say(self._veil.finish())
-        self._veil = Veil(self._redactor, by_line=self._by_line)
+        self._veil = Veil(self._manner.redactor, by_line=self._manner.by_line)
 
     def _say(self, text: str) -> None:
-        if text:
+        if text and not self._manner.silent:
             self._add(Words(self._kind, text))
             if self._kind == "text" and len(self._opening_words) < FIRST_WORDS:
                 self._opening_words = (self._opening_words + text)[:FIRST_WORDS]

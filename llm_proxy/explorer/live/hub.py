@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_proxy.explorer.bell import Bell
-from llm_proxy.explorer.live.call import OVER, Seen, Words
+from llm_proxy.explorer.live.call import OVER, Manner, Seen, Words
 from llm_proxy.explorer.live.watch import Change, Watch
 from llm_proxy.explorer.options import Options
 from llm_proxy.index.queries import CallRow, IndexUnavailable, SessionRow, TookTooLong
@@ -98,7 +98,8 @@ class Hub:
         self._bell = bell
         self._ask = ask
         redactor = Redactor(options.patterns, lambda kind, secret: 0) if options.redact else None
-        self._watch = Watch(Path(options.journal), redactor, by_line=bool(options.patterns))
+        manner = Manner(redactor, by_line=bool(options.patterns), silent=options.metadata_only)
+        self._watch = Watch(Path(options.journal), manner)
         self._prices = PriceBook()
         self._events: deque[Event] = deque(maxlen=EVENTS)
         self._next = 1

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from llm_proxy.explorer.live.call import Call, Seen, Words
+from llm_proxy.explorer.live.call import Call, Manner, Seen, Words
 from llm_proxy.journal import segments
 from llm_proxy.journal.frames import Frame, Kind, unpack_open
 from llm_proxy.journal.reader import Batch, Position, Reader
-from llm_proxy.records.redaction import Redactor
 
 BACK = 512 << 20  # bytes of the journal that are looked through for calls that are open already
 BEHIND = 128 << 20  # bytes; further behind, watching begins anew at the present end
@@ -39,11 +38,10 @@ class Watch:
     """Follows the journal in `folder`. `beyond` are open calls that are too many to be followed; with a new
     `generation` what was known before no longer holds."""
 
-    def __init__(self, folder: Path, redactor: Redactor | None, *, by_line: bool = False) -> None:
+    def __init__(self, folder: Path, manner: Manner) -> None:
         self.generation = 0
         self._folder = folder
-        self._redactor = redactor
-        self._by_line = by_line
+        self._manner = manner
         self._lock = Lock()
         self._reader: Reader | None = None
         self._run = ""
@@ -163,7 +161,7 @@ class Watch:
             opening = unpack_open(frame.payload)
         except (struct.error, ValueError):  # nothing can be said of a call without it
             return False
-        self._calls[frame.serial] = Call(frame, opening, self._redactor, by_line=self._by_line)
+        self._calls[frame.serial] = Call(frame, opening, self._manner)
         return True
 
 
