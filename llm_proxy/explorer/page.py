@@ -13,11 +13,20 @@ from aiohttp import web
 
 from llm_proxy.explorer.asking import Param
 
-# (Record, Asked) -> view. Runs in a worker thread, with a read connection of its own. Returns a frozen dataclass of plain
-# values (also tuples, Decimal, other such dataclasses): what the template shows and what the API gives. Raises NotFound,
-# Absent, BadValue.
+# (Record, Asked) -> view. Runs in a worker thread, with a read connection of its own. Returns a frozen dataclass of
+# plain values (also tuples, Decimal, other such dataclasses): what the template shows and what the API gives; or a
+# File. Raises NotFound, Absent, BadValue.
 View = Callable[..., Any]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """What a view gives instead of what a page shows: bytes to be saved as `name`; without one, a text to read."""
+
+    name: str
+    type: str
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from llm_proxy.explorer.asking import Absent, Asked, BadValue, NotFound
 from llm_proxy.explorer.bell import Bell
 from llm_proxy.explorer.live.hub import Hub
 from llm_proxy.explorer.options import Options
-from llm_proxy.explorer.page import Handler, Page
+from llm_proxy.explorer.page import File, Handler, Page
 from llm_proxy.explorer.routes import EXTRAS, PAGES
 from llm_proxy.index.queries import IndexUnavailable, TookTooLong, open_index
 from llm_proxy.index.record import Record
@@ -187,16 +188,27 @@ def _html(page: Page) -> Handler:
             asked = asked_of(request, path, page.params)
             if page.path == "/":
                 await site.freshen()
-            text = await site.ask(lambda record: _shown(site, page, record, asked), page.limit)
+            shown = await site.ask(lambda record: _shown(site, page, record, asked), page.limit)
         except (NotFound, Absent, BadValue, TookTooLong, IndexUnavailable) as error:
             return _answer(request, *_words(error))
-        return web.Response(text=text, content_type="text/html")
+        return sent(shown) if isinstance(shown, File) else web.Response(text=shown, content_type="text/html")
 
     return show
 
 
-def _shown(site: Site, page: Page, record: Record, asked: Asked) -> str:
+def sent(file: File) -> web.Response:
+    """A file to be saved: whatever is in it, a browser shows none of it."""
+    headers = {"X-Content-Type-Options": "nosniff"}
+    if file.name:
+        name = re.sub(r"[^\w.-]+", "-", file.name, flags=re.ASCII).strip(".-") or "file"
+        headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    return web.Response(body=file.data, headers=headers | {"Content-Type": file.type})
+
+
+def _shown(site: Site, page: Page, record: Record, asked: Asked) -> str | File:
     view = _view(site, page, record, asked)
+    if isinstance(view, File):
+        return view
     api = render.link(asked).replace(render.ROOT, f"{render.ROOT}/api", 1)
     return site.html(page.name, asked, view=view, api=api.replace("/api/?", "/api/sessions?"))
 
@@ -212,12 +224,17 @@ def _json(page: Page) -> Handler:
             asked = asked_of(request, _path_of(request).removeprefix("/api"), page.params)
             if page.path == "/":
                 await site.freshen()
-            body = await site.ask(lambda record: as_json(_view(site, page, record, asked)), page.limit)
+            told = await site.ask(lambda record: _told(site, page, record, asked), page.limit)
         except (NotFound, Absent, BadValue, TookTooLong, IndexUnavailable) as error:
             return _answer(request, *_words(error))
-        return web.Response(body=body, content_type="application/json")
+        return sent(told) if isinstance(told, File) else web.Response(body=told, content_type="application/json")
 
     return tell
+
+
+def _told(site: Site, page: Page, record: Record, asked: Asked) -> bytes | File:
+    view = _view(site, page, record, asked)
+    return view if isinstance(view, File) else as_json(view)
 
 
 def as_json(view: Any) -> bytes:
