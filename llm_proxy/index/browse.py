@@ -171,10 +171,22 @@ def days_of_sessions(index: Index, wanted: Wanted, day_of: DayOf) -> list[Day]:
     return _days(index.rows(query, values), day_of)
 
 
-def days_of_calls(index: Index, since_ns: int, until_ns: int, day_of: DayOf) -> list[Day]:
-    """Sums of all calls by the day they began, in order; days without any are left out. `sessions` is 0."""
-    query = f"SELECT slot, 0, {_SUMMED} FROM slots WHERE slot >= :since AND slot < :until GROUP BY 1"
-    return _days(index.rows(query, {"since": since_ns // QUARTER, "until": -(-until_ns // QUARTER)}), day_of)
+def last_days_of_sessions(index: Index, wanted: Wanted, day_of: DayOf) -> dict[str, int]:
+    """How many sessions were used last on each day; days without any are left out."""
+    where, values = _where(wanted)
+    query = f"SELECT coalesce(last, 0) / {QUARTER}, count(*) FROM sessions WHERE {_all(where)} GROUP BY 1"
+    counts: dict[str, int] = {}
+    for slot, found in index.rows(query, values):
+        day = day_of(slot).isoformat()
+        counts[day] = counts.get(day, 0) + found
+    return counts
+
+
+def calls_between(index: Index, since_ns: int, until_ns: int) -> Totals:
+    """Sums of all calls that began in a span of whole quarters of an hour."""
+    query = f"SELECT {_TOTALLED} FROM slots WHERE slot >= :since AND slot < :until"
+    (numbers,) = index.rows(query, {"since": since_ns // QUARTER, "until": until_ns // QUARTER})
+    return totals(numbers)
 
 
 # --- conditions
@@ -218,6 +230,7 @@ def _all(conditions: Sequence[str]) -> str:
 _TEXTS = ("id", "title", "project", "branch", "program", "provider", "parent", "agent")
 _LISTED = ", ".join((*_TEXTS, "forked", "started", "last", *SUMS))
 _SUMMED = ", ".join(f"sum({name})" for name in SUMS)
+_TOTALLED = ", ".join(f"coalesce(sum({name}), 0)" for name in SUMS)
 
 
 def _listed(index: Index, rows: Sequence[tuple[Any, ...]]) -> list[Listed]:

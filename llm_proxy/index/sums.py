@@ -120,6 +120,8 @@ MIGRATION = f"""
         WHEN new.model != '' AND new.model IS NOT old.model BEGIN {_USE_MODEL} END;
 
     {"".join(f"CREATE INDEX sessions_in_order_of_{name} ON sessions ({order}, id);" for name, order in ORDERS.items())}
+    CREATE INDEX sessions_for_counts
+        ON sessions (project, program, provider, branch, failed, cut, open, unpriced, last);
     CREATE INDEX sessions_open ON sessions (open) WHERE open > 0;
     CREATE INDEX calls_by_pace ON calls (started, ttfb, total)
 """

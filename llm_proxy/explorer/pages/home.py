@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -20,7 +21,7 @@ from llm_proxy.index import browse
 from llm_proxy.index.browse import Day, Listed, Totals, Value, Wanted
 from llm_proxy.index.queries import Index, TookTooLong
 from llm_proxy.index.record import Record
-from llm_proxy.index.sums import ORDERS, QUARTER, SUMS
+from llm_proxy.index.sums import ORDERS, QUARTER
 
 SHOWN = 5  # values of a facet; the rest has a page of its own
 HISTOGRAM, SPARK = 30, 14  # days
@@ -81,7 +82,7 @@ class Filtered:
 class Home:
     """`today` and `days` are of all calls by the time they began; everything else is of the sessions that fit."""
 
-    today: Totals | None
+    today: Totals
     days: tuple[Day, ...]  # the last 14, those without calls too
     count: int
     total: int
@@ -124,15 +125,17 @@ def view(record: Record, asked: Asked) -> Home:
     count = browse.count(index, chosen)
     total = browse.count(index, Wanted()) if chosen != Wanted() else count
     groups = _groups(index, chosen, asked, sessions)
-    days = last_days(asked, SPARK)
-    spent = {one.day: one for one in browse.days_of_calls(index, *bounds(asked, days[0], days[-1]), day_of(asked))}
+    days = [
+        Day(one.isoformat(), 0, browse.calls_between(index, *bounds(asked, one, one)))
+        for one in last_days(asked, SPARK)
+    ]
     filters = filtered(asked)
     if not count:
         filters = _without(index, chosen, filters)
     index.stop_at(time.monotonic() + FACETS_TAKE)
     return Home(
-        today=spent[days[-1].isoformat()].sums if days[-1].isoformat() in spent else None,
-        days=tuple(spent.get(one.isoformat(), Day(one.isoformat(), 0, NOTHING)) for one in days),
+        today=days[-1].sums,
+        days=tuple(days),
         count=count,
         total=total,
         filters=filters,
@@ -143,12 +146,11 @@ def view(record: Record, asked: Asked) -> Home:
     )
 
 
-NOTHING = browse.totals([0] * len(SUMS))
-
-
-def day_of(asked: Asked) -> Callable[[int], date]:
-    """The day of a slot, where the asker is."""
-    return lambda slot: _moment(slot * QUARTER, asked).date()
+def day_of(asked: Asked, first: date, last: date) -> Callable[[int], date]:
+    """The day of a slot, where the asker is; of slots from the one day to the other."""
+    days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
+    begins = [_midnight(asked, one) // QUARTER for one in days]
+    return lambda slot: days[max(0, bisect_right(begins, slot) - 1)]
 
 
 def _moment(ns: int, asked: Asked) -> datetime:
@@ -182,7 +184,7 @@ def _groups(index: Index, chosen: Wanted, asked: Asked, sessions: Sequence[Liste
         since_ns=max(since, chosen.since_ns if chosen.since_ns is not None else since),
         until_ns=min(until, chosen.until_ns if chosen.until_ns is not None else until),
     )
-    sums = {one.day: one for one in browse.days_of_sessions(index, span, day_of(asked))}
+    sums = {one.day: one for one in browse.days_of_sessions(index, span, day_of(asked, min(by_day), max(by_day)))}
     return tuple(
         Group(sums.get(one.isoformat()), words.date_heading(some[0].last_ns, asked.now, asked.zone), tuple(some))
         for one, some in by_day.items()
@@ -199,10 +201,11 @@ def _histogram(index: Index, chosen: Wanted, asked: Asked) -> tuple[Value, ...]:
     days = last_days(asked, HISTOGRAM)
     since, until = bounds(asked, days[0], days[-1])
     try:
-        found = browse.days_of_sessions(index, replace(chosen, since_ns=since, until_ns=until), day_of(asked))
+        counts = browse.last_days_of_sessions(
+            index, replace(chosen, since_ns=since, until_ns=until), day_of(asked, days[0], days[-1])
+        )
     except TookTooLong:
         return ()
-    counts = {one.day: one.sessions for one in found}
     return tuple(Value(one.isoformat(), counts.get(one.isoformat(), 0)) for one in days)
 
 
