@@ -155,6 +155,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Whatever no handler has an answer for: an unknown path, a defect."""
     try:
         return await handler(request)
+    except (NotFound, Absent, BadValue, TookTooLong, IndexUnavailable) as error:
+        return _answer(request, *_words(error))
     except web.HTTPException as error:
         if error.status < 400:
             raise
