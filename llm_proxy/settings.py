@@ -253,6 +253,49 @@ def _repeats_a_repetition(pattern: str) -> bool:
     return within(_parser.parse(pattern), False)
 
 
+_SINK = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII)
+
+
+def _own_sinks() -> Rule:
+    def read(value: object) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]:
+        import json
+
+        tables = json.loads(value) if isinstance(value, str) else dict(value)  # type: ignore[call-overload]
+        if not isinstance(tables, dict):
+            raise ValueError
+        for name, table in tables.items():
+            if not isinstance(table, dict):
+                raise _WrongItem(str(name), "a table of options", table)
+        return tuple((str(name), tuple(table.items())) for name, table in tables.items())
+
+    return Rule("a table per sink of your own, such as {mine = {path = '/srv'}} (JSON in the environment)", read)
+
+
+def _columns() -> Rule:
+    known = (
+        *("method", "url", "request", "response", "time", "status", "ending", "error", "provider", "model"),
+        *(
+            "input_tokens",
+            "output_tokens",
+            "tokens",
+            "cost",
+            "duration_ms",
+            "first_token_ms",
+            "project",
+            "session",
+            "id",
+        ),
+    )
+
+    def read(value: object) -> tuple[str, ...]:
+        items = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(items, list | tuple) or not all(item in known for item in items if item != ""):
+            raise ValueError
+        return tuple(str(item) for item in items if item != "")
+
+    return Rule(f"a list (with commas in the environment) of {', '.join(known)}", read)
+
+
 def _projects() -> Rule:
     def read(value: object) -> tuple[str, ...]:
         items = value.split(",") if isinstance(value, str) else value
@@ -392,6 +435,42 @@ class Settings:
         False,
         _yes_or_no(),
         "Record who called what, when, with which tokens and cost, and no word of what was said.",
+    )
+    sinks: tuple[str, ...] = _setting(
+        "sinks",
+        ("sessions",),
+        _list_of(_SINK, "names of sinks: sessions, daily, csv, dataset, or one of your own"),
+        "What the record is written to; without `sessions`, session logs go two days after their last line.",
+    )
+    daily_folder: str = _setting(
+        "daily.folder", "~/.llm-provider-logs", _folder(), "Folder of the files `recordings-YYYY-MM-DD.jsonl`."
+    )
+    csv_file: str = _setting("csv.file", "~/.llm-provider-logs/log.csv", _folder(), "The CSV file, a row per call.")
+    csv_header: bool = _setting("csv.header", False, _yes_or_no(), "Begin the file with a row that names the columns.")
+    csv_columns: tuple[str, ...] = _setting(
+        "csv.columns", ("method", "url", "request", "response"), _columns(), "The columns, in order."
+    )
+    csv_defuse: bool = _setting(
+        "csv.defuse",
+        False,
+        _yes_or_no(),
+        "Put `'` before cells that a spreadsheet would take for a formula.",
+    )
+    dataset_folder: str = _setting(
+        "dataset.folder", "~/.llm-provider-dataset", _folder(), "Folder of the dataset's records and streams."
+    )
+    dataset_compress: bool = _setting("dataset.compress", False, _yes_or_no(), "Write records compressed (gzip).")
+    dataset_rotate: str = _setting(
+        "dataset.rotate",
+        "daily",
+        _choice("daily", "weekly", "size"),
+        "When a session's records go on in a new file.",
+    )
+    dataset_max_size: int = _setting(
+        "dataset.max_size", 100 * 10**6, _size(10**3, 1 << 50), "Size of a file of records where `rotate` is size."
+    )
+    own_sinks: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = _setting(
+        "sink", (), _own_sinks(), "Options for sinks of your own, a table for each by its name."
     )
     retention_days: float = _setting(
         "retention.days", 0.0, _days(), "Age at which session files are deleted; also from the index and all sums."

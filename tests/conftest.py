@@ -49,8 +49,9 @@ class Daemon:
         self.home = Path(home)
         self.lines = []
         self._news = threading.Condition()
+        isolation = "-I" if options.pop("isolated", True) else "-P"
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-m", "llm_proxy", *arguments],
+            [sys.executable, isolation, "-m", "llm_proxy", *arguments],
             env=environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -25,8 +25,8 @@ def _shown(row):
     if isinstance(row.default, bool):
         return "true" if row.default else "false"
     if isinstance(row.default, tuple):
-        return "none"
-    if "size" in row.rule.words:
+        return ", ".join(row.default) or "none"
+    if row.rule.words.startswith("a size"):
         return settings.size_text(row.default)
     return f"{row.default:g}" if isinstance(row.default, float) else str(row.default)
 

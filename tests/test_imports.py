@@ -23,8 +23,10 @@ ALLOWED = {
     "formats": {"index", "sinks", "records", "dialects", "wire", "errors"},
     "keeper": {"index", "sinks", "journal", "records", "dialects", "wire"},
     "explorer": {"index", "formats", "sinks", "journal", "records", "dialects", "wire"},
+    "lanes": {"formats", "index", "sinks", "records", "dialects", "wire"},
     "service": {
         "explorer",
+        "lanes",
         "keeper",
         "proxy",
         "formats",

@@ -217,7 +217,8 @@ class Keeper:
         self._say("ok", now=True)
 
     def _record(self) -> None:
-        self.recorder = Recorder(self.store, self.logs, self.machine, self.tally, self.teller)
+        facts = (self.store, self.logs, self.machine, self.tally, self.teller)
+        self.recorder = Recorder(*facts, posts=self.options.posts)
 
     def _start(self) -> Position | None:
         """Where the last life's checkpoint is, unless the journal is not the one it belongs to any more."""

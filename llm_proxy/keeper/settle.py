@@ -23,6 +23,7 @@ from llm_proxy.keeper.telling import Teller, Troubles
 from llm_proxy.records.exchange import Exchange
 from llm_proxy.sinks import session_jsonl
 from llm_proxy.sinks.log_files import LogFile, Logs
+from llm_proxy.sinks.outbox import HALVES, Posted
 from llm_proxy.sinks.session_jsonl import Entry
 
 # Sessions remembered between two groups; more than that are looked up again.
@@ -48,7 +49,10 @@ class Tally:
 class Recorder:
     """The one that writes, for one journal. After any exception both steps can be done again with the same items."""
 
-    def __init__(self, store: Store, logs: Logs, machine: str, tally: Tally, teller: Teller) -> None:
+    def __init__(
+        self, store: Store, logs: Logs, machine: str, tally: Tally, teller: Teller, *, posts: bool = False
+    ) -> None:
+        """`posts`: what is written is told to the lanes too."""
         self.tally = tally
         self._store = store
         self._logs = logs
@@ -57,6 +61,8 @@ class Recorder:
         self._places = Places(store, str(logs.root), self._reread)
         self._written: dict[tuple[UUID, str], Seat] = store.written()
         self._lines: list[Line] = []
+        self._posts = posts
+        self._posted: list[Posted] = []
 
     def decide(self, items: Sequence[Item]) -> int:
         """Tell what the items mean and find their places; how many of them, from the first on, can be settled next.
@@ -73,7 +79,7 @@ class Recorder:
 
         Raises OSError, sqlite3.Error, StoreDamaged.
         """
-        self._lines = []
+        self._lines, self._posted = [], []
         try:
             with self._store.transaction() as changed:
                 if changed:
@@ -139,6 +145,9 @@ class Recorder:
 
     def _append(self, session: Session, file: LogFile, data: bytes, entry: Entry, digest: Digest | None = None) -> None:
         self._lines.append(Line(session.file, file.size, len(data), entry, digest))
+        if self._posts and entry["type"] in HALVES:
+            call = UUID(entry["_meta"]["request_id"]).bytes
+            self._posted.append(Posted(call, entry["type"], str(self._logs.root), session.file, file.size, len(data)))
         file.append(data)
         session.size = file.size
 
@@ -164,7 +173,14 @@ class Recorder:
 
     def _adopt(self, session: Session, file: LogFile) -> None:
         before = file.size
-        found = [Written(known.id, known.type, Seat(session.id, known.seq)) for known in file.known_after(session.size)]
+        stand = list(file.known_after(session.size))
+        found = [Written(known.id, known.type, Seat(session.id, known.seq)) for known in stand]
+        if self._posts:
+            root = str(self._logs.root)
+            halves = (one for one in stand if one.type in HALVES)
+            self._posted += (
+                Posted(one.id.bytes, one.type, root, session.file, one.offset, one.length) for one in halves
+            )
         self.tally.torn += file.size < before
         session.last_seq = max([session.last_seq, *(one.seat.seq for one in found)])
         found = [one for one in found if one.type in _ONCE]
@@ -204,6 +220,8 @@ class Recorder:
         store.settle((one.position, one.id) for one in over if one.position >= checkpoint)
         if self._written:
             store.forget_written(one.id for one in over)
+        if self._posted:
+            store.post(self._posted)
         store.set_checkpoint(run, checkpoint)
 
     def _account(self, items: Sequence[Item], seats: Sequence[Seat]) -> None:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from llm_proxy.journal.reader import Position
+from llm_proxy.sinks import outbox
 
 BUSY_TIMEOUT = 30.0  # seconds
 # A conversation that is taken up again later than this many seconds begins a new file: by its own id, by its messages.
@@ -133,6 +134,7 @@ MIGRATIONS = (
     ) WITHOUT ROWID;
     CREATE INDEX turns_by_time ON turns (at);
     """,
+    outbox.TABLE,
 )
 
 _SESSION = """
@@ -278,9 +280,12 @@ class Store:
 
     @_told()
     def busy(self, logs: str) -> set[str]:
-        """Files of a log folder that an open call will be written to."""
-        query = "SELECT file FROM sessions WHERE logs = ? AND id IN (SELECT session FROM in_flight)"
-        return {file for (file,) in self._db.execute(query, (logs,))}
+        """Files of a log folder that an open call will be written to, or a lane has not passed on yet."""
+        query = """
+            SELECT file FROM sessions WHERE logs = :logs AND id IN (SELECT session FROM in_flight)
+            UNION SELECT file FROM outbox WHERE logs = :logs
+        """
+        return {file for (file,) in self._db.execute(query, {"logs": logs})}
 
     # -- entries that stand in files already
 
@@ -341,6 +346,10 @@ class Store:
 
     def land(self, exchanges: Iterable[UUID]) -> None:
         self._db.executemany("DELETE FROM in_flight WHERE exchange = ?", [(one.bytes,) for one in exchanges])
+
+    def post(self, lines: Iterable[outbox.Posted]) -> None:
+        """Lines that lanes are to pass on."""
+        self._db.executemany(outbox.POST, lines)
 
     # -- the file itself
 

@@ -25,7 +25,7 @@ from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, CrashLoo
 from llm_proxy.journal.writer import Journal, JournalBusy, has_ring, writer_lock
 from llm_proxy.proxy.explorer import Explorer
 from llm_proxy.proxy.server import Proxy, ProxyConfig
-from llm_proxy.service import activation, attached, bedrock, crashes, environment, state
+from llm_proxy.service import activation, attached, bedrock, crashes, environment, passing, state
 from llm_proxy.service.exploring import Exploring
 from llm_proxy.service.exploring import options as exploring_options
 from llm_proxy.service.keeping import arguments
@@ -44,6 +44,8 @@ STICKY_PATIENCE = 1.0  # seconds to wait for the port of last time
 HANDOVER_PATIENCE = 40.0  # seconds a new daemon waits for one that is draining
 RETRY = 5.0  # seconds between attempts to record, or to be found, after all
 SETTLE_LIMIT = 4.0  # seconds for the keeper; with the drain's 25 s it stays below systemd's 30 s
+LANES_LIMIT = 10.0  # seconds for the lanes, where there is as much
+STOP_LIMIT = 29.0  # seconds for everything
 _MOST_JOURNALS = 64
 # One bytecode switch interval of the drain thread is latency for every stream; 0.5 ms instead of 5 ms.
 _SWITCH_INTERVAL = 0.0005
@@ -83,8 +85,10 @@ class Daemon:
         self.listeners = Listeners((), 0, ())
         self.journal: Journal | None = None
         self.keeper: Supervisor | None = None
+        self.lanes: Supervisor | None = None
         self.exploring: Exploring | None = None
         self.bedrock = bedrock.configured(settings)
+        self._stopped_at = 0.0
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
 
@@ -113,6 +117,7 @@ class Daemon:
         chores = [loop.create_task(chore) for chore in self._chores(proxy)]
         self.manager.ready(self.status)
         await self._stop.wait()
+        self._stopped_at = time.monotonic()
         self.manager.stopping()
         self._withdraw()
         for chore in chores:
@@ -175,11 +180,17 @@ class Daemon:
         self.keeper = self._keeper_of(self.journal.folder)
         self.journal.on_drained = self._journal_has_grown
         self.keeper.start()
+        if passing.sinks(self.settings) and self.lanes is None:
+            told = passing.options(self.settings).to_json()
+            self.lanes = Supervisor("llm_proxy.lanes", (told,), errors=f"{self.journal.folder}/lanes.err")
+            self.lanes.start()
 
     def _journal_has_grown(self) -> None:
         """Called by the journal's thread."""
         if self.keeper is not None:
             self.keeper.wake()
+        if self.lanes is not None:
+            self.lanes.wake()
         if self.exploring is not None:
             self.exploring.wake()
 
@@ -280,6 +291,9 @@ class Daemon:
             self.journal.close()
         if self.keeper is not None:
             await self.keeper.stop(0.2 if self._force.is_set() else SETTLE_LIMIT)
+        if self.lanes is not None:
+            left = STOP_LIMIT - (time.monotonic() - self._stopped_at)
+            await self.lanes.stop(0.2 if self._force.is_set() else min(LANES_LIMIT, max(left, 1.0)))
 
 
 class Service(Daemon):

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 from llm_proxy import paths
 from llm_proxy.keeper.options import Options, Retention
+from llm_proxy.service import passing
 
 if TYPE_CHECKING:
     from llm_proxy.settings import Settings
+
+_CLOSED_DAYS = 2.0  # after which a session file may be deleted at the earliest
 
 
 def arguments(settings: Settings, journal: Path) -> tuple[str, ...]:
@@ -30,9 +33,10 @@ def options(settings: Settings) -> Options:
         metadata_only=settings.metadata_only,
         prices=settings.prices,
         price_data=paths.price_file(),
+        posts=bool(passing.sinks(settings)),
         cap=settings.cap,
         retention=Retention(
-            days=settings.retention_days,
+            days=settings.retention_days if passing.SESSIONS in settings.sinks else _CLOSED_DAYS,
             bodies_days=settings.retention_bodies_days,
             compress_days=settings.retention_compress_days,
             max_size=settings.retention_max_size,

@@ -10,7 +10,6 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -27,11 +26,13 @@ _ONCE = frozenset({"request", "response", "gap"})
 
 
 class Known(NamedTuple):
-    """An entry found in a file: which half of which exchange, with which number."""
+    """An entry found in a file: which half of which exchange, with which number, and where it stands."""
 
     id: UUID
     type: str
     seq: int
+    offset: int = 0
+    length: int = 0
 
 
 class _Meta(msgspec.Struct):
@@ -85,13 +86,16 @@ class LogFile:
     def known_after(self, start: int) -> Iterator[Known]:
         """The entries that stand beyond `start`; afterwards a torn last line has been cut off."""
         rest = b""
-        offset = start
+        begins, offset = start, start
         while data := os.pread(self.fd, _READ_AT_ONCE, offset):
             offset += len(data)
             *lines, rest = (rest + data).split(b"\n")
-            yield from chain.from_iterable(map(_known, lines))
+            for line in lines:
+                length = len(line) + 1
+                yield from _known(line, begins, length)
+                begins += length
         if rest:
-            self.size = offset - len(rest)
+            self.size = begins
             os.ftruncate(self.fd, self.size)
 
     def ends_whole(self) -> bool:
@@ -99,11 +103,11 @@ class LogFile:
         return not self.size or os.pread(self.fd, 1, self.size - 1) == b"\n"
 
 
-def _known(data: bytes) -> Iterator[Known]:
+def _known(data: bytes, offset: int, length: int) -> Iterator[Known]:
     try:
         found = _read_found(data)
         if found.type in _ONCE:
-            yield Known(UUID(found.meta.request_id), found.type, found.seq)
+            yield Known(UUID(found.meta.request_id), found.type, found.seq, offset, length)
     except (msgspec.MsgspecError, ValueError):  # a session_start, or no entry of ours
         return
 

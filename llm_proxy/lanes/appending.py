@@ -1,0 +1,78 @@
+"""Files that sinks add lines to, without losing or repeating one when a process is killed.
+
+How far a file was when the cursor was committed stands in the sink's ledger. After a crash, lines beyond that which
+are the very ones to be written are not written again. A file that was moved, cut, or opened and saved by somebody
+else meanwhile is just gone on with. Leaves out what lines say.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class Appender:
+    """Appends to files by name. `ledger`: path -> [inode, size] as last committed, with what is new since."""
+
+    def __init__(self) -> None:
+        self.ledger: dict[str, Any] = {}
+        self._unsure: set[str] = set()
+
+    def resume(self, ledger: dict[str, Any]) -> None:
+        """As it was when the cursor was committed."""
+        self.ledger = dict(ledger)
+        self._unsure = {name for name in ledger if name.startswith("/")}
+
+    def append(self, path: Path, data: bytes, head: bytes = b"", *, lines: bool = True) -> None:
+        """All of `data`, or after OSError nothing of it; `head` comes first in a file that is new or empty.
+
+        Of `lines`, the first begins on a line of its own, whatever others have left at the end of the file.
+        """
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, _FLAGS, 0o600)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(f"{path} is no regular file")
+            size = found.st_size
+            stands = self._stands(fd, path, found, data)
+            if not size:
+                data = head + data
+            elif stands:
+                data = data[stands:]
+            elif lines and os.pread(fd, 1, size - 1) != b"\n":
+                data = b"\n" + data
+            _write(fd, data, size)
+            self.ledger.pop(str(path), None)  # the last written to stands last
+            self.ledger[str(path)] = [found.st_ino, size + len(data)]
+            self._unsure.discard(str(path))
+        finally:
+            os.close(fd)
+
+    def forget(self, keep: int = 64) -> None:
+        """Only the last files written to are remembered."""
+        for path in [name for name in self.ledger if name.startswith("/")][:-keep]:
+            del self.ledger[path]
+
+    def _stands(self, fd: int, path: Path, found: os.stat_result, data: bytes) -> int:
+        """How many bytes of `data` stand in the file already: written, and killed before that was committed."""
+        if str(path) not in self._unsure:
+            return 0
+        inode, size = self.ledger[str(path)]
+        if inode != found.st_ino or found.st_size <= size:
+            return 0
+        beyond = os.pread(fd, len(data) + 1, size)
+        return len(beyond) if data.startswith(beyond) else 0
+
+
+def _write(fd: int, data: bytes, size: int) -> None:
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    except OSError:
+        os.ftruncate(fd, size)
+        raise
