@@ -21,7 +21,7 @@ async def serve(app: web.Application, sockets: Sequence[socket.socket], stop: as
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    # No access log: it would be long, and nobody's business. A visitor who leaves ends what is made for him, streams too.
+    # No access log: it would be long, and nobody's business. Who leaves ends what is made for him, streams too.
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=STOPPING)
     await runner.setup()
     try:
