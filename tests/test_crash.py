@@ -42,7 +42,8 @@ def journals(daemon):
     return sorted((daemon.state / "journal").iterdir())
 
 
-async def until(condition, timeout=30, why=""):
+async def until(condition, why="", timeout=60):
+    """A wide guard: a keeper comes last where others want the processors."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, why() if callable(why) else why
@@ -84,9 +85,9 @@ async def end(daemon, home):
     await asyncio.to_thread(daemon.wait_for_recording)
     busy = (daemon.state / "journal" / _own(daemon)).resolve()
     others = [folder for folder in journals(daemon) if folder.resolve() != busy]
-    await until(lambda: all(map(at_rest, others)), 60, lambda: f"not settled: {[f for f in others if not at_rest(f)]}")
+    await until(lambda: all(map(at_rest, others)), lambda: f"not settled: {[f for f in others if not at_rest(f)]}")
     assert await asyncio.to_thread(daemon.stop, 30) == 0
-    await until(lambda: not keepers(home), 10, "a keeper lives on")
+    await until(lambda: not keepers(home), "a keeper lives on")
 
 
 def _own(daemon):
@@ -165,10 +166,12 @@ async def _loaded(daemon, fake, **options):
 
 
 def _endings(daemon):
+    """Of all lines that have their end: the last of a file may be under way."""
     return [
         json.loads(line).get("ending")
         for file in daemon.logs.rglob("*.jsonl")
-        for line in file.read_text().splitlines()
+        for line in file.read_text().splitlines(keepends=True)
+        if line.endswith("\n")
     ]
 
 
@@ -178,7 +181,7 @@ async def test_the_keeper_of_a_killed_proxy_settles_alone(daemon, fake):
     load = await _loaded(daemon, fake)
     daemon.kill()
     await load.__aexit__(None, None, None)
-    await until(lambda: not keepers(daemon.home), 10, "the keeper lives on")
+    await until(lambda: not keepers(daemon.home), "the keeper lives on")
     assert not leftovers(daemon)
     check(load, daemon.logs)
     assert _endings(daemon).count("interrupted") > 2
@@ -196,7 +199,7 @@ async def test_a_proxy_slow_to_die_is_outwaited(daemon, fake):
         os.kill(keeper, signal.SIGCONT)
         await load.__aexit__(None, None, None)
         await asyncio.sleep(0.5)
-    await until(lambda: not keepers(daemon.home), 10, "the keeper lives on")
+    await until(lambda: not keepers(daemon.home), "the keeper lives on")
     assert not leftovers(daemon)
     check(load, daemon.logs)
 
@@ -211,7 +214,7 @@ async def test_open_calls_end_at_the_next_start(start, fake):
     daemon.wait()
     await load.__aexit__(None, None, None)
     following = start("--port", "0")
-    await until(lambda: _endings(daemon).count("interrupted") > 2, 20, lambda: str(_endings(daemon)))
+    await until(lambda: _endings(daemon).count("interrupted") > 2, lambda: str(_endings(daemon)))
     assert _own(following) == "foreground-1"  # the same journal goes on
     assert following.stop() == 0
     check(load, daemon.logs)
@@ -233,7 +236,7 @@ async def test_a_pair_killed_before_the_keeper_said_a_word_is_settled_too(start,
         await load.__aexit__(None, None, None)
     service = start("--service")
     service.wait_for_line("settling .*/foreground-1, left over")
-    await until(lambda: at_rest(daemon.state / "journal/foreground-1"), 20)
+    await until(lambda: at_rest(daemon.state / "journal/foreground-1"))
     assert service.stop() == 0
     check(load, daemon.logs)
     assert not leftovers(daemon)
