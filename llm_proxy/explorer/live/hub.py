@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ LINGER = 20.0  # seconds after the last viewer, so that a reload begins where it
 # Seconds after a call began or ended at which it is looked up in the index: the keeper writes it at about that time.
 LOOK_UPS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 _PER_LOOK = 20  # calls looked up at a time
+_MOST_ENDED = 200  # calls that are over and not recorded yet
 
 Ask = Callable[[Callable[[Record], Any]], Awaitable[Any]]
 
@@ -84,8 +85,8 @@ class _Pending:
     """A call to be looked up in the index, and when next."""
 
     due: float
+    wanted: str  # placed, recorded
     tries: int = 0
-    wanted: str = field(default="placed")  # or recorded
 
 
 class Hub:
@@ -108,6 +109,7 @@ class Hub:
         self._pending: dict[str, _Pending] = {}
         self._news = asyncio.Event()
         self._grown = asyncio.Event()
+        self._asked_for = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="live")
 
@@ -166,9 +168,10 @@ class Hub:
         return self._next - 1 != number
 
     async def close(self) -> None:
-        for task in self._tasks:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._watch.close()
 
@@ -177,7 +180,22 @@ class Hub:
     def _start(self) -> None:
         if self.on and not any(not task.done() for task in self._tasks):
             self._grown.set()
-            self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._follow())]
+            chores = self._listen(), self._follow(), self._find(), self._leave()
+            self._tasks = [asyncio.create_task(chore) for chore in chores]
+
+    async def _leave(self) -> None:
+        """When nobody has watched for a while, nothing is read any more."""
+        alone = 0
+        while alone < 2:
+            await asyncio.sleep(LINGER / 2)
+            alone = 0 if self.viewers else alone + 1
+        # No viewer can come in between: from here on nothing waits.
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        self._thread.submit(self._watch.forget)
+        self._begin_anew()
 
     async def _listen(self) -> None:
         """Rings set a flag, so that none is missed while the journal is read; a lost one costs a heartbeat."""
@@ -187,28 +205,17 @@ class Hub:
 
     async def _follow(self) -> None:
         loop = asyncio.get_running_loop()
-        generation, alone = self._watch.generation, None
+        await loop.run_in_executor(self._thread, lambda: self._prices.data)  # loading them takes its time
+        generation = self._watch.generation
         while True:
             self._grown.clear()
-            while changes := await loop.run_in_executor(self._thread, self._watch.step):
+            while (changes := await loop.run_in_executor(self._thread, self._watch.step)) is not None:
                 if self._watch.generation != generation:
                     generation = self._watch.generation
                     self._begin_anew()
                 for change in changes:
                     self._take(change, loop.time())
-                await asyncio.sleep(0)
-            await self._look_up(loop.time())
-            alone = None if self.viewers else alone or loop.time()
-            if alone is not None and loop.time() - alone > LINGER:
-                break
-            due = min((one.due for one in self._pending.values()), default=None)
-            wait = HEARTBEAT if due is None else max(0.01, due - loop.time())
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(wait, LINGER)):
-                    await self._grown.wait()
-        self._tasks[0].cancel()
-        await loop.run_in_executor(self._thread, self._watch.forget)
-        self._begin_anew()
+            await self._grown.wait()
 
     def _begin_anew(self) -> None:
         self.epoch = os.urandom(6).hex()
@@ -225,18 +232,24 @@ class Hub:
         if known is None and not change.opened:
             return
         if change.opened:
-            self._pending[seen.id] = _Pending(now + LOOK_UPS[0])
+            self._seek(seen.id, now, "placed")
         if change.opened or known is None:
             self._tell("opened", flight, ())  # its words stand in it
         elif not flight.over or change.words:
             self._tell("said", flight, change.words)
         if flight.over:
             self._flights.pop(seen.id, None)
-            self._pending[seen.id] = _Pending(now + LOOK_UPS[0], wanted="recorded")
+            self._seek(seen.id, now, "recorded")
             self._tell("over", flight, ())
             self._ended[seen.id] = flight
+            if len(self._ended) > _MOST_ENDED:
+                self._ended.pop(next(iter(self._ended)))
         else:
             self._flights[seen.id] = flight
+
+    def _seek(self, id: str, now: float, wanted: str) -> None:
+        self._pending[id] = _Pending(now + LOOK_UPS[0], wanted)
+        self._asked_for.set()
 
     def _priced(self, flight: Flight) -> Flight:
         seen = flight.seen
@@ -264,17 +277,26 @@ class Hub:
 
     # -- the index
 
-    async def _look_up(self, now: float) -> None:
-        """Calls that the keeper should have written by now."""
-        due = [id for id, one in self._pending.items() if one.due <= now][:_PER_LOOK]
-        if not due:
-            return
+    async def _find(self) -> None:
+        """Look up calls that the keeper should have written by now; text does not wait for that."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._asked_for.clear()
+            due = min((one.due for one in self._pending.values()), default=None)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._asked_for.wait()
+            ids = [id for id, one in self._pending.items() if one.due <= loop.time()][:_PER_LOOK]
+            if ids:
+                await self._look_up(ids, loop)
+
+    async def _look_up(self, ids: list[str], loop: asyncio.AbstractEventLoop) -> None:
         try:
-            found = await self._ask(lambda record: dict(_places(record, due)))
+            found = await self._ask(lambda record: dict(_places(record, ids)))
         except (IndexUnavailable, TookTooLong):
             found = {}
-        for id in due:
-            self._found(id, found.get(id), now)
+        for id in ids:
+            self._found(id, found.get(id), loop.time())
 
     def _found(self, id: str, found: tuple[CallRow, Place] | None, now: float) -> None:
         pending = self._pending.get(id)

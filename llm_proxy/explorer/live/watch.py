@@ -1,8 +1,7 @@
 """All calls in flight, from the journal as it grows. Reads only: the keeper, who deletes what is settled, never waits.
 
 Begins with what the journal still holds (an open call holds its own frames there), goes on from its end. Files that go,
-damaged blocks, a new run and a folder made anew are part of life. Not to be used by two threads at once but for `look`.
-Leaves out who watches (`hub`).
+damaged blocks, a new run and a folder made anew are part of life. Leaves out who watches (`hub`).
 """
 
 from __future__ import annotations
@@ -47,28 +46,30 @@ class Watch:
         self._run = ""
         self._calls: dict[int, Call] = {}  # by serial, in the order they began
         self._beyond: set[int] = set()
+        self._untold: list[Change] = []
 
     @property
     def beyond(self) -> int:
         return len(self._beyond)
 
     def look(self) -> list[Seen]:
-        """What is in flight now."""
+        """What is in flight now. Whoever follows is told what this has read."""
         with self._lock:
+            if self._reader is None:
+                return self._glance()
             for _ in range(BEHIND // STEP):
-                if not self._step():
+                changes = self._step()
+                if changes is None:
                     break
+                self._untold += changes
             return [call.seen for call in self._calls.values()]
 
     def step(self) -> list[Change] | None:
         """Read on, about a megabyte; None where there is nothing new."""
         with self._lock:
-            return self._step()
-
-    def known(self) -> list[Seen]:
-        """As of the last step."""
-        with self._lock:
-            return [call.seen for call in self._calls.values()]
+            untold, self._untold = self._untold, []
+            changes = self._step()
+        return untold + (changes or []) if untold or changes is not None else None
 
     def forget(self) -> None:
         """Nobody watches any more: the next look begins anew."""
@@ -78,6 +79,15 @@ class Watch:
     close = forget
 
     # -- reading
+
+    def _glance(self) -> list[Seen]:
+        """Nobody follows: nothing is kept open, lest a file that the keeper deletes keeps its place on the disk."""
+        once = Watch(self._folder, self._manner)
+        once.step()
+        seen = [call.seen for call in once._calls.values()]
+        once.close()
+        self._beyond = once._beyond
+        return seen
 
     def _step(self) -> list[Change] | None:
         try:
@@ -109,6 +119,7 @@ class Watch:
         self._forget()
         self._calls.clear()
         self._beyond.clear()
+        self._untold.clear()
         self.generation += 1
 
     def _forget(self) -> None:
