@@ -35,6 +35,7 @@ from aiohttp.typedefs import Middleware
 SECRET, TOKEN = "secret", "explore"  # files of the state folder
 SESSION = 30 * 86_400  # seconds a cookie holds
 OPENED, PRINTED = 60, 600  # seconds a token holds: where we open it ourselves, where a person carries it over
+ANSWERED = web.RequestKey("answered", bool)  # of a request whose answer has begun
 READ_ONLY = ("GET", "HEAD")
 
 _LARGEST = 256
@@ -245,6 +246,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     """On every answer, streams too. What says nothing else is kept by nobody."""
     response.headers.update(HEADERS)
     response.headers.setdefault("Cache-Control", "no-store")
+    request[ANSWERED] = True
 
 
 def _entered(request: web.Request, guard: Guard, root: str, admitted: bool, now: float) -> web.StreamResponse | None:

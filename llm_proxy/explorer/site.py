@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,13 +19,14 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from llm_proxy.explorer import asking, guard, render, words
+from llm_proxy.explorer import asking, guard, render
 from llm_proxy.explorer.asking import Absent, Asked, BadValue, NotFound
 from llm_proxy.explorer.bell import Bell
 from llm_proxy.explorer.live.hub import Hub
 from llm_proxy.explorer.options import Options
 from llm_proxy.explorer.page import File, Handler, Page
 from llm_proxy.explorer.routes import EXTRAS, PAGES
+from llm_proxy.explorer.status import Standing
 from llm_proxy.index.queries import IndexUnavailable, TookTooLong, open_index
 from llm_proxy.index.record import Record
 
@@ -47,6 +47,7 @@ class Site:
         self._fresh = fresh
         self._fresh_until = 0.0
         self.templates = render.environment()
+        self.standing = Standing(options)
         self.live = Hub(options, bell, self.ask)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="view")
 
@@ -67,11 +68,13 @@ class Site:
     def _asked(self, question: Callable[[Record], T], limit: float) -> T:
         with open_index(Path(self.options.index)) as index:
             index.stop_at(time.monotonic() + limit)
-            return question(Record(index, Path(self.options.logs)))
+            record = Record(index, Path(self.options.logs))
+            self.standing.count(record)
+            return question(record)
 
     def html(self, name: str, asked: Asked, **values: Any) -> str:
         """A whole page."""
-        status = Status(self.options.version)
+        status = self.standing.status(asked.now)
         return render.page(self.templates, name, asked, status=status, **{"api": "", **values})
 
     def fragment(self, name: str, asked: Asked, **values: Any) -> str:
@@ -81,21 +84,6 @@ class Site:
     async def close(self) -> None:
         await self.live.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-@dataclass(slots=True)
-class Status:
-    """The bar and the foot of each page."""
-
-    version: str
-    open: int = 0
-    dot: str = "ok"
-    short: str = "recorded"
-    words: str = "What stands in the log files"
-    began: float = field(default_factory=time.monotonic)
-
-    def took(self) -> str:
-        return words.duration((time.monotonic() - self.began) * 1000)
 
 
 SITE = web.AppKey("site", Site)
@@ -163,6 +151,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         status, heading = error.status, "No such page" if error.status == 404 else error.reason
         text = "The explorer has nothing at this address." if status == 404 else ""
     except Exception:
+        if request.get(guard.ANSWERED):  # it has begun: there is no other way to tell than breaking off
+            raise
         log.exception("a page failed")
         status, heading = 500, "A defect of ours"
         text = "This page could not be made; the record is untouched, and llm-proxy's log says what happened."
