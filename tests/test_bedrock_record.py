@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_proxy.dialects import registry
-from llm_proxy.dialects.digest import Asked, Digest, PartKind, Usage
+from llm_proxy.dialects.digest import Answer, Asked, Digest, Message, Part, PartKind, Usage
 from llm_proxy.index.queries import Filter, open_index
 from llm_proxy.keeper.options import Options
 from llm_proxy.records import understood
 from llm_proxy.records.exchange import Ending
 from llm_proxy.records.pricing import PriceBook
+from llm_proxy.sinks.session_jsonl import response_entry
 from llm_proxy.wire.eventstream import Frame, FrameDecoder
 from llm_proxy.wire.sse import EventDecoder
 from tests.fakebedrock import frames, replies
+from tests.goldens import golden
 from tests.journals import Call, Journal
 from tests.test_keeper import Place
 
@@ -218,12 +220,10 @@ def test_a_frame_that_is_no_text_is_kept_as_it_came(tmp_path: Path, odd: bytes) 
     assert entry["digest"]["stop_reason"] == "end_turn"
 
 
+@settings(deadline=None)  # an entry is quick, a busy machine is not
 @given(st.data())
 def test_whatever_comes_is_told_or_kept(data: st.DataObject) -> None:
     """Any bytes in place of any others, in any pieces: nothing raises, every good frame before the damage is told."""
-    from llm_proxy.sinks.session_jsonl import response_entry
-    from tests.goldens import golden
-
     one = golden("converse-stream")
     at = data.draw(st.integers(0, len(one.answer)))
     spoiled = one.answer[:at] + data.draw(st.binary(max_size=30)) + one.answer[at + data.draw(st.integers(0, 60)) :]
@@ -412,12 +412,12 @@ def test_prices_are_of_the_region_wherever_the_endpoint_lies(model: str, dollars
     }
     price = PriceBook().of(request | {"transport": "bedrock"}, "bedrock", digest)
     assert price is not None and str(price.units[0][1]) == dollars and price.basis == "list"
+    free = Digest(Asked(api="bedrock.count_tokens", model=model), digest.answers)
+    assert PriceBook().of(request, "bedrock", free) is None
     if host.startswith("10."):
         unknown = PriceBook().of(request, "bedrock", digest)
         assert unknown is not None and unknown.usd is None
 
 
-def _used(model: str) -> Any:
-    from llm_proxy.dialects.digest import Answer, Message, Part
-
+def _used(model: str) -> Answer:
     return Answer(model=model, usage=Usage(input=1_000_000), message=Message("assistant", (Part(PartKind.TEXT, "Hi"),)))

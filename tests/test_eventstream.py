@@ -7,7 +7,8 @@ import tracemalloc
 from zlib import crc32
 
 import pytest
-from hypothesis import given
+from botocore.eventstream import EventStreamBuffer, ParserError
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_proxy.wire.eventstream import HEADERS_LIMIT, PAYLOAD_LIMIT, Damaged, Frame, FrameDecoder, begins
@@ -197,11 +198,10 @@ def test_any_bytes_are_survived(pieces):
     assert [one for one in found if isinstance(one, Frame)] == [one for one in whole if isinstance(one, Frame)]
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_frame_as_amazons_library_reads_it(data):
     """The same headers and payload from any frame, the same refusal of any damage."""
-    from botocore.eventstream import EventStreamBuffer, ParserError
-
     stream = b"".join(data.draw(st.lists(FRAMES, min_size=1, max_size=4)))
     if data.draw(st.booleans()):
         at = data.draw(st.integers(0, len(stream) - 1))
