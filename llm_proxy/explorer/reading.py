@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -114,7 +114,7 @@ class Calls:
 
 
 def _rounds(
-    api: str, messages: Sequence[tuple[str, bytes]] | Iterator[tuple[str, bytes]], *, complete: bool
+    api: str, messages: Iterable[tuple[str, bytes]], *, complete: bool
 ) -> Iterator[Round]:
     """Of a WebSocket, what the client asked each time, and the answers to it."""
     from llm_proxy.dialects.openai_responses import asked_in  # the only API that is spoken over WebSocket

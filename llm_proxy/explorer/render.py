@@ -18,8 +18,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup
 
-from llm_proxy.explorer import words
+from llm_proxy.explorer import highlight, markdown, tools, words
 from llm_proxy.explorer.asking import Asked
+from llm_proxy.index import syntax
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -93,6 +94,14 @@ def environment() -> Environment:
         name: getattr(words, name)
         for name in ("money", "about", "tokens", "exact", "duration", "size", "short_id", "iso", "client", "day")
     }
+    made.filters |= {
+        "markdown": markdown.rendered,
+        "marked": markdown.mark,
+        "mark_in": markdown.mark_in,
+        "holds": markdown.holds,
+        "coloured": highlight.highlighted,
+        "pretty": tools.pretty,
+    }
     made.globals |= {
         "static": static,
         "path": path,
@@ -104,6 +113,7 @@ def environment() -> Environment:
         "speed": words.speed,
         "cached_share": words.cached_share,
         "percent": lambda part, whole: f"{100 * part / whole if whole else 0:.3f}".rstrip("0").rstrip(".") + "%",
+        "filters": syntax.FILTERS,
         "root": ROOT,
     }
     return made

@@ -158,6 +158,11 @@ def new_messages(steps: Sequence[Step], reader: Reader, pictures: _Pictures) -> 
     return found
 
 
+def new_messages_of(steps: Sequence[Step], reader: Reader) -> dict[int, tuple[Message, ...]]:
+    """The same without pictures."""
+    return new_messages(steps, reader, _Pictures(replace(reader, pictures=lambda call, answer: ())))
+
+
 # --- what was said
 
 
