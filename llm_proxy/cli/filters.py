@@ -10,22 +10,16 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, NoReturn
 
 from llm_proxy.errors import UsageError
+from llm_proxy.records import moments
 
 if TYPE_CHECKING:
     from llm_proxy.index.queries import Filter
     from llm_proxy.service.ask import Places
 
-_SPAN = re.compile(r"(\d{1,5})([smhdw])", re.ASCII)
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _STATUS = re.compile(r"[1-5][0-9]{2}|[1-5]xx|none")
-MOMENTS = (
-    "a day (2026-01-31), a time (2026-01-31T08:00, with or without an offset), today, yesterday, "
-    "or back from now (90m, 24h, 7d, 2w)"
-)
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,27 +77,10 @@ def moment(option: str, text: str, *, end: bool = False, now: float | None = Non
     """Nanoseconds since 1970, None for no text. A day begins, or with `end` is over, at local midnight."""
     if not text:
         return None
-    now = time.time() if now is None else now
-    if span := _SPAN.fullmatch(text):
-        return int((now - int(span[1]) * _SECONDS[span[2]]) * 1e9)
     try:
-        day = _day(text, now)
-        if day is not None:
-            return _midnight(day + timedelta(days=1) if end else day)
-        return int(datetime.fromisoformat(text).timestamp()) * 1_000_000_000
-    except (ValueError, OverflowError, OSError):
-        raise UsageError(f"{option} must be {MOMENTS}, got {text!r}") from None
-
-
-def _day(text: str, now: float) -> date | None:
-    back = {"today": 0, "yesterday": 1}.get(text)
-    if back is not None:
-        return date.fromtimestamp(now) - timedelta(days=back)
-    return date.fromisoformat(text) if len(text) == 10 else None
-
-
-def _midnight(day: date) -> int:
-    return int(datetime(day.year, day.month, day.day).timestamp()) * 1_000_000_000
+        return moments.moment(text, time.time() if now is None else now, end=end)
+    except ValueError:
+        raise UsageError(f"{option} must be {moments.MOMENTS}, got {text!r}") from None
 
 
 def parse(made: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
