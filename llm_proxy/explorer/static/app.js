@@ -13,6 +13,9 @@ export function toast(text) {
   setTimeout(() => box.remove(), 1600);
 }
 
+// For other modules: importing this one by another address would run it twice.
+document.addEventListener('toast', (event) => toast(event.detail));
+
 async function copy(text, said = 'Copied') {
   try {
     await navigator.clipboard.writeText(text);
