@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from llm_proxy.explorer import asking, guard, render
+from llm_proxy.explorer import api, asking, guard, render
 from llm_proxy.explorer.asking import Absent, Asked, BadValue, NotFound
 from llm_proxy.explorer.bell import Bell
 from llm_proxy.explorer.live.hub import Hub
@@ -107,9 +107,12 @@ def application(
         app.router.add_get(f"{render.ROOT}/api{page.path if page.path != '/' else '/sessions'}", _json(page))
     for extra in EXTRAS:
         app.router.add_get(render.ROOT + extra.path, extra.handler)
+    app.router.add_get(f"{render.ROOT}/api/", _api)
+    app.router.add_get(f"{render.ROOT}/api/openapi.json", _description)
     app.router.add_get(render.ROOT + "/static/{name}", _static)
     for path in ("/", render.ROOT):
         app.router.add_get(path, _lead_home)
+    app.router.add_get(f"{render.ROOT}/api", _lead_to_api)
     app.on_response_prepare.append(guard.add_headers)
     app.on_cleanup.append(_close)
     return app
@@ -119,8 +122,26 @@ async def _lead_home(request: web.Request) -> web.StreamResponse:
     return web.Response(status=307, headers={"Location": f"{render.ROOT}/"})
 
 
+async def _lead_to_api(request: web.Request) -> web.StreamResponse:
+    return web.Response(status=307, headers={"Location": f"{render.ROOT}/api/"})
+
+
+async def _api(request: web.Request) -> web.StreamResponse:
+    if not api.wants_page(request):
+        return web.Response(body=as_json(api.overview()), content_type="application/json")
+    site, asked = request.app[SITE], asked_of(request, "/api/", ())
+    values = {"operations": api.operations(), "secret": f"{site.options.state}/{guard.SECRET}"}
+    page = site.html("api", asked, origin=f"http://{request.host}", api=f"{render.ROOT}/api/openapi.json", **values)
+    return web.Response(text=page, content_type="text/html")
+
+
+async def _description(request: web.Request) -> web.StreamResponse:
+    return web.Response(body=api.description(request.app[SITE].options.version), content_type="application/json")
+
+
 def _wants_json(request: web.Request) -> bool:
-    return request.path.startswith(f"{render.ROOT}/api")
+    below = f"{render.ROOT}/api/"
+    return request.path.startswith(below) and not (request.path == below and api.wants_page(request))
 
 
 def _refused(request: web.Request, refusal: guard.Refusal) -> web.StreamResponse:
@@ -201,8 +222,10 @@ def _shown(site: Site, page: Page, record: Record, asked: Asked) -> str | File:
     view = _view(site, page, record, asked)
     if isinstance(view, File):
         return view
-    api = render.link(asked).replace(render.ROOT, f"{render.ROOT}/api", 1)
-    return site.html(page.name, asked, view=view, api=api.replace("/api/?", "/api/sessions?"))
+    same = render.link(asked).replace(render.ROOT, f"{render.ROOT}/api", 1)
+    if page.path == "/":
+        same = same.replace("/api/", "/api/sessions", 1)
+    return site.html(page.name, asked, view=view, api=same)
 
 
 def _view(site: Site, page: Page, record: Record, asked: Asked) -> Any:
