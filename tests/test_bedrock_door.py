@@ -353,6 +353,46 @@ async def test_who_asks_before_sending_is_told_to_go_on(door):
     assert answer.status == 413 and not answer.interim
 
 
+async def test_a_large_body_goes_out_as_it_is_taken(door):
+    """25 MB to an upstream that reads slowly: all of it arrives, while others are answered, and memory is not doubled."""
+    rig, upstream, _ = await door(max_body=25 * 10**6)
+    body = os.urandom(25 * 10**6)
+    client, other = rig.client(), rig.client()
+    sending = asyncio.create_task(client.send(_call(body)))
+    server = await upstream.accept()
+    await sending
+    relay = next(iter(rig.core.relays))
+    await rig.until(lambda: relay._unsent)
+    waiting = sum(map(len, relay._unsent))
+    assert waiting > 15 * 10**6  # not in the socket's own buffer, which would be a copy
+    await other.send(_call())
+    second = await upstream.accept()
+    await second.message()
+    await second.send(ANSWER)
+    assert (await other.message()).status == 200
+    message = await server.message()
+    _verify(message)
+    assert message.payload == body
+    await server.send(ANSWER)
+    assert (await client.message()).status == 200
+
+
+async def test_an_early_answer_to_a_large_body_ends_that_connection(door):
+    """AWS answers 413 or 403 to what it has not read to its end: the answer passes, and the rest meets no other call."""
+    rig, upstream, _ = await door(max_body=25 * 10**6)
+    client = rig.client()
+    await client.send(_call(b"x" * 20 * 10**6))
+    server = await upstream.accept()
+    await server.until(b"\r\n\r\n")
+    await server.send(b"HTTP/1.1 403 No\r\nContent-Length: 2\r\n\r\nno")
+    assert (await client.message()).status == 403
+    await server.to_the_end()
+    assert server.ended == "rst" and len(rig.core.pool) == 0
+    await client.send(_call())
+    message = await (await upstream.accept()).message()
+    assert message.payload == b'{"a":1}'
+
+
 # -- who may call -------------------------------------------------------------------------------------------------
 
 

@@ -239,7 +239,15 @@ class Relay:
             self.at = time.monotonic_ns()
             # A connection that died full did not say that the client may go on.
             self.client.gate.open(Reason.DIALLING | Reason.PEER_FULL)
-            connection.send(b"".join(held))
+            self._deliver(connection, held)
+
+    def _deliver(self, connection: UpstreamConnection, held: list[bytes]) -> None:
+        """Write what has come of the request to a connection that is ours."""
+        connection.send(b"".join(held))
+
+    def upstream_takes_more(self) -> None:
+        """What was written to the upstream is out."""
+        self.client.gate.open(Reason.PEER_FULL)
 
     def _attach(self, connection: UpstreamConnection) -> None:
         self.upstream = connection

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import re
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from llm_proxy.journal.frames import Kind, Note
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from llm_proxy.proxy.client import ClientConnection
     from llm_proxy.proxy.core import Core
     from llm_proxy.proxy.router import Route
+    from llm_proxy.proxy.upstream import UpstreamConnection
 
 KEY_PATIENCE = 10.0  # seconds a call waits for the first credentials
 FRESH = 60.0  # seconds for which a signature is sent again as it is; AWS takes it for five minutes
@@ -53,7 +55,7 @@ class NoKey(Exception):
 class SignedRelay(Relay):
     """`held` is the outgoing message: its head, empty until it is signed, then the body's pieces."""
 
-    __slots__ = ("_digest", "_door", "_key", "_signed_at", "inside")
+    __slots__ = ("_digest", "_door", "_key", "_signed_at", "_unsent", "inside")
 
     def __init__(self, core: Core, client: ClientConnection, request: Request, door: BedrockDoor) -> None:
         super().__init__(core, client, request)
@@ -63,6 +65,7 @@ class SignedRelay(Relay):
         self._digest = hashlib.sha256()
         self._key: Key | None = None
         self._signed_at = 0.0
+        self._unsent: deque[bytes] = deque()  # while there is some, the upstream is full
 
     # -- request ------------------------------------------------------------------------------------------------
 
@@ -152,7 +155,22 @@ class SignedRelay(Relay):
         assert self.held is not None
         self._attach(connection)
         self.notes |= Note.REUSED
-        connection.send(b"".join(self.held))
+        self._deliver(connection, self.held)
+
+    def _deliver(self, connection: UpstreamConnection, held: list[bytes]) -> None:
+        """The head and a first piece in one write; of the rest only what it takes: copies of 25 MB are felt."""
+        connection.send(b"".join(held[:2]))
+        self._unsent = deque(held[2:])
+        self._deliver_more(connection)
+
+    def _deliver_more(self, connection: UpstreamConnection) -> None:
+        while self._unsent and not connection.full and connection.transport is not None:
+            connection.send(self._unsent.popleft())
+
+    def upstream_takes_more(self) -> None:
+        super().upstream_takes_more()
+        if self.upstream is not None:
+            self._deliver_more(self.upstream)
 
     def _dial(self) -> None:
         if time.monotonic() - self._signed_at > FRESH:  # it waited long for an answer on a connection that then died

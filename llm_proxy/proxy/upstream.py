@@ -89,7 +89,7 @@ class UpstreamConnection(asyncio.Protocol):
         relay = self.relay
         if relay is not None:
             try:
-                relay.client.gate.open(Reason.PEER_FULL)
+                relay.upstream_takes_more()
             except Exception as error:
                 relay.fault(error)
 
