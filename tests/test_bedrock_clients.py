@@ -279,6 +279,15 @@ def test_bedrock_breaks_off_within_a_frame(bedrock, door, client):
     assert sent[:300].endswith(rest) and "messageStart" in raws(entry) and "bad_frames" not in entry
 
 
+def test_a_stream_that_ends_within_a_frame(bedrock, door):
+    """Properly ended on the wire, and yet not whole: the record says so."""
+    bedrock.plan = Plan(cut=300, ends=True)
+    assert ask(door.port, CONVERSE_STREAM).body == b"".join(replies.converse_stream())[:300]
+    (entry,) = answers(door)
+    assert entry["ending"] == "complete" and entry["digest"]["partial"]
+    assert entry["decode_error"] == "the stream ends within a frame" and "frame" in entry["chunks"][-1]
+
+
 def test_a_signature_that_bedrock_refuses(start, bedrock):
     """The secret is wrong: AWS's own words reach the client and the log."""
     door = start("--port", "0", env=variables(bedrock, **CREDENTIALS | {"AWS_SECRET_ACCESS_KEY": "wrong"}))
