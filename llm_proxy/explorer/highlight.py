@@ -5,6 +5,7 @@ Only a few kinds of tokens have a colour, so only they become elements.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from html import escape
 from typing import Any
@@ -31,8 +32,22 @@ _CLASSES = (
 )
 
 
+# Control characters as their pictures (U+2400), and what would turn the direction of the text behind it as its number.
+_VISIBLE: dict[int, int | str] = {sign: 0x2400 + sign for sign in range(32) if sign not in (9, 10, 13)}
+_VISIBLE |= {sign: f"[U+{sign:04X}]" for sign in (0x7F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
+def visible(text: str) -> str:
+    """Text in which nothing is hidden: what has no sign of its own, or would move others, is spelled out."""
+    return text.translate(_VISIBLE) if _HIDDEN.search(text) else text
+
+
+_HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
+
+
 def highlighted(code: str, language: str = "", path: str = "") -> Markup:
     """`code` escaped, with colours where the language (by name, else by the path's ending) is known."""
+    code = visible(code)
     lexer = _lexer(language, path) if len(code) <= LONGEST else None
     if lexer is None or _is_odd(code):
         return Markup(escape(code, quote=False))

@@ -20,12 +20,12 @@ from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from markupsafe import Markup
 
-from llm_proxy.explorer.highlight import highlighted
+from llm_proxy.explorer.highlight import highlighted, visible
 
 LONGEST = 200_000  # characters; what is longer is not rendered
 _ELEMENTS = (
     *("p", "br", "hr", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a", "span", "div"),
-    *("table", "thead", "tbody", "tr", "th", "td", "h4", "h5", "h6"),
+    *("table", "thead", "tbody", "tr", "th", "td"),
 )
 _ATTRIBUTES = {
     "a": {"href", "title"},
@@ -33,6 +33,7 @@ _ATTRIBUTES = {
     "div": {"class", "tabindex", "role", "aria-label"},
     "pre": {"tabindex", "aria-label", "role"},
     "ol": {"start"},
+    "p": {"class"},
     "td": {"class"},
     "th": {"class"},
 }
@@ -40,13 +41,13 @@ _SCHEMES = {"http", "https", "mailto"}
 
 
 class _Renderer(RendererHTML):
-    """Headings begin below the page's own, code has colours, links say where they lead."""
+    """Headings of a message are none of the page's, code has colours, links say where they lead."""
 
     def heading_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-        return f"<{_heading(tokens[at].tag)}>"
+        return f'<p class="{"big" if tokens[at].tag in ("h1", "h2") else "mid"}">'
 
     def heading_close(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-        return f"</{_heading(tokens[at].tag)}>"
+        return "</p>"
 
     def fence(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         words = tokens[at].info.split()
@@ -84,10 +85,6 @@ class _Renderer(RendererHTML):
 
     def td_open(self, tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
         return f"<td{_aligned(tokens[at])}>"
-
-
-def _heading(tag: str) -> str:
-    return f"h{min(6, max(4, int(tag[1:]) + 3))}"
 
 
 def _aligned(token: Token) -> str:
@@ -129,6 +126,7 @@ _MARKDOWN.inline.ruler.before("escape", "formula", _formula)
 
 def rendered(text: str, marked: Iterable[str] = ()) -> Markup:
     """`text` as HTML, with the words of `marked` in <mark>; a very long one as it is, in lines."""
+    text = visible(text)
     if len(text) > LONGEST:
         return Markup('<div class="plain">{}</div>').format(mark(text, marked))
     html = _rendered(text)
@@ -172,7 +170,7 @@ def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
 
 def mark(text: str, words: Iterable[str]) -> Markup:
     """Plain text, escaped, with the words in <mark>."""
-    wanted = tuple(words)
+    text, wanted = visible(text), tuple(words)
     if not wanted:
         return Markup(escape(text, quote=False))
     told, at = [], 0

@@ -67,7 +67,7 @@ def with_value(asked: Asked, name: str, value: str, *, on: bool) -> str:
 @pass_context
 def time_tag(context: Context, ns: int | None, form: str = "clock") -> Markup:
     """`<time>` with the local time as text, UTC in `datetime` and both in `title`. Forms: clock, seconds, full,
-    date (the clock of yesterday and today)."""
+    date (the clock of yesterday and today), span (date and clock)."""
     if ns is None:
         return Markup("")
     zone: tzinfo | None = context["asked"].zone
@@ -75,6 +75,8 @@ def time_tag(context: Context, ns: int | None, form: str = "clock") -> Markup:
         shown = words.full(ns, zone)
     elif form == "date":
         shown = words.date_heading(ns, context["asked"].now, zone).partition(" ")[2] or words.clock(ns, zone)
+    elif form == "span":
+        shown = f"{words.date_heading(ns, context['asked'].now, zone)} {words.clock(ns, zone)}"
     else:
         shown = words.clock(ns, zone, seconds=form == "seconds")
     title = f"{words.full(ns, zone)} · {words.iso(ns)}"

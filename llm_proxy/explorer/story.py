@@ -6,6 +6,7 @@ parameters, fragments and downloads (`pages.session`), and markup.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -153,6 +154,7 @@ class Figures:
     sub_agent_calls: int
     beside: int
     failed: int
+    cut: int
     usage: Usage
     model_ms: int
     wall_ms: int
@@ -194,7 +196,7 @@ class Conversation:
     shown: str
     figures: Figures
     chart: tuple[Bar, ...]
-    most_in: int
+    axis_tokens: int
     money: tuple[Spent, ...]
     outline: tuple[OutlineRow, ...]
     turns: tuple[Turn, ...]
@@ -234,7 +236,7 @@ class Story:
         if branch and not self.shape.branch and self.shape.steps:
             raise BadValue("branch", "the number of a call of this conversation", str(branch))
         children = threads.children(record.index, id)
-        self.forks = [one for one in children if one.forked]
+        self.forks = [(one, _fork_words(record, one)) for one in children if one.forked]
         agents = [one for one in children if not one.forked]
         self.threads = [
             (step_at(self.shape.steps, one.started_ns), _thread(record, one, 1)) for one in agents[:_MOST_THREADS]
@@ -279,6 +281,13 @@ class Story:
         return self._rates[key]
 
 
+def _fork_words(record: Record, session: SessionRow) -> str:
+    """What was said where a fork begins; its title is that of all the conversation."""
+    gists = threads.gists(record.index, session.id)
+    first = next((call for call in record.index.calls_of(session.id) if call.id in gists), None)
+    return gists[first.id].prompt if first is not None else session.title
+
+
 def _thread(record: Record, session: SessionRow, depth: int) -> Thread:
     title = session.title or session.id
     if depth > DEEPEST:
@@ -311,14 +320,16 @@ def figures(story: Story) -> Figures:
     calls = story.all_calls
     began = min((call.started_ns for call in calls), default=0)
     ended = max((call.ended_ns or call.started_ns for call in calls), default=0)
-    turns = [step for step in story.steps if not step.bad]
+    turns = sum(not step.bad for step in story.steps)
+    failed, cut = sum(call.failed for call in story.rows), _cut(story)
     return Figures(
         cost=cost_of(calls),
         calls=len(calls),
-        turns=len(turns),
+        turns=turns,
         sub_agent_calls=len(calls) - len(story.rows),
-        beside=sum(not call.failed for call in story.rows) - sum(not step.call.failed for step in turns),
-        failed=sum(call.failed for call in story.rows),
+        beside=len(story.rows) - turns - failed - cut,
+        failed=failed,
+        cut=cut,
         usage=_usage(calls),
         model_ms=sum(call.total_ms or 0 for call in calls),
         wall_ms=(ended - began) // 10**6,
@@ -340,8 +351,29 @@ def _troubles(story: Story) -> Trouble:
         lost_equivalent=equivalent,
         errors=sum(call.failed for call in story.rows),
         failed_tools=sum(step.failed_tools for step in story.steps),
-        cut=sum(is_bad(call) and not call.failed for step in story.steps for call in step.calls),
+        cut=_cut(story),
     )
+
+
+def _cut(story: Story) -> int:
+    """Calls whose answer breaks off, though nothing failed."""
+    return sum(is_bad(call) and not call.failed for step in story.steps for call in step.calls)
+
+
+def axis(most: int) -> int:
+    """The top of the chart: a round number above all bars, with room for their dots."""
+    wanted = max(most * 1.12, 10)
+    unit = 10 ** (len(str(int(wanted))) - 1)
+    return int(next(step * unit for step in (1, 1.2, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * unit >= wanted))
+
+
+def title_of(said: str) -> str:
+    """A person's first words as a heading: one sentence, without the marks of Markdown."""
+    plain = re.sub(r"[`*]{1,3}|^[#>\s]+", "", said).strip()
+    sentence = re.match(r"(.{24,160}?[.!?…])(?=\s|$)", plain)
+    if sentence:
+        return sentence[1].rstrip(".")
+    return plain if len(plain) <= 160 else plain[:160].rsplit(" ", 1)[0] + "…"
 
 
 _CLASSES = (
@@ -544,9 +576,9 @@ def _notes(story: Story, step: Step, compared: list[int]) -> Iterator[Note]:
     miss = story.misses.get(step.number)
     if miss is not None:
         yield _missed(story, step, miss, compared)
-    for fork in story.forks:
+    for fork, said in story.forks:
         if fork.parent_seq is not None and any(call.seq == fork.parent_seq for call in step.calls):
-            what = f"“{fork.title}” · {_count(fork.calls, 'call')}" if fork.title else _count(fork.calls, "call")
+            what = f"“{said}” · {_count(fork.calls, 'call')}" if said else _count(fork.calls, "call")
             yield Note("info", "Forked after this turn", what, link="open the fork", session=fork.id)
 
 

@@ -61,17 +61,19 @@ def view(record: Record, asked: Asked) -> Conversation:
     turns = made.turns(story, window, asked["call"]) if shown == "turns" else ()
     chart = made.chart(story)
     parent = threads.session(record.index, story.session.parent) if story.session.parent else None
+    first = story.steps[0].gist.prompt if story.session.forked and story.steps else ""
+    title = made.title_of(first or story.session.title) or story.session.id
     return Conversation(
         session=story.session,
-        title=story.session.title or story.session.id,
+        title=title,
         models=tuple(
             dict.fromkeys((*story.session.models, *(one for _, thread in story.threads for one in thread.models)))
         ),
-        parent_title=(parent.title or parent.id) if parent else "",
+        parent_title=(made.title_of(parent.title) or parent.id) if parent else "",
         shown=shown,
         figures=made.figures(story),
         chart=chart,
-        most_in=max((bar.read + bar.write + bar.fresh for bar in chart), default=0),
+        axis_tokens=made.axis(max((bar.read + bar.write + bar.fresh for bar in chart), default=0)),
         money=made.money(story),
         outline=made.outline(story, window),
         turns=turns,
