@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import calendar
 import hashlib
 import json
 import os
 import re
 import socket
 import sys
+import time
 
 import pytest
 from botocore.auth import SigV4Auth
@@ -605,6 +607,26 @@ async def test_an_expired_key_is_told_to_its_source(door, status, kind, refused)
     _, answer = await _pass(rig, upstream, _call(), wire)
     assert answer.head + answer.wire == wire
     assert [key for key, _ in keys.refused] == ([FIRST] if refused else [])
+
+
+async def test_a_wrong_clock_is_allowed_for(door):
+    """A laptop that slept is hours off: AWS refuses, says its time, and the next signature is by that."""
+    rig, upstream, keys = await door()
+    theirs = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 7200)).encode()
+    refusal = (
+        b"HTTP/1.1 403 Forbidden\r\nx-amzn-errortype: InvalidSignatureException\r\nDate: %b\r\n"
+        b"Content-Length: 0\r\n\r\n" % theirs
+    )
+    await _pass(rig, upstream, _call(), refusal)
+    assert keys.refused == []
+    client = rig.client()
+    await client.send(_call())
+    headers, _ = _verify(await upstream.wires[0].message())
+    signed_at = calendar.timegm(time.strptime(headers["x-amz-date"], "%Y%m%dT%H%M%SZ"))
+    assert abs(signed_at - time.time() - 7200) < 60
+    await upstream.wires[0].send(refusal)  # refused although the clock is right now: so it is the key
+    await client.message()
+    assert [key for key, _ in keys.refused] == [FIRST]
 
 
 async def test_a_dead_connection_is_tried_once_more_with_the_same_bytes(door):

@@ -163,3 +163,12 @@ def test_beyond_loopback_the_token_is_asked_for(start):
     assert _get(daemon, "/model/a/invoke", Authorization=f"Bearer {token}")[0] == 503
     status, body = _get(daemon, "/v1/messages")
     assert status == 404 and body["error"]["code"] == "not_served"
+
+
+def test_an_endpoint_that_is_ourselves_is_left_aside(start, free_port):
+    """AWS_ENDPOINT_URL_BEDROCK_RUNTIME leads clients here; a daemon started in that shell must not call itself."""
+    here = {"AWS_ENDPOINT_URL_BEDROCK_RUNTIME": f"http://127.0.0.1:{free_port}"}
+    daemon = start("--port", str(free_port), env=ON | here)
+    assert daemon.port == free_port and daemon.wait_for_line("is llm-proxy itself; AWS's own is used")
+    _, health = _get(daemon, "/health/bedrock")
+    assert health["endpoint"] == "https://bedrock-runtime.us-west-2.amazonaws.com"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from calendar import timegm
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llm_proxy.proxy")
 
+_TOLERATED = 120.0  # seconds; AWS refuses signatures that are off by five minutes
 PROVIDER = SERVICE = "bedrock"
 
 
@@ -78,6 +80,7 @@ class BedrockDoor:
         self._inside = 0
         self._waiting: deque[SignedRelay] = deque()
         self._said_at = 0.0
+        self._skew = 0.0
 
     def route(self, head: RequestHead, target: bytes, secret: bytes) -> Route:
         """The route of a request, whose target had `secret` before it. Raises NoRoute."""
@@ -101,6 +104,23 @@ class BedrockDoor:
             door=self,
             secret=secret,
         )
+
+    def clock(self) -> float:
+        """The time by AWS's clock, as far as it is known to differ from ours."""
+        return time.time() + self._skew
+
+    def set_clock(self, date: bytes) -> bool:
+        """A signature was refused at `date`. Whether that is because our clock is wrong; the next ones allow for it."""
+        try:
+            theirs = timegm(time.strptime(date.decode("ascii"), "%a, %d %b %Y %H:%M:%S GMT"))
+        except ValueError:
+            return False
+        off = theirs - self.clock()
+        if abs(off) < _TOLERATED:
+            return False
+        self._skew = theirs - time.time()
+        log.warning("this machine's clock differs from AWS's by %.0f s; signatures allow for it", self._skew)
+        return True
 
     def refusal(self, client: ClientConnection, request: Request) -> str:
         """Why this caller is not served; empty where it is."""

@@ -45,7 +45,9 @@ _LEFT_OUT = frozenset(
 )
 # AWS wants host, the content type and its own fields signed; of its own not the trace, which balancers rewrite.
 _SIGNED = re.compile(rb"content-type|accept|(?!x-amzn-trace-id$)x-amzn?-.*|anthropic-.*")
-_REJECTED_KEY = re.compile(rb"(?:ExpiredToken|UnrecognizedClient|InvalidClientTokenId|InvalidSignature)\w*")
+_REJECTED_KEY = re.compile(
+    rb"(?:ExpiredToken|UnrecognizedClient|InvalidClientTokenId|InvalidSignature|RequestExpired)\w*"
+)
 
 
 class NoKey(Exception):
@@ -182,7 +184,7 @@ class SignedRelay(Relay):
     def _sign(self, key: Key) -> None:
         assert self.held is not None
         length, digest = self.request_framing.payload, self._digest.hexdigest()
-        self.held[0] = signed_head(self.head, self.route, length, digest, key, self._door.scope, time.time())
+        self.held[0] = signed_head(self.head, self.route, length, digest, key, self._door.scope, self._door.clock())
         self._key = key
         self.at = time.monotonic_ns()
         self._signed_at = time.monotonic()
@@ -190,10 +192,9 @@ class SignedRelay(Relay):
     # -- response -----------------------------------------------------------------------------------------------
 
     def _final_head(self, head: ResponseHead, data: bytes, position: int) -> None:
-        if head.status in (400, 401, 403):
-            rejected = _REJECTED_KEY.match(head.get(b"x-amzn-errortype") or b"")
-            if rejected is not None and self._key is not None:
-                self._door.keys.rejected(self._key, f"AWS says {rejected[0].decode()}")
+        refused = head.status in (400, 401, 403) and _REJECTED_KEY.match(head.get(b"x-amzn-errortype") or b"")
+        if refused and self._key is not None and not self._door.set_clock(head.get(b"date") or b""):
+            self._door.keys.rejected(self._key, f"AWS says {refused[0].decode()}")
         super()._final_head(head, data, position)
 
     def _upgraded(self, head: ResponseHead, rest: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from llm_proxy import paths
@@ -16,6 +18,9 @@ from llm_proxy.wire import aws_regions
 
 if TYPE_CHECKING:
     from llm_proxy.settings import Settings
+
+
+log = logging.getLogger(__name__)
 
 
 class Configured(NamedTuple):
@@ -57,6 +62,32 @@ def configured(settings: Settings) -> Configured | None:
         max_concurrent=settings.bedrock_max_concurrent,
     )
     return Configured(door, keys)
+
+
+def past_us(found: Configured, port: int) -> Configured:
+    """Without endpoints that lead back to us: a shell that points its clients here may have started the daemon too.
+
+    Raises ConfigError where nothing else is known.
+    """
+    door = found.door
+    ours = [url for url in {door.runtime, door.control} if _is_ours(url, port)]
+    if not ours:
+        return found
+    if door.region not in aws_regions.REGIONS:
+        raise ConfigError(f"bedrock.endpoint is {ours[0]!r}, which is llm-proxy itself")
+    log.warning("the endpoint %s for Bedrock is llm-proxy itself; AWS's own is used instead", ours[0])
+    runtime, control = aws_regions.runtime_host(door.region), aws_regions.control_host(door.region)
+    door = replace(
+        door,
+        runtime=f"https://{runtime}" if door.runtime in ours else door.runtime,
+        control=f"https://{control}" if door.control in ours else door.control,
+    )
+    return found._replace(door=door)
+
+
+def _is_ours(url: str, port: int) -> bool:
+    authority = parse_authority(url.partition("://")[2])
+    return authority.is_loopback and authority.port == port
 
 
 def _endpoints(settings: Settings, region: str) -> tuple[str, str]:

@@ -107,6 +107,8 @@ class Daemon:
         self._listen_to_signals()
         self._open_journal()
         self.exploring = self._explorer()
+        if self.bedrock is not None:
+            self.bedrock = bedrock.past_us(self.bedrock, self.listeners.port)
         proxy = Proxy(self._proxy_config(), self.journal)
         await proxy.listen(self.listeners.sockets)
         self._start_keeper()
