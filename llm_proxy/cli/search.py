@@ -1,14 +1,21 @@
-"""`llm-proxy search WORDS`: messages that hold all the words, the best first, each with the call to look at."""
+"""`llm-proxy search WORDS`: messages that hold all the words, the best first, each with the call to look at.
+
+Filters may stand among the words, as in the explorer (`index.syntax`).
+"""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
+from datetime import UTC
 from typing import Any
 
 from llm_proxy.cli import filters, show
 from llm_proxy.errors import UsageError
+from llm_proxy.index import syntax
 from llm_proxy.index.queries import Hit
+from llm_proxy.index.search import asked_for, conditions
 from llm_proxy.service.ask import record
 
 
@@ -25,8 +32,15 @@ def search(arguments: Sequence[str]) -> int:
     if given.limit < 1:
         raise UsageError(f"--limit must be a whole number from 1, got {given.limit}")
     wanted = filters.filter_from(given)
+    try:
+        query = syntax.parse(words, time.time(), UTC if given.utc else None)
+    except syntax.BadQuery as error:
+        raise UsageError(str(error)) from None
+    if not asked_for(query):
+        raise UsageError(f"search takes words beside filters, got {words!r}")
     with record(filters.places_from(given)) as opened:
-        hits = opened.index.search(words, wanted, given.limit)
+        also, values = conditions(query)
+        hits = opened.index.matches(asked_for(query), wanted, given.limit, also, values)
     if given.json:
         show.print_json({"words": words, "hits": [_object(hit, utc=given.utc) for hit in hits]})
     else:

@@ -247,10 +247,17 @@ class Index:
 
     def search(self, words: str, filter: Filter, limit: int = 20) -> list[Hit]:
         """Best first. `words` all occur; "a phrase" in quotes, `begin*`, `-without`."""
-        asked = text.query(words)
+        return self.matches(text.query(words), filter, limit)
+
+    def matches(
+        self, asked: str, filter: Filter, limit: int, also: Sequence[str] = (), given: Mapping[str, Any] | None = None
+    ) -> list[Hit]:
+        """Best first, of what FTS5 is asked (`search.asked_for`); `also` are conditions, `given` their values."""
         if not asked:
             return []
         about_session, about_call, values = _where(filter)
+        about_call += also
+        values |= given or {}
         # CROSS JOIN: in order of rank, and no further than needed.
         query = f"""
             SELECT words.rowid, words.rank, calls.id, sessions.id, calls.seq, calls.started, sessions.provider,

@@ -163,11 +163,12 @@ def _cursor(before: str) -> tuple[float, int] | None:
     return float(match[1]) if "." in match[1] or "e" in match[1] else int(match[1]), int(match[2])
 
 
-_JOINED = """
-    FROM words CROSS JOIN messages ON messages.text = words.rowid CROSS JOIN calls ON calls.key = messages.call
-    CROSS JOIN sessions ON sessions.key = messages.session CROSS JOIN texts ON texts.id = words.rowid
-    WHERE words MATCH :asked
-"""
+# Tables in the order in which rows are found; those that nobody asks are left out.
+_TABLES = (
+    ("calls", "CROSS JOIN calls ON calls.key = messages.call"),
+    ("sessions", "CROSS JOIN sessions ON sessions.key = messages.session"),
+    ("texts", "CROSS JOIN texts ON texts.id = words.rowid"),
+)
 # What hits are put in order by, smaller first.
 _PLACE = {"best": "words.rank", "newest": "-coalesce(calls.started, 0)"}
 
@@ -218,10 +219,17 @@ class _Search:
 
     # -- which
 
+    def _hits(self, columns: str, behind: str) -> Iterator[tuple[Any, ...]]:
+        """One row per hit and session, of what is asked for."""
+        joins = " ".join(join for table, join in _TABLES if f"{table}." in columns + self._where + behind)
+        return self._rows(
+            f"SELECT {columns} FROM words CROSS JOIN messages ON messages.text = words.rowid {joins}"
+            f" WHERE words MATCH :asked{self._where} {behind}"
+        )
+
     def _ordered(self, sort: Sort) -> Iterator[tuple[Any, ...]]:
-        place = _PLACE[sort]
-        columns = f"{place}, words.rowid, messages.session, messages.call"
-        return self._rows(f"SELECT {columns} {_JOINED}{self._where} ORDER BY {place}, words.rowid")
+        # By rank alone: FTS5 then gives the hits one by one in that order, and no further than needed.
+        return self._hits(f"{_PLACE[sort]}, words.rowid, messages.session, messages.call", f"ORDER BY {_PLACE[sort]}")
 
     def _group(
         self, rows: Iterator[tuple[Any, ...]], before: tuple[float, int] | None, limit: int
@@ -230,10 +238,16 @@ class _Search:
         sessions: dict[int, list[tuple[int, int]]] = {}
         earlier: set[int] = set()
         last, more, read = "", False, 0
+        behind = before is None
         for place, hit, session, call in rows:
-            if before is not None and (place, hit) <= before:
+            if before is not None and not behind and (place, hit) != before and place <= before[0]:
                 earlier.add(session)
                 continue
+            if not behind:
+                behind = True
+                if (place, hit) == before:
+                    earlier.add(session)
+                    continue
             if session in earlier:
                 continue
             hits = sessions.get(session)
@@ -255,10 +269,7 @@ class _Search:
         sessions: dict[int, list[tuple[int, int]]] = {}
         oldest = 0
         self._until(_SECOND)
-        rows = self._rows(
-            f"SELECT words.rowid, messages.session, messages.call, calls.started {_JOINED}{self._where}"
-            " ORDER BY words.rowid DESC"
-        )
+        rows = self._hits("words.rowid, messages.session, messages.call, calls.started", "ORDER BY words.rowid DESC")
         try:
             for hit, session, call, started in rows:
                 oldest = started or oldest
@@ -275,14 +286,12 @@ class _Search:
         """One scan over all hits."""
         week = "".join(f" WHEN calls.started >= {age} THEN {number}" for number, age in enumerate(self._ages))
         age = f"CASE{week} ELSE {len(self._ages)} END" if week else "0"
-        query = f"""
-            SELECT messages.session, texts.role, calls.model, {age}, count(*) {_JOINED}{self._where} GROUP BY 1, 2, 3, 4
-        """
+        rows = self._hits(f"messages.session, texts.role, calls.model, {age}, count(*)", "GROUP BY 1, 2, 3, 4")
         sessions: Counter[int] = Counter()
         roles: Counter[str] = Counter()
         models: Counter[str] = Counter()
         dates: Counter[int] = Counter()
-        for session, role, model, old, hits in self._rows(query):
+        for session, role, model, old, hits in rows:
             sessions[session] += hits
             roles[role] += hits
             models[model or NONE] += hits
