@@ -146,8 +146,8 @@ def _exact(schema: Any) -> Any:
         return schema
     if schema.get("format") == "decimal":
         return {"type": "number"}
-    # Whatever has a default is written all the same: in an answer it is always there.
-    told = {name: _exact(one) for name, one in schema.items() if name not in ("default",) or "properties" not in schema}
-    if isinstance(told.get("properties"), dict):
-        told["required"] = list(told["properties"])
+    told = {name: _exact(one) for name, one in schema.items() if name not in ("default", "properties")}
+    if "properties" in schema:
+        told["properties"] = {name: _exact(one) for name, one in schema["properties"].items()}
+        told["required"] = list(told["properties"])  # what has a default is written all the same
     return told

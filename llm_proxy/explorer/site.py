@@ -298,7 +298,7 @@ def _words(error: Exception) -> tuple[int, str, str, str]:
 def _answer(request: web.Request, status: int, heading: str, text: str, holds: str) -> web.Response:
     """What went wrong, as the page or the JSON that was asked for."""
     if _wants_json(request):
-        body = as_json({"error": heading, "message": text})
+        body = as_json({"error": heading, "message": f"{text} {holds}".strip()})
         return web.Response(body=body, status=status, content_type="application/json")
     site = request.app[SITE]
     asked = Asked(_path_of(request), {"utc": "0"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from llm_proxy.index.queries import Index
+from llm_proxy.sinks.log_reader import COMPRESSED
 
 
 class Size(NamedTuple):
@@ -18,9 +19,10 @@ class Size(NamedTuple):
 
 def size(index: Index) -> Size:
     """Raises IndexUnavailable, TookTooLong."""
-    query = """
-        SELECT (SELECT count(*) FROM sessions), total(calls), total(open), (SELECT total(disk_size) FROM files)
-        FROM slots
+    query = f"""
+        SELECT (SELECT count(*) FROM sessions), total(calls), total(open), (
+            SELECT total(CASE WHEN path LIKE '%{COMPRESSED}' THEN disk_size ELSE cursor END) FROM files
+        ) FROM slots
     """
     ((sessions, calls, opened, octets),) = index.rows(query, {})
     return Size(int(sessions), int(calls), int(opened), int(octets))
