@@ -238,7 +238,7 @@ def test_throttling_passes_as_it_is(bedrock, door, client):
         client.converse(modelId=MODEL, messages=HI)
     assert caught.value.response["Error"]["Message"] == bedrock.plan.message
     (entry,) = answers(door)
-    assert entry["status"] == 429 and entry["digest"]["error_type"]
+    assert entry["status"] == 429 and entry["digest"]["error_type"] == "ThrottlingException"
     assert entry["headers"]["X-Amzn-Errortype"][0].startswith("ThrottlingException")
 
 

@@ -237,6 +237,9 @@ def test_errors_of_the_service():
         ({"Message": "No.", "__type": "com.amazon#AccessDenied"}, "AccessDenied"),
     ):
         assert conversed(body, status=403) == Answer(model=MODEL, error="No.", error_type=kind)
+    named = {"status": 429, "error_type": "ThrottlingException"}
+    assert conversed({"message": "No."}, **named) == Answer(model=MODEL, error="No.", error_type="ThrottlingException")
+    assert conversed(b"<html>", **named).error_type == "ThrottlingException"
     assert conversed(b"", status=503).error == "status 503 without a body"
 
 

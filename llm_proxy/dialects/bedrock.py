@@ -291,8 +291,10 @@ def _converse_answer(reply: _Reply) -> Answer:
 
 def _failure(content: Content) -> Answer:
     kind, words = _exception(reading.mapping(reading.read_value(content.data)))
-    failed = content.status is not None and content.status >= 400
-    return Answer(error=words, error_type=kind) if failed and words else reading.failure(content)
+    if content.status is None or content.status < 400:
+        return reading.failure(content)
+    kind = kind or content.error_type
+    return Answer(error=words, error_type=kind) if words else replace(reading.failure(content), error_type=kind)
 
 
 def _exception(fields: dict[str, Any]) -> tuple[str, str]:

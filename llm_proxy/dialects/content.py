@@ -13,7 +13,8 @@ class Content:
     `kind` is `body` or `events` (`data` holds a plain body, or the whole stream: server-sent events, NDJSON, AWS event
     stream), or `messages` (`messages` holds ("client" | "server", text) of each WebSocket message, in order).
     `status` is None where no response came. `complete`: the exchange came to its end. `media_type` is lower case,
-    without parameters. `path` is the request's, which may name the model.
+    without parameters. `path` is the request's, which may name the model. `error_type` is the name that Amazon's heads
+    give to an error.
     """
 
     kind: Literal["body", "events", "messages"]
@@ -23,3 +24,4 @@ class Content:
     complete: bool = True
     media_type: str = ""
     path: str = ""
+    error_type: str = ""

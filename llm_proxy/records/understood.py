@@ -86,6 +86,7 @@ def _content(response: Entry) -> Content:
         status=status if isinstance(status, int) else None,
         complete=_complete(response),
         media_type=_header(response, "content-type").partition(";")[0].strip().lower(),
+        error_type=_header(response, "x-amzn-errortype").partition(":")[0].strip(),
     )
 
 
