@@ -162,9 +162,12 @@ class Session:
             "seq": self.seq,
             "status": status,
             "headers": headers if status is not None else None,
-            "timing": {"ttfb_ms": ttfb, "total_ms": total},
+            "timing": {"ttfb_ms": ttfb, "total_ms": total}
+            | ({"request_ms": len(request["body"]) // 2000} if request["body"] and status else {}),
             "ending": ending,
         } | extra
+        if status is not None:
+            response["connection"] = "reused" if self.seq > 1 else "new"
         if events is not None:
             head = self.now + ttfb * 10**6
             chunks = [

@@ -113,15 +113,16 @@ def _phases(request: Entry, response: Entry, timing: Entry, total: int, head: in
     answered = response.get("status") is not None
     sent = min(count(timing.get("request_ms")), total)
     wait = head if answered else total
-    if response.get("reused") is True:
+    if response.get("connection") == "reused":
         yield Lane("connect", "Connect", "reused", 0, ((0, 0),))
-    elif response.get("retried") is True:
-        yield Lane("connect", "Connect", "again: the first had died", None)
+    elif response.get("connection") == "new" or response.get("retried") is True:
+        again = "again, the first had died" if response.get("retried") is True else "new: within the waiting"
+        yield Lane("connect", "Connect", again, None)
     size = count(request.get("size"))
     if "request_ms" in timing:
         yield Lane("send", "Request arrived", words.size(size), sent, ((0, sent),))
     elif size:
-        yield Lane("send", "Request arrived", words.size(size), 0 if "reused" in response else None, ((0, 0),))
+        yield Lane("send", "Request arrived", words.size(size), None)
     start = min(sent, wait)
     yield Lane("wait", "Waiting for first byte", "" if answered else "none came", wait - start, ((start, wait),))
 

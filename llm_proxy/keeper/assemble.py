@@ -185,6 +185,7 @@ class Call:
             ended_by_close=bool(notes & Note.ENDED_BY_CLOSE),
             extra_bytes=bool(notes & Note.EXTRA_BYTES),
             client_port=self.port,
+            reused=bool(notes & Note.REUSED) if self.closing is not None and status else None,
         )
 
 

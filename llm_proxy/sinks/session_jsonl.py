@@ -89,7 +89,7 @@ def response_entry(exchange: Exchange, session: str, seq: int, machine: str) -> 
         "seq": seq,
         "status": exchange.status,
         "headers": header_map(exchange.response_headers) if exchange.status is not None else None,
-        "timing": {"ttfb_ms": exchange.first_byte // 1_000_000, "total_ms": exchange.ended // 1_000_000},
+        "timing": _timing(exchange),
         "size": body.size,
     }
     stream: Pieces = ()
@@ -105,6 +105,7 @@ def response_entry(exchange: Exchange, session: str, seq: int, machine: str) -> 
     _add_ending(entry, exchange, stream)
     extras = {
         "answered": exchange.answered,
+        "connection": _CONNECTIONS[exchange.reused],
         "ended_by_close": exchange.ended_by_close,
         "error": exchange.error,
         "extra_bytes": exchange.extra_bytes,
@@ -115,6 +116,16 @@ def response_entry(exchange: Exchange, session: str, seq: int, machine: str) -> 
     }
     entry |= {name: value for name, value in extras.items() if value}
     return dict(sorted((entry | _transport(exchange)).items()))
+
+
+_CONNECTIONS = {None: "", False: "new", True: "reused"}
+
+
+def _timing(exchange: Exchange) -> Entry:
+    timing = {"ttfb_ms": exchange.first_byte // 1_000_000, "total_ms": exchange.ended // 1_000_000}
+    if exchange.reused is not None and exchange.request.pieces and not exchange.websocket:
+        timing["request_ms"] = exchange.request.pieces[-1][0] // 1_000_000
+    return timing
 
 
 def bare_entry(exchange: Exchange, session: str, seq: int, machine: str, kind: str, trouble: str) -> Entry:
