@@ -253,6 +253,12 @@ class _Walk:
             self.changed += 1
         if self._at is not None and gone and path[: len(self._at.path)] == self._at.path:
             self._break()
+        blocks = list(_message(after if gone else before if new else None))
+        if blocks:  # a message that came or went: each of its blocks under a head of its own
+            for name, value in blocks:
+                self._path(path, f"{title or written(path)}{f' › {name}' if name else ''}")
+                self.rows += _whole("add" if gone else "del", value)
+            return
         self._path(path, title)
         rows = list(_values(before, after))
         if self._at is not None and self._at.path[: len(path)] == path:
@@ -288,6 +294,23 @@ def _name(value: Any) -> str:
     named = value.get("name") or (function.get("name") if isinstance(function, dict) else None)
     told = [value.get("role") or value.get("type"), named]
     return " ".join(str(one)[:80] for one in told if isinstance(one, str) and one)
+
+
+_SAID = ("text", "thinking", "content", "input", "arguments", "output", "toolUse", "toolResult")
+
+
+def _message(value: Any) -> Iterator[tuple[str, Any]]:
+    """(what it is, what it says) of each block of a message; nothing of what is no message."""
+    if not isinstance(value, dict):
+        return
+    content = value.get("content", value.get("parts"))
+    if not isinstance(content, list | str) or not set(value) <= {"role", "content", "parts", "type", "id", "status"}:
+        return
+    for block in content if isinstance(content, list) else [content]:
+        kind = _name(block)
+        said = next((block[name] for name in _SAID if name in block), block) if isinstance(block, dict) else block
+        marked_here = " · cache_control" if isinstance(block, dict) and "cache_control" in block else ""
+        yield f"{kind}{marked_here}", said
 
 
 def _names(items: Sequence[Any]) -> list[str]:

@@ -117,7 +117,8 @@ class Overview:
     waterfall: Waterfall | None
     prices: Prices | None
     cache: Diagnosis | None
-    previous_left: int  # tokens that the call before had left in the cache
+    previous: Neighbour | None  # the call whose cache this one could use
+    previous_left: int  # tokens that it had left there
     asked_by: tuple[Fact, ...]
 
 
@@ -229,7 +230,7 @@ def view(record: Record, asked: Asked) -> View | File:
         events_count=len(events),
         changes=sum(one.changed + one.added + one.removed for one in diff.sections) if diff is not None else None,
         tab=asked["tab"],
-        overview=_overview(record, call, events, diagnosis, previous) if asked["tab"] == "overview" else None,
+        overview=_overview(record, call, events, diagnosis, previous, turns) if asked["tab"] == "overview" else None,
         diff=diff,
         events=_events(call, events, asked) if asked["tab"] == "events" else None,
         http=_messages(call, events, asked) if asked["tab"] == "http" else (),
@@ -386,13 +387,19 @@ _ALWAYS = ("input", "cache_read", "output")
 
 
 def _overview(
-    record: Record, call: Call, events: Sequence[Event], diagnosis: Diagnosis | None, previous: Call | None
+    record: Record,
+    call: Call,
+    events: Sequence[Event],
+    diagnosis: Diagnosis | None,
+    previous: Call | None,
+    turns: Mapping[str, int],
 ) -> Overview:
     left = previous.row.usage if previous is not None else None
     return Overview(
         waterfall=waterfall(call.request, call.response, events),
         prices=_prices(call),
         cache=diagnosis,
+        previous=_neighbour(previous.row, turns) if previous is not None else None,
         previous_left=left.cache_read + left.cache_write_5m + left.cache_write_1h if left is not None else 0,
         asked_by=tuple(_asked_by(record, call)),
     )
