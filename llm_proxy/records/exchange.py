@@ -54,8 +54,8 @@ class Exchange:
 
     Times: `opened` is nanoseconds since 1970; `first_byte` and `ended` are nanoseconds after it (0: never).
     `status` is the upstream's, None where none arrived; `answered` the status this proxy gave itself (0: none).
-    `client_port` is the client's TCP port where it was on this machine (0: it was not). `reused`: whether it went over a
-    connection that was there already; None where that is not known.
+    `client_port` is the client's TCP port where it was on this machine (0: it was not). `reused`: whether it went over
+    a connection that was there already; None where that is not known.
     """
 
     id: UUID

@@ -160,8 +160,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class RawLine:
+    """A line, or a piece of a long one. `cr`: it ended with a carriage return, which \\n alone would not tell."""
+
     offset: int
     text: str
+    cr: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +291,7 @@ def _did(call: Call, step: conversation.Step | None) -> str:
         more = f" and {gist.calls - 1} more" if gist.calls > 1 else ""
         return _short(gist.tools[0], 70) + more
     if gist is not None and gist.words:
-        return _short(gist.words, 80)
+        return f"“{_short(gist.words, 80)}”"
     return _APIS.get(row.api) or ("" if row.api else f"{row.method} {row.path}"[:80])
 
 
@@ -323,11 +326,9 @@ def _notes(call: Call, events: Sequence[Event]) -> Iterable[Note]:
     if row.ending in _ENDINGS:
         kind, bold, more = _ENDINGS[row.ending]
         yield Note(kind, bold, " ".join(filter(None, (row.error, more))))
-    elif row.error:
-        yield Note("err" if row.failed else "warn", "It did not end well:", row.error)
-    if row.failed and row.status is not None and row.ending == "complete" and row.error_type:
-        said = call.digest.last.error
-        yield Note("err", f"{row.error_type}:", said[:600])
+    elif row.error or row.error_type:
+        said = row.error or call.digest.last.error
+        yield Note("err" if row.failed else "warn", f"{row.error_type or 'It did not end well'}:", said[:600])
     if row.partial and row.ending == "complete":
         yield Note("warn", "The answer is partial.", "The stream ended before it said that it was over.")
     if request is None:
@@ -660,13 +661,9 @@ def _text_lines(part: bytes, offset: int) -> Iterable[RawLine]:
     for line in part.splitlines(keepends=True):
         for start in range(0, len(line), _LINE):
             piece = line[start : start + _LINE]
-            yield RawLine(offset + start, piece.rstrip(b"\r\n").decode("utf-8", "replace") + _ends(piece))
+            shown = piece.rstrip(b"\r\n").decode("utf-8", "replace")
+            yield RawLine(offset + start, shown, piece.endswith((b"\r\n", b"\r")))
         offset += len(line)
-
-
-def _ends(line: bytes) -> str:
-    """A carriage return is shown: \\r\\n and \\n are not the same bytes."""
-    return "␍" if line.endswith((b"\r\n", b"\r")) else ""
 
 
 def _hex(part: bytes, offset: int) -> Iterable[RawLine]:
