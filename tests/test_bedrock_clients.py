@@ -52,9 +52,9 @@ def client(door):
         yield made
 
 
-def answers(daemon, number=1, **more):
-    """The response entries, once there are that many."""
-    entries = daemon.entries(until=lambda found: sum(one["type"] == "response" for one in found) >= number, **more)
+def answers(daemon, number=1):
+    """The response entries, once there are that many. The keeper stands last in line on a busy machine."""
+    entries = daemon.entries(60, lambda found: sum(one["type"] == "response" for one in found) >= number)
     found = [one for one in entries if one["type"] == "response"]
     assert len(found) == number
     return sorted(found, key=lambda one: one["_meta"]["request_id"])
@@ -199,7 +199,7 @@ def test_a_very_long_stream(bedrock, door, client):
     bedrock.plan = Plan(words=5_000)
     events = told(client.converse_stream(modelId=MODEL, messages=HI)["stream"])
     assert sum("contentBlockDelta" in event for event in events) == 5_000
-    (entry,) = answers(door, timeout=60)
+    (entry,) = answers(door)
     assert (
         raws(entry).count("event: contentBlockDelta\n") == 5_000
         and entry["digest"]["usage"]["output"] == replies.OUTPUT
@@ -212,7 +212,7 @@ def test_an_answer_of_25_megabytes(bedrock, door):
     body = b'{"output":"' + os.urandom(12_500_000).hex().encode() + b'"}'
     bedrock.plan = Plan(body=body, pause=0.02)
     assert ask(door.port, INVOKE).body == body
-    (entry,) = answers(door, timeout=60)
+    (entry,) = answers(door)
     assert entry["body"].encode() == body and entry["size"] == len(body)
 
 
@@ -224,7 +224,7 @@ def test_a_request_of_nearly_25_megabytes_and_one_beyond(bedrock, door):
     beyond = ask(door.port, INVOKE, body + b" " * 2_000_000)
     assert beyond.status == 413 and "bedrock.max_body" in beyond.message
     assert len(bedrock.requests) == 1
-    _, entry = answers(door, 2, timeout=60)
+    _, entry = answers(door, 2)
     assert (entry["ending"], entry["answered"], entry["status"]) == ("refused", 413, None)
 
 
@@ -261,7 +261,7 @@ def test_a_bad_frame_reaches_the_client_and_is_counted(bedrock, door):
     assert ask(door.port, CONVERSE_STREAM).body == b"".join(sent)
     (entry,) = answers(door)
     assert entry["bad_frames"] == 1 and "checksum" in entry["decode_error"] and entry["digest"]["usage"]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while json.loads(ask(door.port, "/health/bedrock", method="GET").body)["decode_errors"] != 1:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -334,7 +334,7 @@ def test_the_keeper_is_killed_within_a_stream(bedrock, door):
             gate.release()
             assert chunk(file) == one
         assert chunk(file) == b""
-    (entry,) = answers(door, timeout=30)
+    (entry,) = answers(door)
     assert entry["ending"] == "complete" and entry["size"] == sum(map(len, sent))
     assert len(entry["chunks"]) == len(sent) and entry["digest"]["usage"]["output"] == replies.OUTPUT
 
@@ -393,10 +393,11 @@ def test_credentials_that_expire_are_renewed(start, environ):
         assert ask(door.port, INVOKE).status == 200 and bedrock.requests[-1].key == old
         account.expired.add(old)
         give(new)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while (answer := ask(door.port, INVOKE)).status != 200:
             assert answer.status == 403 and "expired" in answer.message, answer.body
             assert time.monotonic() < deadline
+            time.sleep(0.2)  # keys that have only just come are not looked for at once
         assert bedrock.requests[-1].key == new
         assert bedrock.requests[-1].get("x-amz-security-token") == "token/two+="
     assert not any(
@@ -455,7 +456,7 @@ def test_the_secret_in_its_three_places(start, bedrock):
     with contextlib.closing(boto(f"{door.url}/secret/{secret}")) as client:
         assert client.converse(modelId=MODEL, messages=HI)["stopReason"] == "end_turn"
     entries = door.entries(
-        until=lambda found: sum(one["type"] == "response" and one["status"] == 200 for one in found) == 4
+        60, lambda found: sum(one["type"] == "response" and one["status"] == 200 for one in found) == 4
     )
     assert secret not in json.dumps(entries)
     door.stop()
