@@ -226,7 +226,7 @@ async def test_the_foot_and_the_bar_say_how_it_stands(made, tmp_path):
     def keeper(**facts):
         (journal / "keeper.json").write_text(json.dumps({"pid": 1, "state": "ok"} | facts))
 
-    assert (await bar())[1:] == ("", "record")
+    assert (await bar())[1:] == ("", "stand-alone")
     assert (await bar(socket="/x"))[1:] == ("err", "not recording")
     assert (await bar(journal=str(journal)))[1:] == ("warn", "degraded")
     keeper()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import shlex
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -130,7 +131,7 @@ async def _api(request: web.Request) -> web.StreamResponse:
     if not api.wants_page(request):
         return web.Response(body=as_json(api.overview()), content_type="application/json")
     site, asked = request.app[SITE], asked_of(request, "/api/", ())
-    values = {"operations": api.operations(), "secret": f"{site.options.state}/{guard.SECRET}"}
+    values = {"operations": api.operations(), "secret": shlex.quote(f"{site.options.state}/{guard.SECRET}")}
     page = site.html("api", asked, origin=f"http://{request.host}", api=f"{render.ROOT}/api/openapi.json", **values)
     return web.Response(text=page, content_type="text/html")
 

@@ -28,7 +28,7 @@ _SHOWN = {
     OK: ("ok", "recording"),
     DEGRADED: ("warn", "degraded"),
     STOPPED: ("err", "not recording"),
-    NONE: ("", "record"),
+    NONE: ("", "stand-alone"),
 }
 
 
