@@ -422,7 +422,9 @@ def test_entries_found_behind_a_crash(tmp_path: Path) -> None:
     file.append(b"settled\n" + line(request) + b"not json\n[1]\n{}\n" + line(response) + line(request)[:-20])
     whole = file.size - len(line(request)) + 20
     found = list(file.known_after(8))
-    assert found == [(ID, "request", 7), (ID, "response", 7)]
+    assert [one[:3] for one in found] == [(ID, "request", 7), (ID, "response", 7)]
+    data = file.path.read_bytes()
+    assert [data[one.offset : one.offset + one.length] for one in found] == [line(request), line(response)]
     assert file.size == whole == file.path.stat().st_size
     logs.close()
 
