@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llm_proxy.explorer.page import Extra, Page
-from llm_proxy.explorer.pages import blobs, call, home, live, search, session
+from llm_proxy.explorer.pages import blobs, call, figures, home, live, search, session
 
-PAGES: tuple[Page, ...] = (*home.PAGES, *call.PAGES, *live.PAGES, *search.PAGES, *session.PAGES)
-EXTRAS: tuple[Extra, ...] = (*home.EXTRAS, *call.EXTRAS, *live.EXTRAS, *session.EXTRAS, *blobs.EXTRAS)
+PAGES: tuple[Page, ...] = (*home.PAGES, *call.PAGES, *live.PAGES, *search.PAGES, *session.PAGES, *figures.PAGES)
+EXTRAS: tuple[Extra, ...] = (*home.EXTRAS, *call.EXTRAS, *live.EXTRAS, *session.EXTRAS, *blobs.EXTRAS, *figures.EXTRAS)

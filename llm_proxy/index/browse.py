@@ -108,7 +108,7 @@ def page(
 
     Raises ValueError where `before` is no cursor.
     """
-    where, values = _where(wanted)
+    where, values = conditions(wanted)
     sign, way = (">", "ASC") if ascending else ("<", "DESC")
     if before:
         match = re.fullmatch(r"(-?\d{1,19})\.(.{1,200})", before, re.ASCII)
@@ -127,7 +127,7 @@ def page(
 
 
 def count(index: Index, wanted: Wanted) -> int:
-    where, values = _where(wanted)
+    where, values = conditions(wanted)
     ((found,),) = index.rows(f"SELECT count(*) FROM sessions WHERE {_all(where)}", values)
     return int(found)
 
@@ -135,7 +135,7 @@ def count(index: Index, wanted: Wanted) -> int:
 def facet(index: Index, wanted: Wanted, name: str) -> list[Value]:
     """The values of one of the FACETS, the most frequent first, among sessions that are as wanted in all else."""
     rest: dict[str, Any] = {name: ()}
-    where, values = _where(replace(wanted, **rest))
+    where, values = conditions(replace(wanted, **rest))
     if name == "status":
         columns = ", ".join(f"coalesce(sum({condition}), 0)" for condition in STATUSES.values())
         (row,) = index.rows(f"SELECT {columns} FROM sessions WHERE {_all(where)}", values)
@@ -166,14 +166,14 @@ def without(index: Index, wanted: Wanted) -> list[tuple[str, int]]:
 
 def days_of_sessions(index: Index, wanted: Wanted, day_of: DayOf) -> list[Day]:
     """Sums of the sessions by their last day, in order; days without any are left out."""
-    where, values = _where(wanted)
+    where, values = conditions(wanted)
     query = f"SELECT coalesce(last, 0) / {QUARTER}, count(*), {_SUMMED} FROM sessions WHERE {_all(where)} GROUP BY 1"
     return _days(index.rows(query, values), day_of)
 
 
 def last_days_of_sessions(index: Index, wanted: Wanted, day_of: DayOf) -> dict[str, int]:
     """How many sessions were used last on each day; days without any are left out."""
-    where, values = _where(wanted)
+    where, values = conditions(wanted)
     query = f"SELECT coalesce(last, 0) / {QUARTER}, count(*) FROM sessions WHERE {_all(where)} GROUP BY 1"
     counts: dict[str, int] = {}
     for slot, found in index.rows(query, values):
@@ -192,7 +192,8 @@ def calls_between(index: Index, since_ns: int, until_ns: int) -> Totals:
 # --- conditions
 
 
-def _where(wanted: Wanted) -> tuple[list[str], dict[str, Any]]:
+def conditions(wanted: Wanted) -> tuple[list[str], dict[str, Any]]:
+    """Conditions about `sessions`, and their values."""
     where: list[str] = []
     values: dict[str, Any] = {}
 
