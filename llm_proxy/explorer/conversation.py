@@ -135,7 +135,7 @@ def arrange(calls: Sequence[CallRow], gists: Mapping[str, Gist], branch: int = 0
     paths = {place: _path(tree, wanted) for place, tree in trees.items()}
     main, beside = _main(paths, trees, wanted)
     steps = _steps(main)
-    return Shape(_with_asides(steps, [paths[place] for place in beside]), tuple(others), branch if wanted else 0)
+    return Shape(_with_asides(steps, [trees[place] for place in beside]), tuple(others), branch if wanted else 0)
 
 
 def _nodes(calls: Sequence[CallRow], gists: Mapping[str, Gist]) -> tuple[list[_Node], list[CallRow]]:
@@ -306,6 +306,14 @@ def _fork(node: _Node) -> Fork:
     return Fork(node.calls[0].seq, node.gist.prompt or node.gist.words, _size(node), node.calls[0].started_ns)
 
 
+def _line_of(tree: Iterable[_Node]) -> tuple[Step, ...]:
+    """All of a tree in the order of its calls, whatever parted from what."""
+    steps: list[Step] = []
+    for node in tree:
+        steps.append(_step(node, steps, ""))
+    return tuple(steps)
+
+
 def _size(node: _Node) -> int:
     todo, count = [node], 0
     while todo:
@@ -317,9 +325,9 @@ def _size(node: _Node) -> int:
 
 def _with_asides(steps: list[Step], beside: Iterable[list[_Node]]) -> tuple[Step, ...]:
     found: dict[int, list[Aside]] = {}
-    for path in beside:
-        aside = Aside(tuple(_steps([path])))
-        began = path[0].calls[0].started_ns
+    for tree in beside:
+        aside = Aside(_line_of(tree))
+        began = tree[0].calls[0].started_ns
         place = max((at for at, step in enumerate(steps) if step.calls[0].started_ns <= began), default=0)
         found.setdefault(place, []).append(aside)
     told = [replace(step, asides=tuple(found.get(at, ()))) for at, step in enumerate(steps)]

@@ -243,8 +243,9 @@ def middleware(guard: Guard, root: str, refuse: Refuse) -> Middleware:
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """On every answer, streams too. What says nothing else is kept by nobody."""
-    response.headers.update(HEADERS)
+    """On every answer, streams too. What says nothing else is kept by nobody; a stricter policy of its own stays."""
+    own = response.headers.get("Content-Security-Policy")
+    response.headers.update(HEADERS if own is None else HEADERS | {"Content-Security-Policy": own})
     response.headers.setdefault("Cache-Control", "no-store")
     request[ANSWERED] = True
 

@@ -409,7 +409,8 @@ def money(story: Story) -> tuple[Spent, ...]:
 
 
 def _times(usage: Usage, rates: Mapping[str, Decimal], name: str) -> Decimal:
-    return getattr(usage, name) * rates.get(name, Decimal(0)) / 1_000_000
+    tokens: int = getattr(usage, name)
+    return tokens * rates.get(name, Decimal(0)) / 1_000_000
 
 
 def outline(story: Story, window: Window) -> tuple[OutlineRow, ...]:
@@ -468,10 +469,11 @@ def turns(story: Story, window: Window, found: str = "") -> tuple[Turn, ...]:
     steps = story.steps[window.first - 1 : window.last]
     if not steps:
         return ()
-    following = story.steps[window.last] if window.last < len(story.steps) else None
-    key = (str(story.record.logs), *((one.call.id, one.call.request, one.call.response) for one in steps))
-    key = (*key, following and following.call.request)
-    said = _SAID.get(key, lambda: said_in(steps, following, Calls(story.record.logs).reader))
+    around = story.steps[max(0, window.first - 2) : window.last + 4]
+    places = ((one.number, one.call.id, one.call.request, one.call.response) for one in around)
+    key = (str(story.record.logs), window.first, window.last, *places)
+    reader = Calls(story.record.logs).reader
+    said = _SAID.get(key, lambda: said_in(story.steps, window.first, window.last, reader))
     sub: dict[int, list[SubThread]] = {}
     for number, thread in story.threads:
         sub.setdefault(number, []).append(_sub_thread(thread, str(number)))

@@ -24,6 +24,7 @@ THINKING_CHARS = 2_000
 TEXT_CHARS = 24_000
 HUGE = 200_000  # characters beyond which nothing is rendered or coloured
 DIFF_LINES = 80
+_NEAR = 4  # steps within which the one that goes on is looked for: broken ones may stand between
 # What clients put into a user's message of their own stands in tags.
 _ADDED = re.compile(r"\s*<([a-zA-Z][\w-]*)[ >].*</\1>\s*", re.DOTALL)
 
@@ -166,25 +167,32 @@ def new_messages_of(steps: Sequence[Step], reader: Reader) -> dict[int, tuple[Me
 # --- what was said
 
 
-def said_in(steps: Sequence[Step], following: Step | None, reader: Reader) -> dict[int, Said]:
-    """By number of the step. `following` is the step behind them, whose request has the results of the last ones."""
-    wanted = [*steps, following] if following is not None else list(steps)
+def said_in(steps: Sequence[Step], first: int, last: int, reader: Reader) -> dict[int, Said]:
+    """By number, of the steps from `first` to `last`; `steps` are all.
+
+    The results of the last tools stand in a request behind them, and the first request has results of tools before it.
+    """
+    shown = steps[first - 1 : last]
+    behind = next((step for step in steps[last : last + _NEAR] if first <= step.after <= last), None)
+    wanted = [*shown, behind] if behind is not None else list(shown)
     pictured = _Pictures(reader)
     new = new_messages(wanted, reader, pictured)
     results: dict[int, _Results] = {}
     for step in wanted:
-        given = results.setdefault(step.after, _Results())
-        given.add(step, new.get(step.number, ()))
+        results.setdefault(step.after, _Results()).add(step, new.get(step.number, ()))
+    for number in {step.after for step in shown} - {0, *(step.number for step in shown)}:
+        before = steps[number - 1]
+        for _ in _answered(before, reader.rounds(before.call), results[number], pictured):
+            pass  # its calls take their results
     said: dict[int, Said] = {}
-    for step in steps:
+    for step in shown:
         rounds = list(reader.rounds(step.call))
         pictured.find(step.call, [one.message for round in rounds for one in round.answers if one.message], answer=True)
-        own = results.get(step.number, _Results())
-        blocks = list(_answered(step, rounds, own, pictured))
-        before = results.get(step.after, _Results()) if step.after else None
+        blocks = tuple(_answered(step, rounds, results.setdefault(step.number, _Results()), pictured))
+        before_it = results[step.after] if step.after else None
         said[step.number] = Said(
-            prompts=tuple(_prompts(step, new.get(step.number, ()), before, pictured)),
-            blocks=tuple(blocks),
+            prompts=tuple(_prompts(step, new.get(step.number, ()), before_it, pictured)),
+            blocks=blocks,
             earlier=max(0, step.gist.messages - step.new_messages) if not step.after else 0,
             missing=step.number not in new,
         )
