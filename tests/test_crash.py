@@ -80,6 +80,11 @@ def leftovers(daemon):
     return found
 
 
+def said(daemon):
+    """What the keepers say of themselves, by their journals."""
+    return {folder.name: (folder / "keeper.json").read_text() for folder in journals(daemon)}
+
+
 async def end(daemon, home):
     """Let everything that was left over be settled, then a clean stop."""
     await asyncio.to_thread(daemon.wait_for_recording)
@@ -87,7 +92,7 @@ async def end(daemon, home):
     others = [folder for folder in journals(daemon) if folder.resolve() != busy]
     await until(lambda: all(map(at_rest, others)), lambda: f"not settled: {[f for f in others if not at_rest(f)]}")
     assert await asyncio.to_thread(daemon.stop, 30) == 0
-    await until(lambda: not keepers(home), "a keeper lives on")
+    await until(lambda: not keepers(home), lambda: f"keepers live on: {said(daemon)}")
 
 
 def _own(daemon):
