@@ -492,7 +492,13 @@ async def test_another_users_program_is_refused_and_with_the_secret_served(door)
             sys.executable, "-I", "-c", _FOREIGN, str(rig.port),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        out, _ = await process.communicate(request)
+        try:
+            async with asyncio.timeout(10):
+                out, _ = await process.communicate(request)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         return out.decode()
 
     said = await foreign(_call())
