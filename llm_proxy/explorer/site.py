@@ -110,7 +110,7 @@ def application(
         app.router.add_get(render.ROOT + extra.path, extra.handler)
     app.router.add_get(f"{render.ROOT}/api/", _api)
     app.router.add_get(f"{render.ROOT}/api/openapi.json", _description)
-    app.router.add_get(render.ROOT + "/static/{name}", _static)
+    app.router.add_get(render.ROOT + "/static/{name:.+}", _static)
     for path in ("/", render.ROOT):
         app.router.add_get(path, _lead_home)
     app.router.add_get(f"{render.ROOT}/api", _lead_to_api)
@@ -308,7 +308,7 @@ def _answer(request: web.Request, status: int, heading: str, text: str, holds: s
 
 
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-_FILES = {path.name: path for path in render.STATIC.iterdir() if path.suffix in _TYPES}
+_FILES = {str(path.relative_to(render.STATIC)): path for path in render.STATIC.rglob("*") if path.suffix in _TYPES}
 
 
 async def _static(request: web.Request) -> web.StreamResponse:
