@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal
 
 import msgspec
@@ -22,6 +23,12 @@ from llm_proxy.index.sums import QUARTER, SUMS
 By = Literal["model", "project", "session"]
 MOST_GROUPS = 50
 _SUMMED = ", ".join(f"sum({name})" for name in SUMS)
+# What a table of groups shows; the other sums take as long again.
+_SHOWN = frozenset(
+    ("calls", "failed", "input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "reasoning")
+    + ("spent", "spent_rest", "covered", "covered_rest", "unpriced")
+)
+_GROUPED = ", ".join(f"sum({of.format('calls')})" if name in _SHOWN else "0" for name, of in SUMS.items())
 _ADDED = ", ".join(f"coalesce(sum({of.format('calls')}), 0)" for of in SUMS.values())
 
 
@@ -100,7 +107,7 @@ def paces(index: Index, edges: Sequence[int], wanted: Wanted) -> tuple[list[tupl
         for some in one:
             some.sort()
     # Sorting what is sorted in runs is quick.
-    every = tuple(_pace(sorted(time for one in found for time in one[which])) for which in (0, 1))
+    every = tuple(_pace(sorted(chain.from_iterable(one[which] for one in found))) for which in (0, 1))
     return [(_pace(first), _pace(whole)) for first, whole in found], (every[0], every[1])
 
 
@@ -112,7 +119,7 @@ def groups(index: Index, edges: Sequence[int], wanted: Wanted, by: By) -> tuple[
     # In order of time where all sessions count, else session by session.
     tables = _CALLS_OF_SESSIONS if where else "FROM calls CROSS JOIN sessions ON sessions.key = calls.session"
     query = f"""
-        SELECT coalesce({key}, ''), max(sessions.title), {_ADDED},
+        SELECT coalesce({key}, ''), max(sessions.title), {_GROUPED},
             json_group_array(calls.ttfb) FILTER (WHERE calls.ttfb IS NOT NULL)
         {tables} WHERE {" AND ".join([_between(edges), models, *where])} GROUP BY 1
     """
