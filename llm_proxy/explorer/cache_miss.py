@@ -43,6 +43,7 @@ Cause = Literal[
 _MILLION = 1_000_000
 _SECOND = 10**9
 _AROUND = 48  # characters shown around the first difference
+_COMPARED = 4000  # characters of a line in which a time or an id is looked for
 # Characters that stand for a picture or a document, whose tokens have nothing to do with its base64.
 _MEDIA = 6000
 _LONG_MEDIA = 2000
@@ -202,7 +203,7 @@ def diagnose(previous: Call | None, this: Call, rates: Mapping[str, Decimal] | N
     manner, usage = MANNERS.get(row.api), row.usage
     if manner is None or usage is None or row.status != 200:
         return None
-    if previous is None or previous.row.usage is None:
+    if previous is None or previous.row.usage is None or previous.row.api != row.api:
         return None if usage.cache_read else _nothing("first", usage)
     miss = missed(previous.row, row)
     mine, theirs = prompt(this), prompt(previous)
@@ -263,10 +264,14 @@ class _Pair(NamedTuple):
     def differing(self) -> Block | None:
         """The first block that is not what it was, within what both calls have."""
         common = _common(self.theirs, self.mine)
-        if common >= len(self.theirs):
+        if not self.mine or common >= len(self.theirs):
             return None
-        # Where the conversation only became shorter, what came instead is at the end of it.
-        return self.mine[common] if common < len(self.mine) else self.theirs[common]
+        now = self.mine[common] if common < len(self.mine) else None
+        return self.theirs[common] if now is None or _went(self.theirs[common], now, self.order) else now
+
+    @property
+    def order(self) -> Sequence[str]:
+        return order_of(self.this.row.api)
 
     @property
     def root(self) -> str:
@@ -275,7 +280,7 @@ class _Pair(NamedTuple):
     @property
     def changed(self) -> tuple[str, str]:
         """Both texts at the first difference."""
-        _, before, now = first_difference(self.theirs, self.mine)
+        _, before, now = first_difference(self.theirs, self.mine, self.order)
         return _leaf(before), _leaf(now)
 
     @property
@@ -310,7 +315,7 @@ _ID = re.compile(r"\b(?=[\w-]*\d)[\w-]{8,}\b")
 
 def _is_time(pair: _Pair) -> bool:
     """The texts are the same but for a date or a time."""
-    before, now = (_around(*texts) for texts in (pair.changed, pair.changed[::-1]))
+    before, now = _changed(*pair.changed)
     if not before or not now or not _TIME.search(now):
         return False
     blank = [re.sub(r"\d+", "0", _NAMES_OF_TIME.sub("day", one)) for one in (before, now)]
@@ -318,16 +323,19 @@ def _is_time(pair: _Pair) -> bool:
 
 
 def _is_id(pair: _Pair) -> bool:
-    before, now = (_around(*texts) for texts in (pair.changed, pair.changed[::-1]))
+    before, now = _changed(*pair.changed)
     return bool(before and now and _ID.search(now)) and _ID.sub("id", before) == _ID.sub("id", now)
 
 
-def _around(one: str, other: str) -> str:
-    """The line of a text in which it begins to differ from the other."""
-    at = diffing.common_prefix(one, other)
-    start = one.rfind("\n", 0, at) + 1
-    end = one.find("\n", at)
-    return one[start : end if end >= 0 else len(one)][:2000]
+def _changed(before: str, now: str) -> tuple[str, str]:
+    """Of the first line that differs, what does, with some of the line around it."""
+    at = diffing.common_prefix(before, now)
+    start = now.rfind("\n", 0, at) + 1
+    one, other = (text[start : text.find("\n", at) if "\n" in text[at:] else len(text)] for text in (before, now))
+    head = max(0, at - start - _AROUND)
+    tail = diffing.common_prefix(one[at - start :][::-1], other[at - start :][::-1])
+    tail = max(0, tail - _AROUND)
+    return one[head : len(one) - tail][:_COMPARED], other[head : len(other) - tail][:_COMPARED]
 
 
 def _is_shorter(pair: _Pair) -> bool:
@@ -370,7 +378,8 @@ _CAUSES: tuple[tuple[Cause, Callable[[_Pair], bool]], ...] = (
 
 
 def _is_system(block: Block | None) -> bool:
-    return block is not None and mapping(block.value).get("role") in ("system", "developer")
+    """Instructions that stand among the messages."""
+    return block is not None and block.role in ("system", "developer")
 
 
 _WORDS: Mapping[Cause, tuple[str, str]] = {
@@ -448,7 +457,7 @@ def _made(
     pair = _Pair(previous, this, manner, theirs, mine)
     usage = this.row.usage
     assert usage is not None
-    path, before, now = first_difference(theirs, mine) if pair.differing is not None else ((), None, None)
+    path, before, now = first_difference(theirs, mine, pair.order) if pair.differing is not None else ((), None, None)
     was, is_now = diffing.marked(_leaf(before), _leaf(now), _AROUND)
     character = (
         diffing.common_prefix(_leaf(before), _leaf(now)) if isinstance(before, str) and isinstance(now, str) else None
@@ -582,6 +591,7 @@ class Block(NamedTuple):
     mark: str
     value: Any
     name: str = ""
+    role: str = ""
 
 
 # What is cached, in order. Parameters that change what is cached behind them stand between.
@@ -594,6 +604,10 @@ _ORDERS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def order_of(api: str) -> tuple[str, ...]:
+    return _ORDERS.get(api) or _ORDERS["gemini" if api.startswith("gemini") else "anthropic"]
+
+
 def prompt(call: Call) -> tuple[Block, ...]:
     """The blocks of a call's prompt; empty where they are not recorded as a whole, or are partly with the provider."""
     request = call.request or {}
@@ -602,9 +616,7 @@ def prompt(call: Call) -> tuple[Block, ...]:
     body = mapping(read_value(call.request_body))
     if body.get("previous_response_id") or body.get("cachedContent"):
         return ()
-    api = call.row.api
-    order = _ORDERS.get(api) or _ORDERS["gemini" if api.startswith("gemini") else "anthropic"]
-    return tuple(block for name in order if name in body for block in _blocks((name,), body[name]))
+    return tuple(block for name in order_of(call.row.api) if name in body for block in _blocks((name,), body[name]))
 
 
 def _blocks(path: Path, value: Any) -> Iterator[Block]:
@@ -661,7 +673,7 @@ def _block(path: Path, value: Any, mark: str, role: str = "") -> Block:
     function = mapping(mapping(value).get("function"))
     spec = mapping(mapping(value).get("toolSpec"))
     name = text(mapping(value).get("name")) or text(function.get("name")) or text(spec.get("name"))
-    return Block(path, code, len(code) - _media(bare), mark, bare, name)
+    return Block(path, code, len(code) - _media(bare), mark, bare, name, role)
 
 
 def _media(value: Any) -> int:
@@ -684,17 +696,22 @@ def _common(theirs: Sequence[Block], mine: Sequence[Block]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0].code == pair[1].code, pairs))
 
 
-def first_difference(theirs: Sequence[Block], mine: Sequence[Block]) -> tuple[Path, Any, Any]:
+def first_difference(theirs: Sequence[Block], mine: Sequence[Block], order: Sequence[str]) -> tuple[Path, Any, Any]:
     """(path, what was there, what is there now), of the first place that is not the same; None is nothing."""
     common = _common(theirs, mine)
     if common >= len(theirs):
         return (mine[common].path, None, mine[common].value) if common < len(mine) else ((), None, None)
-    if common >= len(mine):
-        return theirs[common].path, theirs[common].value, None
-    before, now = theirs[common], mine[common]
-    if before.path[0] != now.path[0]:  # a part came or went
+    before, now = theirs[common], mine[common] if common < len(mine) else None
+    if now is None or _went(before, now, order):
+        return before.path, before.value, None
+    if before.path[0] != now.path[0]:
         return now.path, None, now.value
     return _first(before.value, now.value, now.path)
+
+
+def _went(before: Block, now: Block, order: Sequence[str]) -> bool:
+    """Whether the part that `before` belongs to ended sooner than it did."""
+    return order.index(str(before.path[0])) < order.index(str(now.path[0]))
 
 
 def _first(before: Any, now: Any, path: Path) -> tuple[Path, Any, Any]:

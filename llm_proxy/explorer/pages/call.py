@@ -35,7 +35,6 @@ from llm_proxy.records.understood import Entry
 
 EVENTS = 500  # rows of the events' table at a time
 RAW = 64 * 1024  # bytes at a time
-_COUNTED = 2_000_000  # bytes of both requests, up to which the tabs say how much changed
 _TOLERANCE = Decimal("0.000001")
 
 Side = Literal["request", "response"]
