@@ -47,12 +47,14 @@ class Veil:
     def _safe(self) -> int:
         held = self._held
         *_, begun = None, *_PEM.finditer(held)
-        if begun is not None and _PEM_END.search(held, begun.end()) is None:
+        ended = _PEM_END.search(held, begun.end()) if begun is not None else None
+        if begun is not None and ended is None:
             if len(held) - begun.start() < KEY_LONGEST:
                 return begun.start()
             self._held = held[: begun.start()] + "<PRIVATE_KEY> "
             return len(self._held)
         end = held.rfind("\n") + 1 if self._by_line else _last_blank(held)
+        end = max(end, ended.end()) if ended is not None else end
         if (dashes := held.rfind("-----BEGIN", max(0, end - _PEM_LENGTH), end)) > (begun.start() if begun else -1):
             end = dashes  # the words of a private key's first line have blanks between them
         if len(held) - end > LONGEST:

@@ -6,7 +6,6 @@ same fragments of HTML that the page is made of. Leaves out reading the journal 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -288,7 +287,7 @@ async def events(request: web.Request) -> web.StreamResponse:
         viewer = _Viewer(site, asked, stream)
         try:
             await viewer.stay(request.headers.get("Last-Event-ID", ""))
-        except (ConnectionError, asyncio.CancelledError):
+        except ConnectionError:  # it has left
             pass
         return stream
 
