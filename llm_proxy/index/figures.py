@@ -25,8 +25,10 @@ MOST_GROUPS = 50
 _SUMMED = ", ".join(f"sum({name})" for name in SUMS)
 # What a table of groups shows; the other sums take as long again.
 _SHOWN = frozenset(
-    ("calls", "failed", "input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "reasoning")
-    + ("spent", "spent_rest", "covered", "covered_rest", "unpriced")
+    (
+        *("calls", "failed", "input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "reasoning"),
+        *("spent", "spent_rest", "covered", "covered_rest", "unpriced"),
+    )
 )
 _GROUPED = ", ".join(f"sum({of.format('calls')})" if name in _SHOWN else "0" for name, of in SUMS.items())
 _ADDED = ", ".join(f"coalesce(sum({of.format('calls')}), 0)" for of in SUMS.values())
