@@ -17,9 +17,9 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from llm_proxy.proxy import signed
+from llm_proxy.proxy import callers, signed
 from llm_proxy.proxy.bedrock import Bedrock
-from llm_proxy.proxy.callers import Guard, Peer, owner
+from llm_proxy.proxy.callers import Guard, Peer, in_tables, owner
 from llm_proxy.records.exchange import Ending
 from llm_proxy.wire.sigv4 import Key
 from tests.rig import Upstream, rigs  # noqa: F401
@@ -425,7 +425,8 @@ async def test_browsers_spend_nothing(door, more):
 async def test_a_foreign_host_name_is_refused(door):
     """DNS rebinding shows in Host alone."""
     rig, _, _ = await door()
-    assert (await _status(rig, _call(host="evil.example"))).status == 403
+    answer = await _status(rig, _call(host="evil.example"))
+    assert answer.status == 403 and answer.get(b"x-amzn-errortype") == b"AccessDeniedException"
 
 
 @pytest.mark.parametrize(
@@ -510,39 +511,72 @@ async def test_another_users_program_is_refused_and_with_the_secret_served(door)
     assert (await task).startswith("HTTP/1.1 200 ")
 
 
+_MAPPED = "0000000000000000FFFF0000"
+_SIX = "00000000000000000000000001000000"
 _LINE = "   1: {} 01 00000000:00000000 00:00000000 00000000  {}        0 {} 1 0000000000000000 20 4 30 10 -1\n"
 
 
 @pytest.mark.parametrize(
     ("name", "client", "line", "wanted"),
     [
-        ("tcp", "127.0.0.1", _LINE.format("0100007F:C000 0100007F:270F", 1000, 77), 1000),
-        ("tcp6", "127.0.0.1", _LINE.format("0000000000000000FFFF00000100007F:C000 0000000000000000FFFF00000100007F:270F", 7, 77), 7),
-        ("tcp6", "::1", _LINE.format("00000000000000000000000001000000:C000 00000000000000000000000001000000:270F", 9, 77), 9),
-        ("tcp", "127.0.0.1", _LINE.format("0100007F:C000 0100007F:270F", 0, 0), None),  # nobody's any more
+        ("tcp", "127.0.0.1", _LINE.format("0100007F:C000 0100007F:270F", 1000, 77), (1000, 77)),
+        ("tcp6", "127.0.0.1", _LINE.format(f"{_MAPPED}0100007F:C000 {_MAPPED}0100007F:270F", 7, 77), (7, 77)),
+        ("tcp6", "::ffff:127.0.0.1", _LINE.format(f"{_MAPPED}0100007F:C000 {_MAPPED}0100007F:270F", 7, 77), (7, 77)),
+        ("tcp", "::ffff:127.0.0.1", _LINE.format("0100007F:C000 0100007F:270F", 7, 77), (7, 77)),
+        ("tcp6", "::1", _LINE.format(f"{_SIX}:C000 {_SIX}:270F", 9, 77), (9, 77)),
         ("tcp", "127.0.0.1", _LINE.format("0100007F:270F 0100007F:C000", 1000, 77), None),  # our own end
         ("tcp", "127.0.0.1", _LINE.format("0200007F:C000 0100007F:270F", 1000, 77), None),
         ("tcp", "127.0.0.1", "   1: 0100007F:C000 0100007F:270F 01", None),
     ],
 )  # fmt: skip
-def test_the_owner_of_a_connections_other_end(tmp_path, name, client, line, wanted):
-    """Linux's tables as they are printed on a little-endian machine; a closed socket counts as nobody's, not as root's."""
+def test_the_owner_in_linuxs_tables(tmp_path, name, client, line, wanted):
+    """As they are printed on a little-endian machine; a cut line tells nothing."""
     (tmp_path / name).write_text("  sl  local_address ...\n" + line)
-    ours = "::1" if client == "::1" else "127.0.0.1"
-    assert owner(Peer(client, 0xC000, ours, 9999), str(tmp_path)) == wanted
+    ours = "::1" if client == "::1" else client
+    assert in_tables(Peer(client, 0xC000, ours, 9999), str(tmp_path)) == wanted
 
 
-async def test_our_own_connection_is_seen_as_ours():
-    """Against the kernel's own table, by IPv4 and IPv6."""
-    for host in ("127.0.0.1", "::1"):
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with (
-            socket.create_server((host, 0), family=family) as server,
-            socket.create_connection(server.getsockname()[:2]) as link,
-        ):
-            end, peer = server.accept()
-            with end:
-                assert owner(Peer(peer[0], peer[1], *server.getsockname()[:2])) == os.geteuid(), link
+_WAYS = [
+    ("127.0.0.1", "127.0.0.1"),
+    ("::1", "::1"),
+    ("::", "127.0.0.1"),
+    ("::", "::1"),
+    ("127.0.0.1", "::ffff:127.0.0.1"),
+]
+
+
+@pytest.mark.parametrize(("listening", "called"), _WAYS)
+def test_the_owner_by_the_kernel(monkeypatch, listening, called):
+    """Asked for one socket, and by its tables where that is forbidden: ours, through IPv4, IPv6 and IPv4 within IPv6."""
+    family = socket.AF_INET6 if ":" in listening else socket.AF_INET
+    with (
+        socket.create_server((listening, 0), family=family, dualstack_ipv6=listening == "::") as server,
+        socket.socket(socket.AF_INET6 if ":" in called else socket.AF_INET) as link,
+    ):
+        link.connect((called, server.getsockname()[1]))
+        end, theirs = server.accept()
+        with end:
+            peer = Peer(*theirs[:2], *end.getsockname()[:2])
+            inode = os.fstat(link.fileno()).st_ino
+            assert callers._asked(peer) == in_tables(peer) == (os.geteuid(), inode)
+            monkeypatch.setattr(callers, "_SOCK_DIAG", 9999)
+            assert owner(peer) == os.geteuid()
+
+
+def test_what_is_nobodys_any_more_is_not_roots():
+    """Who sends and closes at once leaves a socket that the kernel shows as root's; a root daemon must not serve it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        link = socket.create_connection(server.getsockname())
+        end, theirs = server.accept()
+        with end:
+            link.close()
+            peer = Peer(*theirs, *end.getsockname())
+            assert end.recv(1) == b""
+            assert in_tables(peer) == (0, 0) or in_tables(peer) is None
+            assert owner(peer) is None
+            # a listener on the caller's port is not the caller
+            other = Peer(*server.getsockname(), "127.0.0.1", 1)
+            assert callers._asked(other) is None and owner(other) is None
 
 
 # -- keys ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from llm_proxy.proxy.relay import Relay
 from llm_proxy.proxy.requests import Forbidden, Request
 from llm_proxy.proxy.router import NoRoute
 from llm_proxy.proxy.transport import break_off, local_port, prepare
+from llm_proxy.wire import bedrock_paths
 from llm_proxy.wire.head import MAX_HEAD, BadHead, RequestHead
 
 if TYPE_CHECKING:
@@ -207,8 +208,7 @@ class ClientConnection(asyncio.Protocol):
             return None
         except Forbidden as error:
             core.refused(str(error))
-            meant = explorer.is_meant(raw.split(b" ", 2)[1])
-            self.refuse(403, "not_allowed", str(error), answers.EXPLORER if meant else "")
+            self.refuse(403, "not_allowed", str(error), _shape(raw.split(b" ", 2)[1]))
             return None
         except NoRoute as error:
             core.metrics.count_answer(error.code)
@@ -319,3 +319,10 @@ class ClientConnection(asyncio.Protocol):
                 self.refuse(408, "request_timeout", "the request's head did not arrive in time")
             elif not awaited and waited > self._core.client_idle_timeout:
                 self.close()
+
+
+def _shape(target: bytes) -> str:
+    """In whose form a request that was not routed is refused."""
+    if explorer.is_meant(target):
+        return answers.EXPLORER
+    return "bedrock" if bedrock_paths.begins_here(target) else ""
