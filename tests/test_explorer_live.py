@@ -715,9 +715,12 @@ def test_without_a_daemon_the_page_says_that_nothing_can_be_live(tmp_path):
     assert status == 200 and "no daemon is running" in text and "data-events" not in text
 
 
-def test_through_the_daemon_words_arrive_while_the_call_goes_on(start, fake):
+async def test_through_the_daemon_words_arrive_while_the_call_goes_on(start, fake):
     """Client, proxy, journal, explorer, stream: the first words are seen before the answer is over."""
-    daemon = start("--port", "0")
+    await asyncio.to_thread(_through_the_daemon, start("--port", "0"), fake.port)
+
+
+def _through_the_daemon(daemon, fake):
     daemon.wait_for_recording()
     secret = daemon.state / "secret"
     headers = bearer(secret.read_text().strip() if secret.exists() else new_secret(daemon.state))
@@ -731,20 +734,19 @@ def test_through_the_daemon_words_arrive_while_the_call_goes_on(start, fake):
         answer.read()
         assert answer.status == 503 and time.monotonic() < deadline
         time.sleep(0.1)
-    while not answer.readline().startswith(b"event: hello"):
-        pass
+    lines_until(answer, b"event: hello")
     client = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=20)
     body = json.dumps({"model": "claude-opus-4-5", "stream": True, "max_tokens": 9, "messages": []})
-    client.request(
-        "POST",
-        f"/anthropic/127.0.0.1:{fake.port}/v1/messages",
-        body,
-        {"X-Fake": "endless; slow=20", "Content-Length": str(len(body))},
-    )
-    seen = b""
-    while b'"words":[["text"' not in seen:
-        seen = answer.readline()
+    path = f"/anthropic/127.0.0.1:{fake}/v1/messages"
+    client.request("POST", path, body, {"X-Fake": "endless; slow=20"})
+    lines_until(answer, b'"words":[["text"')
     client.close()
-    while not answer.readline().startswith(b"event: over"):
-        pass
+    lines_until(answer, b"event: over")
     stream.close()
+
+
+def lines_until(answer, mark):
+    """Read on until a line holds it."""
+    deadline = time.monotonic() + 20
+    while mark not in (line := answer.readline()):
+        assert line and time.monotonic() < deadline, f"{mark} did not come"
