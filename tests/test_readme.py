@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
+from urllib.request import HTTPCookieProcessor, build_opener
 
 import anthropic
 import pytest
@@ -47,6 +49,7 @@ LIFE = [
     ("llm-proxy view", "^Guten Tag$(?s:.*)Grüße", "Traceback"),
     ("llm-proxy search hello", "(?i)hello", "Traceback"),
     ("llm-proxy stats --by model", "claude-readme", "Traceback"),
+    ("llm-proxy explore", r"^http://127\.0\.0\.1:\d+/llm-proxy/\?token=\S+$", "Traceback"),
     ("llm-proxy --setup", "llm-proxy runs on", "XX"),
     ("llm-proxy --uninstall", "^ok  remove .*bin/llm-proxy$", "XX"),
 ]
@@ -123,11 +126,23 @@ async def test_a_home_from_installation_to_uninstall(person: Person, fake: FakeP
         if command == "llm-proxy sessions":
             await asyncio.to_thread(_stream, person, fake)
         text = await asyncio.to_thread(typed, person, command)
-        assert re.search(expected, text, re.MULTILINE), f"{command}\n{text}"
+        assert (found := re.search(expected, text, re.MULTILINE)), f"{command}\n{text}"
+        if command == "llm-proxy explore":
+            assert "Guten Tag" in await asyncio.to_thread(_looked_at, found[0])
         assert not re.search(unexpected, text), f"{command}\n{text}"
     assert person.snapshot() == person.before
     listed = await asyncio.to_thread(typed, person, TAIL)
     assert [json.loads(line)["type"] for line in listed.splitlines()] == ["response"]
+
+
+def _looked_at(url: str) -> str:
+    """The explorer's home, as an installed one serves it; its style and scripts come too."""
+    browser = build_opener(HTTPCookieProcessor())
+    with browser.open(url, timeout=30) as answer:
+        page = str(answer.read().decode())
+    for path in re.findall(r'(?:href|src)="(/llm-proxy/static/[^"]+)"', page):
+        browser.open(urljoin(url, path), timeout=30).close()
+    return page
 
 
 def _stream(person: Person, fake: FakeProvider) -> None:
