@@ -21,6 +21,7 @@ from llm_proxy.proxy import callers, signed
 from llm_proxy.proxy.bedrock import Bedrock
 from llm_proxy.proxy.callers import Guard, Peer, in_tables, owner
 from llm_proxy.records.exchange import Ending
+from llm_proxy.wire.head import parse_request
 from llm_proxy.wire.sigv4 import Key
 from tests.rig import Upstream, rigs  # noqa: F401
 
@@ -577,6 +578,37 @@ def test_what_is_nobodys_any_more_is_not_roots():
             # a listener on the caller's port is not the caller
             other = Peer(*server.getsockname(), "127.0.0.1", 1)
             assert callers._asked(other) is None and owner(other) is None
+
+
+class _From:
+    """A transport of asyncio's as far as a caller is told by it."""
+
+    def __init__(self, theirs, ours="192.0.2.1"):
+        self.ends = {"peername": (theirs, 50_000), "sockname": (ours, 9999)}
+
+    def get_extra_info(self, name):
+        return self.ends[name]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "guard", "field", "refusal"),
+    [
+        ("192.0.2.7", Guard((SECRET,)), "", "listen.token"),
+        ("192.0.2.7", Guard((SECRET,)), f"x-api-key: {SECRET}\r\n", ""),
+        ("192.0.2.7", Guard(), "x-api-key: \r\n", "listen.token"),
+        ("192.0.2.1", Guard(), "", ""),  # this machine by its own address
+        ("127.0.0.1", Guard(), "", ""),
+        ("127.0.0.1", Guard(), "Origin: http://127.0.0.1\r\n", "browsers"),
+        ("127.0.0.1", Guard((SECRET,), required=True), "", "secret"),
+        ("127.0.0.1", Guard(("",), required=True), "Authorization: Bearer \r\n", "secret"),  # empty is no secret
+    ],
+)
+def test_who_is_let_in_where_owners_cannot_be_seen(monkeypatch, theirs, guard, field, refusal):
+    """As on macOS: this machine, and from elsewhere whoever has a secret."""
+    monkeypatch.setattr(callers, "_ON_LINUX", False)
+    head = parse_request(f"POST /model/a/invoke HTTP/1.1\r\nHost: a\r\n{field}\r\n".encode())
+    said = guard.refusal(head, b"", callers.Caller(_From(theirs)))
+    assert refusal in said and bool(said) is bool(refusal)
 
 
 # -- keys ---------------------------------------------------------------------------------------------------------
