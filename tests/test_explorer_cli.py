@@ -189,12 +189,14 @@ def test_wrong_usage(command, arguments):
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
 
 
-def test_a_daemon_in_a_terminal_is_found_by_its_port(daemon):
+def test_a_daemon_in_a_terminal_is_found_by_its_port(daemon, command):
     """It writes no state for others; whoever answers there as llm-proxy must be a process of this user."""
     assert explore.beside(daemon.port) == daemon.port
     with socket.create_server(("127.0.0.1", 0)) as link:
         port = link.getsockname()[1]
     assert explore.beside(port) == 0
+    done = command("--explore", "--port", str(daemon.port))
+    assert f"http://127.0.0.1:{daemon.port}/llm-proxy/?token=" in done.stdout
 
 
 def test_the_daemon_starts_it_with_the_first_visit_and_again_after_a_crash(service):

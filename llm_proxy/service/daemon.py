@@ -144,13 +144,15 @@ class Daemon:
     def _announce(self) -> None:
         """Say what a person needs to use us."""
         recording = self.settings.log_dir if self.journal is not None else "nowhere yet, see below"
-        exports, door = environment.exports(self.listeners.port, {}), ""
+        port = self.listeners.port
+        exports, door = environment.exports(port, {}), ""
         if self.bedrock is not None:
             door = f"{self.bedrock.line}\n"
-            exports += f"\nand for Claude Code on Bedrock:\n\n{environment.bedrock_exports(self.listeners.port)}"
+            exports += f"\nand for Claude Code on Bedrock:\n\n{environment.bedrock_exports(port)}"
         self.voice.say(
-            f"llm-proxy {__version__} listens on http://127.0.0.1:{self.listeners.port}\n"
+            f"llm-proxy {__version__} listens on http://127.0.0.1:{port}\n"
             f"session logs: {recording}\n"
+            f"explorer: llm-proxy --explore{'' if port == 8080 else f' --port {port}'}\n"
             f"{door}\nTo use it, paste into a shell:\n\n{exports}\nCtrl-C stops it."
         )
 

@@ -37,7 +37,7 @@ def run(settings: Settings, *, port: int | None, print_only: bool) -> int:
     state.prepare(folder)
     state.secret(folder)
     if port is None:
-        found = running(folder) or beside(PORT)
+        found = running(folder) or beside(settings.port)
         if found:
             show(invitation(folder, found, print_only=print_only), print_only=print_only)
             return 0
@@ -56,13 +56,15 @@ def running(folder: str) -> int:
 
 def beside(port: int) -> int:
     """`port`, where a daemon of ours serves that runs in some terminal; 0 where not."""
+    import psutil
+
     health = process.health(state.Run(port, 1, 0, "-", activation.NOBODY))
     pid = health.get("pid")
     if health.get("app") != "llm-proxy" or not isinstance(pid, int):
         return 0
     try:
-        ours = os.stat(f"/proc/{pid}").st_uid == os.geteuid()  # noqa: PTH116
-    except OSError:
+        ours = psutil.Process(pid).uids().real == os.getuid()
+    except (psutil.Error, ValueError):
         return 0
     return port if ours else 0
 
