@@ -152,8 +152,9 @@ class Daemon:
 
     def _settle(self):
         """As the next start would."""
+        logs = self.wait_for_line("session logs: (.+)")[1]
         for journal in (self.state / "journal").iterdir():
-            folders = [f"--journal={journal}", f"--logs={self.logs}", f"--state={self.state}"]
+            folders = [f"--journal={journal}", f"--logs={logs}", f"--state={self.state}"]
             command = [sys.executable, "-I", "-m", "llm_proxy.keeper", *folders]
             subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=60)
 

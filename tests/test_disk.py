@@ -75,7 +75,7 @@ def status(command, *options):
     return command("--status", *options).stdout
 
 
-async def recording(daemon, *wanted, timeout=30):
+async def recording(daemon, *wanted, timeout=60):
     """Wait until /health says one of these; the reason it gives."""
     deadline = time.monotonic() + timeout
     while (facts := daemon.health())["recording"] not in wanted:
@@ -162,6 +162,9 @@ async def test_a_log_folder_that_refuses(serve, command, fake, tmp_path, mount, 
     daemon = await asyncio.to_thread(lambda: serve(log_dir=str(folder)))
     async with Load(daemon.port, fake, kinds=ORDINARY) as load:
         await load.more(20)
+        async with asyncio.timeout(60):  # the keeper has begun to write
+            while not any(folder.glob("*/*/*.jsonl")):
+                await asyncio.sleep(0.02)
         spoil(folder, mount)
         # Files that are open may go on being written; those of new sessions cannot be made.
         async with Load(daemon.port, fake, name="new", kinds=ORDINARY) as new:
