@@ -1,18 +1,30 @@
 """A real browser for tests: Debian's Chromium, driven by Playwright, and what must hold on every page it visits.
 
 `visit(url)` gives a page on which any error, any report of the content security policy and any request to elsewhere
-fails the test. Where there is no Chromium the tests skip and say so, unless CI_REQUIRE_BROWSER is set.
+fails the test. `Served` is an explorer with a realistic record and a journal that tests write. Where there is no
+Chromium the tests skip and say so, unless CI_REQUIRE_BROWSER is set.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from aiohttp import web
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from llm_proxy.explorer import guard
+from llm_proxy.explorer.options import Options
+from llm_proxy.explorer.site import BELL, application
+from tests import explored, journals
 
 _FLAGS = (
     "--no-sandbox",
@@ -44,18 +56,82 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
+class Served:
+    """An explorer in a thread of its own. `add` writes frames into its journal and rings, as a daemon does."""
+
+    def __init__(self, folder: Path, now: float | None = None) -> None:
+        self.made = explored.record(folder, now)
+        self.journal = journals.Journal(folder / "journal")
+        state = folder / "state"
+        state.mkdir(mode=0o700)
+        secret = guard.new_secret(state)
+        self.headers = guard.bearer(secret)
+        keys = guard.Keys(secret)
+        self._cookie = keys.cookie, keys.session(time.time())
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/llm-proxy"
+        made, journal = self.made, str(folder / "journal")
+        self._options = Options(str(made.index), str(made.logs), str(state), journal, version="1.0")
+        self._loop = asyncio.new_event_loop()
+        self._begun, self._stop = threading.Event(), asyncio.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
+        self._thread.start()
+        assert self._begun.wait(20)
+
+    async def _serve(self) -> None:
+        self._app = application(self._options)
+        runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+        await runner.setup()
+        await web.SockSite(runner, self._socket).start()
+        self._begun.set()
+        await self._stop.wait()
+        await runner.cleanup()
+
+    @property
+    def cookies(self) -> list[dict[str, str]]:
+        """For `context.add_cookies`, as somebody has it who came in."""
+        return [{"name": self._cookie[0], "value": self._cookie[1], "url": self.url}]
+
+    def add(self, *frames: bytes) -> None:
+        self.journal.add(*frames)
+        self._loop.call_soon_threadsafe(self._app[BELL].ring)
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(20)
+        self._loop.close()
+        self.journal.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    executable()
+    made = Served(tmp_path_factory.mktemp("served"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def look(served: Served, visit: Callable[..., Page]) -> Callable[..., Page]:
+    """`look("/live", ...)`: a page of `served`, as its user sees it."""
+    return lambda path, **options: visit(served.url + path, cookies=served.cookies, **options)
+
+
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """`visit(url, dark=False, width=1280, **context options)`: a page that has loaded."""
+    """`visit(url, dark=False, width=1280, cookies=(), **context options)`: a page that has loaded."""
     contexts = []
     troubles: list[str] = []
 
-    def go(url: str, *, dark: bool = False, width: int = 1280, height: int = 900, **options: object) -> Page:
+    def go(
+        url: str, *, dark: bool = False, width: int = 1280, height: int = 900, cookies: object = (), **options: object
+    ) -> Page:
         home = urlsplit(url).netloc
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", **options
         )
         contexts.append(context)
+        context.add_cookies(list(cookies))
         page = context.new_page()
         page.on("pageerror", lambda error: troubles.append(f"error on {page.url}: {error}"))
         page.on("console", lambda said: troubles.append(f"{said.type}: {said.text}") if said.type == "error" else None)
