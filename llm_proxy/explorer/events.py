@@ -216,7 +216,7 @@ def _messages(messages: Sequence[Any], began: int) -> Iterator[Event]:
         kind, side = text(one.get("type")), text(one.get("from"))
         if kind == "close":
             said = " ".join(filter(None, (str(one.get("code") or ""), said)))
-        found = _event(number, _at(one, began), kind, said, octets, piece=number)
+        found = _event(number, _at(one, began), "" if kind == "text" else kind, said, octets, piece=number)
         yield replace(found, side=side, delta=found.delta if side == "server" else _NO_DELTA)
 
 

@@ -164,7 +164,7 @@ def _url(call: Call) -> Words:
 
 
 def _safe(url: str) -> str:
-    """Masking aside, a recorded URL has no blanks or control characters; whoever wrote one into a log, it is encoded."""
+    """A recorded URL has no blanks or control characters; where somebody wrote one into a log, it is encoded."""
     return quote(url, safe="%/:?#[]@!$&'()*+,;=~-._|{}^\"<>`\\")
 
 

@@ -93,9 +93,8 @@ def waterfall(request: Entry | None, response: Entry | None, events: Sequence[Ev
     lanes = [*_phases(request or {}, response, timing, total, head), *_stream(response, events, total, head, long)]
     longest = max(long, key=lambda one: one.length_ms, default=None)
     wait = Silence(0, head)
-    candidates = [one for one in (longest, wait) if one is not None and one.length_ms * 2 > total]
-    # Waiting alone is the whole story of a call that does not stream: nothing would become clearer.
-    shortened = candidates[0] if candidates and candidates[0].length_ms < total * 0.97 and events else None
+    # Waiting is the whole story of a call that does not stream: nothing would become clearer.
+    shortened = next((one for one in (longest, wait) if events and one and one.length_ms * 2 > total), None)
     return Waterfall(
         total_ms=total,
         lanes=(*lanes, *blocks[:_MOST_LANES]),
