@@ -1,6 +1,6 @@
 """Turns a view into HTML: one Jinja environment, everything escaped, the same words everywhere.
 
-`static(name)` gives a path with the hash of the file in it, so that a browser may keep it. Leaves out what is shown.
+`static(name)` gives a path with the hash of the files in it, so that a browser may keep it. Leaves out what is shown.
 """
 
 from __future__ import annotations
@@ -28,9 +28,17 @@ ROOT = "/llm-proxy"
 
 
 @cache
+def _edition() -> str:
+    """One hash for all files, in the path: modules that import each other by relative paths stay the same modules."""
+    files = sorted(one for one in STATIC.rglob("*") if one.is_file())
+    return sha256(b"\0".join(one.name.encode() + one.read_bytes() for one in files)).hexdigest()[:12]
+
+
+@cache
 def static(name: str) -> str:
-    """`/llm-proxy/static/style.css?v=1a2b3c4d`. Raises OSError where there is no such file of ours."""
-    return f"{ROOT}/static/{name}?v={sha256((STATIC / name).read_bytes()).hexdigest()[:12]}"
+    """`/llm-proxy/static/v-1a2b3c4d5e6f/style.css`. Raises OSError where there is no such file of ours."""
+    (STATIC / name).stat()
+    return f"{ROOT}/static/v-{_edition()}/{name}"
 
 
 def path(*parts: str) -> str:

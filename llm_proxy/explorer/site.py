@@ -312,7 +312,7 @@ _FILES = {str(path.relative_to(render.STATIC)): path for path in render.STATIC.r
 
 
 async def _static(request: web.Request) -> web.StreamResponse:
-    path = _FILES.get(request.match_info["name"])
+    path = _FILES.get(re.sub(r"^v-[0-9a-f]{12}/", "", request.match_info["name"]))
     if path is None:
         raise web.HTTPNotFound
     headers = {"Cache-Control": "public, max-age=31536000, immutable"}
