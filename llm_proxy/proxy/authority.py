@@ -131,6 +131,33 @@ def check_address(address: Address, authority: Authority) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Where requests go that name no host: `prefix` stands before their paths, empty or `/…` without a last slash."""
+
+    scheme: str
+    authority: Authority
+    prefix: bytes = b""
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.prefix.decode('ascii')}"
+
+    @property
+    def port(self) -> int:
+        return self.authority.port or (443 if self.scheme == "https" else 80)
+
+
+_BASE = re.compile(r"(https?)://([^/?#@\s]+)((?:/[!-~]*)?)", re.IGNORECASE)
+
+
+def parse_base(url: str) -> Base:
+    """Read `http://host[:port][/path]` or the same with https. Raises BadAuthority."""
+    match = _BASE.fullmatch(url)
+    if match is None or "?" in match[3] or "#" in match[3]:
+        raise BadAuthority("a URL such as https://api.openai.com/v1 is wanted, with no query, fragment or password")
+    return Base(match[1].lower(), parse_authority(match[2]), match[3].rstrip("/").encode())
+
+
 class Allowed:
     """The operator's `[upstreams] allow` list: `scheme://host[:port]`, scheme optional (https)."""
 

@@ -66,9 +66,13 @@ class Guard:
     secrets: tuple[str, ...] = ()
     required: bool = False
 
+    def keys(self, head: RequestHead) -> frozenset[bytes]:
+        """The fields in which one of the secrets came, by their lower-case names: no upstream may see those."""
+        return frozenset(name for name, value in _presented(head) if _is_one_of(value, self.secrets))
+
     def refusal(self, head: RequestHead, in_path: bytes, caller: Caller) -> str:
         """Why a request is not served, for whoever sent it; empty where it is. `in_path` is a secret in the path."""
-        if any(_is_one_of(value, self.secrets) for value in (in_path, *_presented(head)) if value):
+        if any(_is_one_of(value, self.secrets) for value in (in_path, *(key for _, key in _presented(head))) if value):
             return ""
         if self.required:
             return (
@@ -158,16 +162,16 @@ def _hex(host: str, mapped: bool) -> str:
     return _MAPPED + text if mapped and len(packed) == 4 else text
 
 
-def _presented(head: RequestHead) -> list[bytes]:
-    """What a request brings in the places where clients put a key."""
+def _presented(head: RequestHead) -> list[tuple[bytes, bytes]]:
+    """What a request brings in the places where clients put a key: field and key."""
     found = []
     for _, field in head.special:
         if field.name == b"x-api-key":
-            found.append(field.value)
+            found.append((field.name, field.value))
         elif field.name == b"authorization":
             scheme, _, token = field.value.partition(b" ")
             if scheme.lower() == b"bearer":
-                found.append(token.strip(b" \t"))
+                found.append((field.name, token.strip(b" \t")))
     return found
 
 

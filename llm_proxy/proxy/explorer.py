@@ -62,7 +62,9 @@ def is_meant(target: bytes) -> bool:
 class ExplorerDoor:
     """One for a proxy. Its state is what is open, and when it was last visited (monotonic seconds)."""
 
-    def __init__(self, config: Explorer, core: Core) -> None:
+    def __init__(self, config: Explorer, core: Core, *, home: bool = True) -> None:
+        """`home`: whether `/` is ours too."""
+        self._home = home
         self.visited_at = time.monotonic()
         self._config = config
         self._aside = _Aside(core, _Dialler(config))
@@ -74,7 +76,7 @@ class ExplorerDoor:
 
     def takes(self, head: RequestHead, target: bytes) -> bool:
         """`/` too, where a browser asks for it: it is led to the explorer's home."""
-        return is_meant(target) or (target == b"/" and head.method == b"GET" and _is_browser(head))
+        return is_meant(target) or (self._home and target == b"/" and head.method == b"GET" and _is_browser(head))
 
     def route(self, head: RequestHead, target: bytes) -> Route:
         """Raises NoRoute."""

@@ -98,8 +98,11 @@ class Requests:
         """Route a parsed head, and remember what came of it. Raises NoRoute."""
         route = self._router.route(head, target)
         websocket = head.wants_websocket
-        outgoing = hop.request(head, route.target, route.host, upgrade=websocket)
-        recorded = route.facts + head.masked(b"%b %b HTTP/1.%d" % (head.method, route.masked, head.minor))
+        outgoing = hop.request(head, route.target, route.host, upgrade=websocket, instead=route.instead)
+        recorded = head.masked(b"%b %b HTTP/1.%d" % (head.method, route.masked, head.minor))
+        if route.instead is not None:
+            recorded = hop.recorded(recorded, route.instead)
+        recorded = route.facts + recorded
         match = _LENGTH_LINE.search(raw)
         digits = match[1] if match is not None else b""
         if match is None and head.length:  # spelled in a way that is not looked for above: this once only

@@ -1,21 +1,24 @@
 """Where a request goes, from its head alone. Pure: a `Route`, or `NoRoute` with words for the caller.
 
-Order: the explorer's `/llm-proxy/…`, Bedrock's paths, then provider paths `/{provider}/{host}/{path}`, then bare API
-paths to their provider's own host. What this process answers itself (`/health`, `/metrics`) is the server's business.
+Order: the explorer's `/llm-proxy/…`; everything else to a single target, where one is configured. Without one:
+Bedrock's paths, then provider paths `/{provider}/{host}/{path}`, then bare API paths to their provider's own host, or
+the one configured in its place. What this process answers itself (`/health`, `/metrics`) is the server's business.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
 from llm_proxy.journal.frames import route_facts
-from llm_proxy.proxy.authority import Allowed, Authority, BadAuthority, parse_authority
+from llm_proxy.proxy.authority import Allowed, Authority, BadAuthority, Base, parse_authority
 from llm_proxy.wire import bedrock_paths
 from llm_proxy.wire.head import RequestHead, Role
+from llm_proxy.wire.hop import Instead
 from llm_proxy.wire.masking import masked_target
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from llm_proxy.proxy.explorer import ExplorerDoor
     from llm_proxy.proxy.relay import Relay
     from llm_proxy.proxy.requests import Request
+    from llm_proxy.proxy.target import TargetDoor
 
 HOW = (
     "write /{provider}/{host}/{path}, as in /anthropic/api.anthropic.com/v1/messages or "
@@ -54,7 +58,7 @@ CHATGPT = "chatgpt.com"
 CODEX = b"/backend-api/codex"
 
 # For clients that can only set a base URL: a secret of ours before a door's path.
-_SECRET_PATH = re.compile(rb"/secret/([^/?]+)(/[^?].*)", re.DOTALL)
+SECRET_PATH = re.compile(rb"/secret/([^/?]+)(/[^?].*)", re.DOTALL)
 _BEHIND_HOST = re.compile(rb"[/?]")
 # Clients whose base URL ends at the host post to these without /v1; at the providers' own hosts no such path exists.
 _NEEDS_V1 = {
@@ -63,7 +67,11 @@ _NEEDS_V1 = {
 }
 # Under /v1 only Google's own verbs are Google's: OpenAI's fine-tuned models have colons in their names too.
 # Logins travel here, in bodies that nobody masks: such calls are recorded without them.
-_CONFIDENTIAL = re.compile(rb"(?i)[^?]*/(?:oauth2?|tokens?)(?:[/?].*)?")
+CONFIDENTIAL = re.compile(rb"(?i)[^?]*/(?:oauth2?|tokens?)(?:[/?].*)?")
+_GEMINI_PATHS = tuple(
+    b"%b/%b/" % (before, version) for before in (b"", b"/upload") for version in (b"v1beta", b"v1alpha")
+)
+_GEMINI_KEY = re.compile(rb"\?(?:[^#]*&)?key=")  # OpenAI and Anthropic take keys in fields only
 _GEMINI_CALL = re.compile(
     rb"/v1/[A-Za-z]+/[^/:?]+:(?:(?:stream|batch)?[Gg]enerateContent|countTokens|(?:asyncBatchE|batchE|e)mbedContents?"
     rb"|predict(?:LongRunning)?)(?:\?.*)?"
@@ -102,7 +110,7 @@ class Route:
     `host` is the Host value sent; `listed`: the operator has allowed this host, so its addresses are not judged;
     `facts` is the route's part of the journal's OPEN frame; `recorded`: whether there is one; `confidential`: its
     bodies are never recorded. `door`: who may call is asked there; `secret` is what the path names for it, and stands
-    in no record.
+    in no record. `instead`: fields of the configuration that are sent.
     """
 
     provider: str
@@ -119,6 +127,7 @@ class Route:
     door: Door | None = None
     secret: bytes = field(default=b"", repr=False)
     recorded: bool = True
+    instead: Instead | None = field(default=None, repr=False)
 
 
 class NoRoute(Exception):
@@ -144,8 +153,13 @@ class Router:
         policy: Policy = Policy.PUBLIC,
         enabled: bool = True,
         bedrock: BedrockDoor | None = None,
+        target: TargetDoor | None = None,
+        bases: Mapping[str, Base] | None = None,
     ) -> None:
+        """`bases`: where bare API paths of a provider go instead of its own host."""
         self.explorer: ExplorerDoor | None = None
+        self._target = target
+        self._bases = bases or {}
         self._allow = allow
         self._bedrock = bedrock
         self._policy = policy
@@ -166,7 +180,9 @@ class Router:
         return route
 
     def _decide(self, head: RequestHead, target: bytes) -> Route:
-        opened = _SECRET_PATH.fullmatch(target)
+        if self._target is not None:
+            return self._target.route(head, target)
+        opened = SECRET_PATH.fullmatch(target)
         secret, inner = (unquote_to_bytes(opened[1]), opened[2]) if opened is not None else (b"", target)
         if bedrock_paths.begins_here(inner):
             if self._bedrock is None:
@@ -185,10 +201,33 @@ class Router:
             path = rest[len(named) :]
             path = path if path.startswith(b"/") else b"/" + path
             return self._towards(head, provider, named.decode("latin-1").lower(), path, "provider path")
-        provider = _bare_provider(head, target)
+        provider = bare_provider(head, target)
         if provider is None:
             raise NoRoute(404, "no_route", f"no route for this path: {HOW}")
+        base = self._bases.get(provider)
+        if base is not None:
+            return self._at_base(provider, base, target)
         return self._towards(head, provider, HOSTS[provider], target, "bare path")
+
+    def _at_base(self, provider: str, base: Base, target: bytes) -> Route:
+        """A bare API path, at the upstream that is configured in the place of the provider's own."""
+        missing = _NEEDS_V1.get(HOSTS[provider])
+        if missing is not None and missing.fullmatch(target):
+            target = b"/v1" + target
+        target = base.prefix + target
+        return Route(
+            provider=provider,
+            scheme=base.scheme,
+            authority=base.authority,
+            target=target,
+            masked=masked_target(target),
+            host=str(base.authority).encode(),
+            key=PoolKey(base.scheme, base.authority.host, base.port),
+            listed=True,  # by configuration
+            confidential=CONFIDENTIAL.fullmatch(target) is not None,
+            why="bare path",
+            facts=route_facts(provider, base.scheme, str(base.authority), "bare path"),
+        )
 
     def _towards(self, head: RequestHead, provider: str, named: str, target: bytes, why: str) -> Route:
         if target.startswith(CODEX + b"/") and named == HOSTS["openai"]:
@@ -220,20 +259,20 @@ class Router:
             host=str(authority).encode(),
             key=PoolKey(scheme, authority.host, port),
             listed=listed is not None,
-            confidential=_CONFIDENTIAL.fullmatch(target) is not None,
+            confidential=CONFIDENTIAL.fullmatch(target) is not None,
             why=why,
             facts=route_facts(provider, scheme, str(authority), why),
         )
 
 
-def _bare_provider(head: RequestHead, target: bytes) -> str | None:
+def bare_provider(head: RequestHead, target: bytes) -> str | None:
     """The provider a bare API path is for: by the path where it tells, else by the headers, else OpenAI."""
     path = target.partition(b"?")[0]
     if path.startswith((b"/v1/messages", b"/v1/complete")) and path[12:13] in (b"", b"/"):
         return "anthropic"
     if path == b"/messages" or path.startswith(b"/messages/"):
         return "anthropic"
-    if path.startswith((b"/v1beta/", b"/v1alpha/")) or _GEMINI_CALL.fullmatch(target):
+    if path.startswith(_GEMINI_PATHS) or _GEMINI_CALL.fullmatch(target):
         return "gemini"
     if path.startswith(CODEX + b"/") or _NEEDS_V1["api.openai.com"].fullmatch(path):
         return "openai"
@@ -242,7 +281,7 @@ def _bare_provider(head: RequestHead, target: bytes) -> str | None:
     names = {field.name for _, field in head.special if field.role == Role.IDENTITY}
     if b"anthropic-version" in names:
         return "anthropic"
-    return "gemini" if b"x-goog-api-key" in names else "openai"
+    return "gemini" if b"x-goog-api-key" in names or _GEMINI_KEY.search(target) else "openai"
 
 
 def _is_chatgpt_login(head: RequestHead) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from llm_proxy.journal.writer import Journal, JournalState
 from llm_proxy.proxy import answers
 from llm_proxy.proxy.access import Access
-from llm_proxy.proxy.authority import Allowed
+from llm_proxy.proxy.authority import Allowed, Base
 from llm_proxy.proxy.bedrock import Bedrock, BedrockDoor
 from llm_proxy.proxy.client import ClientConnection
 from llm_proxy.proxy.core import Core
@@ -28,6 +28,7 @@ from llm_proxy.proxy.listener import Limits, Listener, descriptors, limits
 from llm_proxy.proxy.metrics import Sample
 from llm_proxy.proxy.requests import Requests
 from llm_proxy.proxy.router import Policy, Router
+from llm_proxy.proxy.target import Target, TargetDoor
 from llm_proxy.proxy.tee import Tee
 
 log = logging.getLogger("llm_proxy.proxy")
@@ -67,6 +68,8 @@ class ProxyConfig:
     keeper_snapshot: Path | None = None
     log_dir: str = ""
     bedrock: Bedrock | None = None
+    target: Target | None = None
+    bases: Mapping[str, Base] = field(default_factory=dict)
     explorer: Explorer | None = None
     unrecorded: str = "there is no journal"  # what is said where that is so
 
@@ -83,6 +86,8 @@ class Proxy:
             policy=Policy(config.policy),
             enabled=config.remote_routes,
             bedrock=self._bedrock,
+            target=TargetDoor(config.target) if config.target is not None else None,
+            bases=config.bases,
         )
         self.core = Core(
             requests=Requests(Access(config.hosts, config.origins), router),
@@ -95,13 +100,15 @@ class Proxy:
         )
         self.explorer: ExplorerDoor | None = None
         if config.explorer is not None:
-            self.explorer = router.explorer = ExplorerDoor(config.explorer, self.core)
+            self.explorer = router.explorer = ExplorerDoor(config.explorer, self.core, home=config.target is None)
         self.core.own = {
             b"/health": self._health,
             b"/health/bedrock": self._health_bedrock,
             b"/health/sinks": self._health_sinks,
             b"/metrics": self._metrics,
         }
+        if config.target is not None:  # only what is below /llm-proxy is ours then
+            self.core.own = {b"/llm-proxy" + path: make for path, make in self.core.own.items()}
         self._limits = Limits(config.max_connections, config.max_connections, 0)
         self._listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None

@@ -37,6 +37,11 @@ def _instead(secret: bytes) -> bytes:
     return b"[masked sha256:%b len:%d]" % (sha256(secret).hexdigest()[:8].encode(), len(secret))
 
 
+def masked_credential(value: bytes) -> bytes:
+    """A value for the record that is a credential whatever its field is called; printable ASCII."""
+    return _UNPRINTABLE.sub(lambda match: b"\\x%02x" % match[0][0], _credential(value))
+
+
 def _credential(value: bytes) -> bytes:
     """A whole credential, its scheme word kept."""
     if _MASKED.fullmatch(value):
