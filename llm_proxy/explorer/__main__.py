@@ -46,6 +46,7 @@ async def _live(given: Options, link: socket.socket) -> None:
         _step_back()
         app[BELL].listen(0, stop.set)
     await serve(app, [link], stop)
+    os._exit(0)  # a view may compute for seconds yet, and nobody waits for it
 
 
 if __name__ == "__main__":

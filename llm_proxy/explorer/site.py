@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -38,6 +38,10 @@ FRESH = 2.0  # seconds
 
 T = TypeVar("T")
 Fresh = Callable[[], None]
+
+
+class NoIndexYet(IndexUnavailable):
+    """The keeper has not made it so far."""
 
 
 class Site:
@@ -67,7 +71,10 @@ class Site:
             await self.run(self._fresh)
 
     def _asked(self, question: Callable[[Record], T], limit: float) -> T:
-        with open_index(Path(self.options.index)) as index:
+        path = Path(self.options.index)
+        if not path.exists():
+            raise NoIndexYet(f"{path} is not there")
+        with open_index(path) as index:
             index.stop_at(time.monotonic() + limit)
             record = Record(index, Path(self.options.logs))
             self.standing.count(record)
@@ -166,7 +173,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except (NotFound, Absent, BadValue, TookTooLong, IndexUnavailable) as error:
-        return _answer(request, *_words(error))
+        return _answer(request, _words(error))
     except web.HTTPException as error:
         if error.status < 400:
             raise
@@ -178,7 +185,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         log.exception("a page failed")
         status, heading = 500, "A defect of ours"
         text = "This page could not be made; the record is untouched, and llm-proxy's log says what happened."
-    return _answer(request, status, heading, text, "")
+    return _answer(request, Trouble(status, heading, text))
 
 
 async def _close(app: web.Application) -> None:
@@ -204,7 +211,7 @@ def _html(page: Page) -> Handler:
                 await site.freshen()
             shown = await site.ask(lambda record: _shown(site, page, record, asked), page.limit)
         except (NotFound, Absent, BadValue, TookTooLong, IndexUnavailable) as error:
-            return _answer(request, *_words(error))
+            return _answer(request, _words(error))
         return sent(shown) if isinstance(shown, File) else web.Response(text=shown, content_type="text/html")
 
     return show
@@ -242,7 +249,7 @@ def _json(page: Page) -> Handler:
                 await site.freshen()
             told = await site.ask(lambda record: _told(site, page, record, asked), page.limit)
         except (NotFound, Absent, BadValue, TookTooLong, IndexUnavailable) as error:
-            return _answer(request, *_words(error))
+            return _answer(request, _words(error))
         return sent(told) if isinstance(told, File) else web.Response(body=told, content_type="application/json")
 
     return tell
@@ -261,50 +268,46 @@ def as_json(view: Any) -> bytes:
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 
-def _words(error: Exception) -> tuple[int, str, str, str]:
-    """Status, heading, cause, and what still holds."""
+class Trouble(NamedTuple):
+    """What a page says instead: the cause, what still holds, in how many seconds it asks again by itself (0: not)."""
+
+    status: int
+    heading: str
+    text: str
+    holds: str = ""
+    again: int = 0
+
+
+def _words(error: Exception) -> Trouble:
     match error:
         case BadValue():
-            return (
-                400,
-                f"“{error.name}” cannot be read",
-                f"{error.name} must be {error.rule}; it was {error.value[:200]!r}.",
-                "",
-            )
+            text = f"{error.name} must be {error.rule}; it was {error.value[:200]!r}."
+            return Trouble(400, f"“{error.name}” cannot be read", text)
         case NotFound():
-            return (
-                404,
-                "Not recorded",
-                f"{error}",
-                "It may have been deleted with its log file, or belong to another log folder.",
-            )
+            holds = "It may have been deleted with its log file, or belong to another log folder."
+            return Trouble(404, "Not recorded", f"{error}", holds)
         case Absent():
-            return 410, "Not here any more", f"{error}", ""
+            return Trouble(410, "Not here any more", f"{error}")
         case TookTooLong():
-            return (
-                503,
-                "This took too long",
-                "The query was stopped so that nothing else waits for it.",
-                "Narrow it by date, project or model, and try again.",
-            )
+            text = "The query was stopped so that nothing else waits for it."
+            return Trouble(503, "This took too long", text, "Narrow it by date, project or model, and try again.")
+        case NoIndexYet():
+            text = "The index is made when the daemon starts, and from logs that are there already."
+            return Trouble(503, "Nothing is indexed yet", text, "This page looks again by itself.", 2)
         case _:
-            return (
-                503,
-                "The index cannot be read",
-                str(error),
-                "The log files are untouched; `llm-proxy reindex` makes the index new.",
-            )
+            holds = "The log files are untouched; `llm-proxy reindex` makes the index new."
+            return Trouble(503, "The index cannot be read", str(error), holds, 5)
 
 
-def _answer(request: web.Request, status: int, heading: str, text: str, holds: str) -> web.Response:
+def _answer(request: web.Request, trouble: Trouble) -> web.Response:
     """What went wrong, as the page or the JSON that was asked for."""
+    status, headers = trouble.status, {"Retry-After": str(trouble.again)} if trouble.again else {}
     if _wants_json(request):
-        body = as_json({"error": heading, "message": f"{text} {holds}".strip()})
-        return web.Response(body=body, status=status, content_type="application/json")
-    site = request.app[SITE]
+        body = as_json({"error": trouble.heading, "message": f"{trouble.text} {trouble.holds}".strip()})
+        return web.Response(body=body, status=status, content_type="application/json", headers=headers)
     asked = Asked(_path_of(request), {"utc": "0"})
-    page = site.html("error", asked, heading=heading, text=text, holds=holds)
-    return web.Response(text=page, status=status, content_type="text/html")
+    page = request.app[SITE].html("error", asked, trouble=trouble)
+    return web.Response(text=page, status=status, content_type="text/html", headers=headers)
 
 
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}

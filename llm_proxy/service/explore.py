@@ -155,6 +155,8 @@ async def _serve(settings: Settings, folder: str, found: Listeners, *, print_onl
     opening = loop.run_in_executor(None, lambda: show(url, print_only=print_only))
     await serve(app, found.sockets, stop)
     await opening
+    sys.stdout.flush()
+    os._exit(0)  # a view may compute for seconds yet, and nobody waits for it
 
 
 def _freshen(places: object) -> None:
