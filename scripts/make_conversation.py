@@ -50,7 +50,7 @@ class Agent:
 
     def answered(self, turn: int) -> list[Entry]:
         said: list[Entry] = [{"type": "thinking", "thinking": self.words.text(240), "signature": "EqQB"}]
-        if turn % 3 == 0:
+        if turn % 3 == 0 or turn % 12 == 11:
             said.append(
                 {"type": "text", "text": f"## {self.words.text(30)}\n\n{self.words.text(260)}\n\n```python\n{CODE}```"}
             )

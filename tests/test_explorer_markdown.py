@@ -138,7 +138,7 @@ def test_nothing_is_hidden():
     [
         ("one two", ("one", "two")),
         ('"a phrase" more', ("a phrase", "more")),
-        ("begin* -without project:ledger role:tool", ("begin",)),
+        ("begin* -without project:ledger role:tool", ("begin*",)),
         ("", ()),
         ('-"not this" yes', ("yes",)),
     ],
@@ -153,4 +153,7 @@ def test_marks():
     assert mark("Lt & <lt> result", ("lt",)) == "<mark>Lt</mark> &amp; &lt;<mark>lt</mark>&gt; result"
     linked = rendered("a < b [lt](http://lt.example/?lt)", ("lt",))
     assert linked.count("<mark>lt</mark>") == 2, "the words and the host, not the address"
+    assert mark("an order, ordering", ("order",)) == "an <mark>order</mark>, ordering"
+    assert mark("an order, ordering", ("ord*",)) == "an <mark>order</mark>, <mark>ordering</mark>"
+    assert mark("test_groups_match", ("groups_match",)) == "test_<mark>groups_match</mark>"
     assert holds("the ImportError there", ("importerror",)) and not holds("nothing", ("importerror",))

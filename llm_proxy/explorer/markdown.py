@@ -157,15 +157,22 @@ _TAG = re.compile(r'(<[^<>"]*(?:"[^"]*"[^<>"]*)*>)')
 def words_of(query: str) -> tuple[str, ...]:
     """The words and phrases of a search that are to be marked: filters and what is not wanted left out."""
     found = (match[1] or match[2] for match in re.finditer(r'(?<!\S)(?!-)(?:"([^"]+)"?|([^\s":]+\*?)(?!\S))', query))
-    return tuple(dict.fromkeys(word.rstrip("*") for word in found if word.rstrip("*")))[:16]
+    return tuple(dict.fromkeys(word for word in found if word.strip("*")))[:16]
 
 
 @lru_cache(16)
 def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    spelled = (r"\s+".join(map(re.escape, word.split())) for word in sorted(words, key=len, reverse=True))
-    return re.compile(
-        "|".join(rf"(?<!\w){one}\w*" if one[:1].isalnum() else one for one in spelled if one), re.IGNORECASE
-    )
+    """Whole words as the search knows them (an underscore ends one); `begin*` is any that begins so."""
+    spelled = (_spelled(word) for word in sorted(words, key=len, reverse=True) if word.strip("*"))
+    return re.compile("|".join(spelled), re.IGNORECASE)
+
+
+def _spelled(word: str) -> str:
+    pieces = word.rstrip("*").split()
+    one = r"\s+".join(map(re.escape, pieces))
+    before = r"(?<![^\W_])" if pieces[0][0].isalnum() else ""
+    after = r"(?![^\W_])" if pieces[-1][-1].isalnum() else ""
+    return before + one + (r"\w*" if word.endswith("*") else after)
 
 
 def mark(text: str, words: Iterable[str]) -> Markup:

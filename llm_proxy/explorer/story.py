@@ -367,9 +367,13 @@ def axis(most: int) -> int:
     return int(next(step * unit for step in (1, 1.2, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * unit >= wanted))
 
 
+def _plain(said: str) -> str:
+    return re.sub(r"[`*]{1,3}|^[#>\s]+", "", said).strip()
+
+
 def title_of(said: str) -> str:
     """A person's first words as a heading: one sentence, without the marks of Markdown."""
-    plain = re.sub(r"[`*]{1,3}|^[#>\s]+", "", said).strip()
+    plain = _plain(said)
     sentence = re.match(r"(.{24,160}?[.!?…])(?=\s|$)", plain)
     if sentence:
         return sentence[1].rstrip(".")
@@ -429,7 +433,9 @@ def _outlined(story: Story, step: Step, window: Window, agents: int) -> OutlineR
     if not told:
         told = "still open" if step.call.open else "no answer"
     here = window.first <= step.number <= window.last
-    return OutlineRow(step.number, gist.prompt, told, cost_of(step.calls), label, tone, here)
+    return OutlineRow(
+        step.number, _plain(gist.prompt), told if gist.tools else _plain(told), cost_of(step.calls), label, tone, here
+    )
 
 
 def _label(story: Story, step: Step) -> tuple[str, str]:

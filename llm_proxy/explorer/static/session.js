@@ -51,6 +51,11 @@ async function further(link) {
     failed(link, error);
   }
 }
+// Heights above are estimates at first: keep the place until they have settled.
+function hold(element, top, frames = 20) {
+  scrollBy(0, element.getBoundingClientRect().top - top);
+  if (frames) requestAnimationFrame(() => hold(element, top, frames - 1));
+}
 async function earlier(link) {
   if (link.getAttribute('aria-busy')) return;
   link.setAttribute('aria-busy', 'true');
@@ -70,7 +75,7 @@ async function earlier(link) {
       link.before(next);
     }
     link.replaceWith(found);
-    if (below) scrollBy(0, below.getBoundingClientRect().top - top);
+    if (below) hold(below, top);
   } catch (error) {
     failed(link, error);
   }
