@@ -80,7 +80,9 @@ class Served:
 
     async def _serve(self) -> None:
         self._app = application(self._options)
-        runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+        self._runner = runner = web.AppRunner(
+            self._app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True
+        )
         await runner.setup()
         await web.SockSite(runner, self._socket).start()
         self._begun.set()
@@ -95,6 +97,16 @@ class Served:
     def add(self, *frames: bytes) -> None:
         self.journal.add(*frames)
         self._loop.call_soon_threadsafe(self._app[BELL].ring)
+
+    def disconnect(self) -> None:
+        """Cut all connections, as a daemon that starts again does."""
+
+        def cut() -> None:
+            for connection in self._runner.server.connections:
+                if connection.transport is not None:
+                    connection.transport.abort()
+
+        self._loop.call_soon_threadsafe(cut)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -134,7 +146,23 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
         context.add_cookies(list(cookies))
         page = context.new_page()
         page.on("pageerror", lambda error: troubles.append(f"error on {page.url}: {error}"))
-        page.on("console", lambda said: troubles.append(f"{said.type}: {said.text}") if said.type == "error" else None)
+        # What could not be loaded is told better below; a page that says "not found" is meant.
+        page.on(
+            "console",
+            lambda said: (
+                troubles.append(f"{said.type}: {said.text}")
+                if said.type == "error" and not said.text.startswith("Failed to load resource")
+                else None
+            ),
+        )
+        page.on(
+            "response",
+            lambda came: (
+                troubles.append(f"status {came.status} for {came.url}")
+                if came.status >= 400 and not came.request.is_navigation_request()
+                else None
+            ),
+        )
         page.on(
             "request",
             lambda sent: (
