@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def test_groups_come_to_what_their_calls_do(made, calls, by, filters):
         assert group.sums.usage.total == sum(call.usage.total for call in some if call.usage)
         assert group.first_token.p50 == percentile([call.ttfb_ms for call in some if call.ttfb_ms is not None], 50)
     worth = [group.sums.cost.usd + group.sums.cost.equivalent for group in view.groups]
-    assert all(a - b > Decimal("-0.00001") for a, b in zip(worth, worth[1:], strict=False))
+    assert all(a - b > Decimal("-0.00001") for a, b in itertools.pairwise(worth))
 
 
 def test_days_have_the_hours_they_have(made, monkeypatch):
@@ -194,10 +195,7 @@ async def test_every_panel_is_a_table_and_a_csv(client):
         assert answer.content_type == "text/csv"
         rows = list(csv.reader(io.StringIO(await answer.text())))
         assert rows[0] == ["since", *(series["name"] for series in panel["series"])]
-        assert (
-            len(rows) == 1 + len(told["spans"]) == page.count('<th scope="row">') // len(told["panels"]) + 1
-            or len(rows) == 31
-        )
+        assert len(rows) == 1 + len(told["spans"])
         for place, series in enumerate(panel["series"], start=1):
             assert [float(row[place]) if row[place] else None for row in rows[1:]] == [
                 None if value is None else float(value) for value in series["values"]
