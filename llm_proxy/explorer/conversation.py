@@ -7,6 +7,7 @@ out what was said (`turns`).
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -225,20 +226,19 @@ def _main(
     The longest one leads. What lies between two others and offers tools as they do is held to be one of them.
     """
     lead = wanted.root.place if wanted is not None else max(paths, key=lambda place: (len(paths[place]), place))
-    shown = [lead]
-    beside: list[int] = []
     with_tools = any(node.gist.offered for node in paths[lead])
-    for place in sorted(paths, key=lambda one: (-len(paths[one]), one)):
-        if place == lead:
-            continue
+    shown: list[tuple[int, int]] = []  # (first, last) of those that lead to another, in order
+    beside: list[int] = []
+    for place in sorted(paths, key=lambda one: (one != lead, -len(paths[one]), one)):
         alike = len(paths[place]) > 1 or bool(paths[place][0].gist.offered) == with_tools
-        apart = all(_apart(trees[place], trees[other]) for other in shown)
-        (shown if alike and apart else beside).append(place)
-    return [paths[place] for place in sorted(shown)], sorted(beside)
-
-
-def _apart(one: list[_Node], other: list[_Node]) -> bool:
-    return one[-1].place < other[0].place or other[-1].place < one[0].place
+        span = trees[place][0].place, trees[place][-1].place
+        at = bisect(shown, span)
+        apart = (not at or shown[at - 1][1] < span[0]) and (at == len(shown) or span[1] < shown[at][0])
+        if place == lead or (alike and apart):
+            shown.insert(at, span)
+        else:
+            beside.append(place)
+    return [paths[first] for first, _ in shown], sorted(beside)
 
 
 def _steps(paths: Iterable[list[_Node]]) -> list[Step]:
@@ -325,10 +325,10 @@ def _size(node: _Node) -> int:
 
 def _with_asides(steps: list[Step], beside: Iterable[list[_Node]]) -> tuple[Step, ...]:
     found: dict[int, list[Aside]] = {}
+    began = [step.calls[0].started_ns for step in steps]
     for tree in beside:
         aside = Aside(_line_of(tree))
-        began = tree[0].calls[0].started_ns
-        place = max((at for at, step in enumerate(steps) if step.calls[0].started_ns <= began), default=0)
+        place = max(0, bisect(began, tree[0].calls[0].started_ns) - 1)
         found.setdefault(place, []).append(aside)
     told = [replace(step, asides=tuple(found.get(at, ()))) for at, step in enumerate(steps)]
     following: dict[int, int] = {

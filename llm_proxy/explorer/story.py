@@ -25,6 +25,8 @@ from llm_proxy.index.record import Record
 AT_ONCE = 40  # turns
 DEEPEST = 2  # sub-agents of sub-agents are shown so deep
 _MOST_THREADS = 40
+_MOST_FORKS = 12  # in one place
+OUTLINED = 1000  # turns in the outline
 # Bytes of two requests that are compared while a page is made, and how often.
 _COMPARED, _MOST_COMPARED = 600_000, 6
 
@@ -202,7 +204,9 @@ class Conversation:
     turns: tuple[Turn, ...]
     window: Window
     rules: Rules | None
-    calls: tuple[CallRow, ...]
+    calls: tuple[CallRow, ...]  # of the table, from the one at `calls_from`
+    calls_from: int
+    calls_next: int  # 0 where there are no more
     marks: tuple[str, ...]
     branch: int
     open: int
@@ -421,7 +425,9 @@ def outline(story: Story, window: Window) -> tuple[OutlineRow, ...]:
     agents: dict[int, int] = {}
     for number, thread in story.threads:
         agents[number] = agents.get(number, 0) + len(thread.all_calls)
-    return tuple(_outlined(story, step, window, agents.get(step.number, 0)) for step in story.steps)
+    first = max(0, min(window.first - OUTLINED // 2, len(story.steps) - OUTLINED))
+    steps = story.steps[first : first + OUTLINED]
+    return tuple(_outlined(story, step, window, agents.get(step.number, 0)) for step in steps)
 
 
 def _outlined(story: Story, step: Step, window: Window, agents: int) -> OutlineRow:
@@ -571,9 +577,11 @@ def _before(story: Story, step: Step) -> Iterator[Note]:
     if step.rules_changed:
         what = "The system prompt, or the tools offered, are not those of the turn before."
         yield Note("info", "Instructions changed", what, step.call.id, "diff", "diff")
-    for fork in step.forks:
+    for fork in step.forks[:_MOST_FORKS]:
         what = f"“{fork.prompt}” · {_count(fork.calls, 'call')}" if fork.prompt else _count(fork.calls, "call")
         yield Note("info", "Branch", what, link="open the branch", branch=fork.seq)
+    if len(step.forks) > _MOST_FORKS:
+        yield Note("info", f"{len(step.forks) - _MOST_FORKS:,} more branches", "Their calls are in the table of calls.")
 
 
 def _notes(story: Story, step: Step, compared: list[int]) -> Iterator[Note]:

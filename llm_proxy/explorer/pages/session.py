@@ -31,13 +31,14 @@ from llm_proxy.index import threads
 from llm_proxy.index.queries import CallRow
 from llm_proxy.index.record import Record
 
+TABLED = 400  # calls in the table
 _BEFORE = 10  # turns shown before the one that was asked for
 
 
 # --- the page
 
 PARAMS: tuple[Param, ...] = (
-    whole("from", "First turn shown.", 1, 10**6, 0),
+    whole("from", "First turn shown, or first call of the table.", 1, 10**6, 0),
     choice(
         "view",
         "The conversation, or a table of its calls. Without conversation: its calls.",
@@ -60,6 +61,7 @@ def view(record: Record, asked: Asked) -> Conversation:
     shown = asked["view"] or ("turns" if story.steps else "calls")
     turns = made.turns(story, window, asked["call"]) if shown == "turns" else ()
     chart = made.chart(story)
+    start = min(max(1, asked["from"]), max(1, len(story.rows)))
     parent = threads.session(record.index, story.session.parent) if story.session.parent else None
     first = story.steps[0].gist.prompt if story.session.forked and story.steps else ""
     title = made.title_of(first or story.session.title) or story.session.id
@@ -79,7 +81,9 @@ def view(record: Record, asked: Asked) -> Conversation:
         turns=turns,
         window=window,
         rules=_rules(story, window) if turns else None,
-        calls=tuple(story.rows) if shown == "calls" else (),
+        calls=tuple(story.rows[start - 1 : start - 1 + TABLED]) if shown == "calls" else (),
+        calls_from=start,
+        calls_next=start + TABLED if shown == "calls" and start + TABLED <= len(story.rows) else 0,
         marks=words_of(asked["q"]),
         branch=story.shape.branch,
         open=sum(call.open for call in story.rows),
