@@ -156,7 +156,7 @@ class Daemon:
         for journal in (self.state / "journal").iterdir():
             folders = [f"--journal={journal}", f"--logs={logs}", f"--state={self.state}"]
             command = [sys.executable, "-I", "-m", "llm_proxy.keeper", *folders]
-            subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=60)
+            subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=240)
 
     def _read(self):
         for line in self.process.stdout:
