@@ -24,7 +24,7 @@ TOKEN = r"http://127\.0\.0\.1:(\d+)/llm-proxy/\?token=([\w-]{32})\b"
 
 
 def get(port, target="/llm-proxy/", **headers):
-    link = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     with contextlib.closing(link):
         link.request("GET", target, headers={name.replace("_", "-"): value for name, value in headers.items()})
         answer = link.getresponse()
@@ -42,7 +42,7 @@ def explorers(daemon):
     return []
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=20):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline
@@ -73,7 +73,9 @@ def test_the_daemons_explorer_opens_in_a_real_browser(service, command, visit):
     """The printed address lets one browser in; its clean address does from then on, and nothing holds the token."""
     record(service.home / "made")
     shutil.copytree(service.home / "made/logs", service.logs, dirs_exist_ok=True)
+    service.wait_for_recording()
     assert not explorers(service)
+    until(lambda: get(service.port)[0] == 401, 60)  # on a machine with much to do it needs longer than visits wait
     printed = command("explore", "--print")
     assert printed.returncode == 0 and printed.stderr == ""
     port, token = re.search(TOKEN, printed.stdout).groups()
@@ -93,7 +95,7 @@ def test_the_daemons_explorer_opens_in_a_real_browser(service, command, visit):
 
 def test_a_stranger_in_a_real_browser(service, visit, browser):
     """Without a session: what to type. From another site's page: a page without data, and from there the way in."""
-    service.wait_for_recording()
+    until(lambda: get(service.port)[0] == 401, 60)
     context = browser.new_context(viewport={"width": 400, "height": 800})
     page = context.new_page()
     page.goto(f"{service.url}/llm-proxy/sessions/x")
@@ -120,6 +122,7 @@ def test_it_opens_the_users_browser(service, command, made_browser, arguments):
     (opened,) = made_browser.opened()
     assert done.returncode == 0 and "token" not in done.stdout and f"{service.url}/llm-proxy/" in done.stdout
     assert re.fullmatch(TOKEN, opened)
+    until(lambda: get(service.port)[0] == 401, 60)
     assert get(service.port, opened.removeprefix(service.url))[0] == 303
     assert stat.S_IMODE((service.state / "secret").stat().st_mode) == 0o600
 
@@ -159,6 +162,7 @@ def test_a_port_of_its_own_is_always_stand_alone(service, start, made_browser):
     assert opened.startswith(f"http://127.0.0.1:{port}/llm-proxy/?token=")
     _, answer, _ = get(port, opened.partition(str(port))[2])
     cookie = answer.headers["Set-Cookie"].partition(";")[0]
+    until(lambda: get(service.port)[0] == 401, 60)
     assert get(port, Cookie=cookie)[0] == 200 and get(service.port, Cookie=cookie)[0] == 200
 
 
@@ -203,13 +207,13 @@ def test_the_daemon_starts_it_with_the_first_visit_and_again_after_a_crash(servi
     """One process beside proxy and keeper; killed, the next visit has it again. It ends with the daemon."""
     service.wait_for_recording()
     assert not explorers(service)
-    assert get(service.port)[0] == 401
+    until(lambda: get(service.port)[0] == 401, 60)
     (first,) = explorers(service)
     assert first.cmdline()[1] in ("-I", "-P")
     socket_file = service.state / f"explorer-{service.port}.sock"
     assert stat.S_IMODE(socket_file.stat().st_mode) == 0o600
     first.kill()
-    until(lambda: get(service.port)[0] == 401)
+    until(lambda: get(service.port)[0] == 401, 60)
     (second,) = explorers(service)
     assert second.pid != first.pid
     assert service.stop() == 0
@@ -219,7 +223,7 @@ def test_the_daemon_starts_it_with_the_first_visit_and_again_after_a_crash(servi
 
 def test_a_killed_daemon_leaves_no_explorer(service):
     """Its pipe ends with it, whatever ends it."""
-    assert get(service.port)[0] == 401
+    until(lambda: get(service.port)[0] == 401, 60)
     (one,) = explorers(service)
     service.kill()
     until(lambda: not one.is_running() or one.status() == psutil.STATUS_ZOMBIE)

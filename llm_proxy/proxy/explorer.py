@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from llm_proxy.proxy.requests import Request
 
 ROOT = b"/llm-proxy"
-START_PATIENCE = 3.0  # seconds a visit waits for the process to start, before it is told to try again
+START_PATIENCE = 5.0  # seconds a visit waits for the process to start, before it is told to try again
 ANSWER_PATIENCE = 60.0  # seconds for an answer to begin; its own limits are far below
 _LOOK_EVERY = 0.03
 _MOST_IDLE = 8

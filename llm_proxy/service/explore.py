@@ -25,6 +25,7 @@ from llm_proxy.service.listen import Listeners, listen
 from llm_proxy.service.passthrough import is_safe
 
 if TYPE_CHECKING:
+    from llm_proxy.service.ask import Places
     from llm_proxy.settings import Settings
 
 PORT = 8080  # of a stand-alone one, where nothing else is said
@@ -128,6 +129,8 @@ def browser(environ: Mapping[str, str]) -> list[str]:
 
 def alone(settings: Settings, folder: str, port: int, *, print_only: bool) -> int:
     """Serve one until Ctrl-C. Raises CannotListen, StateUnusable."""
+    from llm_proxy.service import ask
+
     try:
         found = listen("127.0.0.1", port)
     except CannotListen as exc:
@@ -135,36 +138,34 @@ def alone(settings: Settings, folder: str, port: int, *, print_only: bool) -> in
     os.umask(0o077)
     for warning in found.warnings:
         print(f"llm-proxy: {warning}", file=sys.stderr)
-    asyncio.run(_serve(settings, folder, found, print_only=print_only))
+    print(f"llm-proxy {__version__} explores {settings.log_dir}; Ctrl-C ends it", flush=True)
+    places = ask.Places(Path(settings.log_dir), Path(paths.index_file(settings.log_dir)))
+    _freshen(places)
+    asyncio.run(_serve(settings, folder, places, found, print_only=print_only))
     return 0
 
 
-async def _serve(settings: Settings, folder: str, found: Listeners, *, print_only: bool) -> None:
+async def _serve(settings: Settings, folder: str, places: Places, found: Listeners, *, print_only: bool) -> None:
     from llm_proxy.explorer.serving import serve
     from llm_proxy.explorer.site import application
-    from llm_proxy.service import ask, exploring
+    from llm_proxy.service import exploring
 
-    index = paths.index_file(settings.log_dir)
-    places = ask.Places(Path(settings.log_dir), Path(index))
+    index = str(places.index)
     options = exploring.options(settings, index=index, state=folder, journal="", socket="", version=__version__)
-    await asyncio.to_thread(_freshen, places)
     app = application(options, fresh=lambda: _freshen(places), stranger=_is_strange)
-    print(f"llm-proxy {__version__} explores {settings.log_dir}; Ctrl-C ends it", flush=True)
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    stop = asyncio.Event()
     url = invitation(folder, found.port, print_only=print_only)
-    opening = loop.run_in_executor(None, lambda: show(url, print_only=print_only))
+    asyncio.get_running_loop().run_in_executor(None, lambda: show(url, print_only=print_only))
     await serve(app, found.sockets, stop)
-    await opening
     sys.stdout.flush()
     os._exit(0)  # a view may compute for seconds yet, and nobody waits for it
 
 
-def _freshen(places: object) -> None:
+def _freshen(places: Places) -> None:
     """What cannot be indexed now is missing on the pages, no more."""
     from llm_proxy.index.database import Unusable
     from llm_proxy.service import ask
 
-    assert isinstance(places, ask.Places)
     try:
         ask.freshen(places)
     except (sqlite3.Error, OSError, Unusable) as error:
