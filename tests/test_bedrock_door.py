@@ -321,6 +321,22 @@ async def test_too_long_a_body_is_refused_and_never_cut(door, chunked):
     assert first.ending is Ending.REFUSED and first.end.request_size == 200_000 and second.ending is Ending.COMPLETE
 
 
+async def test_what_follows_a_refused_body_is_served(door):
+    """Pipelined behind a body that is too long, in the same write: the next request is where it seems."""
+    rig, upstream, _ = await door(max_body=100_000)
+    client = rig.client()
+    await client.send(_call(b"x" * 100_001) + _call())
+    assert (await client.message()).status == 413
+    server = await upstream.accept()
+    assert (await server.message()).payload == b'{"a":1}'
+    await client.send(_call(b"x" * 500 * 1000)[:300_000])  # over several reads, the last with the next request in it
+    await server.send(ANSWER)
+    assert (await client.message()).status == 200
+    await client.send(_call(b"x" * 500 * 1000)[300_000:] + _call(b'{"b":1}'))
+    assert (await client.message()).status == 413
+    assert (await server.message()).payload == b'{"b":1}'
+
+
 async def test_a_body_without_end_is_not_read_for_ever(door):
     """Ten times the limit, then the connection ends."""
     rig, _, _ = await door(max_body=10_000)

@@ -68,7 +68,8 @@ class Frame(NamedTuple):
 class Opening:
     """Payload of OPEN.
 
-    `route` is (provider, scheme, authority, why); `head` the masked request head, its target as sent upstream.
+    `route` is (provider, scheme, authority, why); `head` the masked request head, its target as sent upstream, or
+    where the request is signed as the client sent it.
     """
 
     exchange_id: UUID

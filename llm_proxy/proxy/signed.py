@@ -71,10 +71,6 @@ class SignedRelay(Relay):
 
     # -- request ------------------------------------------------------------------------------------------------
 
-    def start(self, data: bytes, position: int) -> int:
-        end = super().start(data, position)
-        return end if self.ending is None or self.request_framing.done else len(data)
-
     def _feed_request(self, data: bytes, position: int) -> int:
         pieces: list[bytes] = []
         end = self.request_framing.feed(data, position, pieces)
@@ -113,7 +109,7 @@ class SignedRelay(Relay):
             return len(data)
         self._journal(Kind.REQUEST, self.long_request, data[:end], self.request_framing.done)
         self._go_on()
-        return end if self.ending is None else len(data)
+        return end
 
     def _go_on(self, *, give_up: bool = False) -> None:
         """Send it, if that is all of it."""
