@@ -600,3 +600,13 @@ def test_thinking_is_cut_where_it_is_long(scene):
     Claude(session).ask("Think", [thinking("hm " * 2000), text("Done.")])
     block = scene.story(session).turns[0].blocks[0]
     assert block.kind == "thinking" and 0 < len(block.said.text) <= turns.THINKING_CHARS and block.said.more > 3000
+
+
+async def test_what_a_fork_shares_is_a_click_away(site, made):
+    """The messages before the new one are fetched when they are asked for: each once, results at their calls."""
+    id, (call,) = made.sessions["ledger-fork"], made.calls["ledger-fork"]
+    shown = await (await site(f"/sessions/{id}")).text()
+    assert "8 earlier messages" in shown and "look at the test and reproduce" not in shown
+    told = await (await site(f"/sessions/{id}/part?call={call}&part=earlier")).text()
+    assert told.count("look at the test and reproduce") == 1
+    assert told.count("test_reconcile_groups_match(book)") == 1 and "Rather use a dict" not in told.split("<main")[1]

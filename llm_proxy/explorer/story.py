@@ -157,6 +157,7 @@ class Figures:
     beside: int
     failed: int
     cut: int
+    open: int
     usage: Usage
     model_ms: int
     wall_ms: int
@@ -324,16 +325,17 @@ def figures(story: Story) -> Figures:
     calls = story.all_calls
     began = min((call.started_ns for call in calls), default=0)
     ended = max((call.ended_ns or call.started_ns for call in calls), default=0)
-    turns = sum(not step.bad for step in story.steps)
-    failed, cut = sum(call.failed for call in story.rows), _cut(story)
+    turns = sum(not step.bad and not step.call.open for step in story.steps)
+    failed, cut, still = sum(call.failed for call in story.rows), _cut(story), sum(call.open for call in story.rows)
     return Figures(
         cost=cost_of(calls),
         calls=len(calls),
         turns=turns,
         sub_agent_calls=len(calls) - len(story.rows),
-        beside=len(story.rows) - turns - failed - cut,
+        beside=len(story.rows) - turns - failed - cut - still,
         failed=failed,
         cut=cut,
+        open=still,
         usage=_usage(calls),
         model_ms=sum(call.total_ms or 0 for call in calls),
         wall_ms=(ended - began) // 10**6,

@@ -121,6 +121,14 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
+class Earlier:
+    """A message that only stands in a request. `role`: user or assistant."""
+
+    role: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Reader:
     """How calls are read: `asked` is None where the log has gone, `rounds` is what came back, and of a WebSocket also
     what went in further on. `pictures` are those recorded in a request or, with True, in an answer, in their order.
@@ -197,6 +205,26 @@ def said_in(steps: Sequence[Step], first: int, last: int, reader: Reader) -> dic
             missing=step.number not in new,
         )
     return said
+
+
+def earlier_in(step: Step, reader: Reader) -> tuple[Earlier, ...]:
+    """The messages of a request before its new ones, with the results at their calls; none where it has gone."""
+    asked = reader.asked(step.call)
+    said = [message for message in asked.messages if message.role != "system"] if asked is not None else []
+    said = said[: max(0, len(said) - step.new_messages)]
+    pictured = _Pictures(reader)
+    pictured.find(step.call, asked.messages if asked is not None else (), answer=False)
+    results = _Results()
+    results.add(step, said)
+    told = []
+    for message in said:
+        if message.role == "assistant":
+            blocks = tuple(_parts(step, message.parts, (results,), pictured))
+        else:
+            blocks = tuple(_prompts(step, [message], results, pictured))
+        if blocks:
+            told.append(Earlier("assistant" if message.role == "assistant" else "user", blocks))
+    return tuple(told)
 
 
 class _Results:

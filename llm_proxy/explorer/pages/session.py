@@ -23,12 +23,12 @@ from llm_proxy.explorer.reading import Calls
 from llm_proxy.explorer.render import ROOT
 from llm_proxy.explorer.render import path as path_to
 from llm_proxy.explorer.story import AT_ONCE, Conversation, More, Rules, Story, Window
-from llm_proxy.explorer.turns import Excerpt, excerpt_of, new_messages_of, part_of
+from llm_proxy.explorer.turns import Earlier, Excerpt, earlier_in, excerpt_of, new_messages_of, part_of
 from llm_proxy.formats import jsonl
 from llm_proxy.formats import markdown as as_markdown
 from llm_proxy.formats.call import Call
 from llm_proxy.index import threads
-from llm_proxy.index.queries import CallRow
+from llm_proxy.index.queries import CallRow, SessionRow
 from llm_proxy.index.record import Record
 
 TABLED = 400  # calls in the table
@@ -147,7 +147,7 @@ def more(record: Record, asked: Asked) -> More:
 class Opened:
     """A part that a page did not send at first. `kind` as in `turns.Block`, or system, tools, earlier."""
 
-    session: str
+    session: SessionRow
     call: str
     kind: str
     said: Excerpt
@@ -155,18 +155,21 @@ class Opened:
     language: str = ""
     path: str = ""
     names: tuple[str, ...] = ()
+    earlier: tuple[Earlier, ...] = ()
     marks: tuple[str, ...] = ()
 
 
 PART_PARAMS: tuple[Param, ...] = (
     text("call", "Id of the call."),
-    text("part", "The part's reference, or `system`, `tools`."),
+    text("part", "The part's reference, or `system`, `tools`, `earlier`."),
     text("q", "Words to mark."),
 )
 
 
 def part(record: Record, asked: Asked) -> Opened:
     call = call_of(record, asked.ids["id"], asked["call"])
+    session = threads.session(record.index, call.session)
+    assert session is not None
     calls = Calls(record.logs)
     wanted, marks = asked["part"], words_of(asked["q"])
     if wanted in ("system", "tools"):
@@ -174,7 +177,12 @@ def part(record: Record, asked: Asked) -> Opened:
         if given is None:
             raise Absent("The log of this call is no longer there.")
         said = _system(given) if wanted == "system" else ""
-        return Opened(call.session, call.id, wanted, Excerpt(said, chars=len(said)), names=given.tools, marks=marks)
+        return Opened(session, call.id, wanted, Excerpt(said, chars=len(said)), names=given.tools, marks=marks)
+    if wanted == "earlier":
+        story = Story(record, call.session, 0)
+        step = story.shape.step_of(call.id)
+        told = earlier_in(step, calls.reader) if step is not None else ()
+        return Opened(session, call.id, wanted, Excerpt(""), earlier=told, marks=marks)
     digest = calls.digest(call)
     if digest is None:
         raise Absent("The log of this call is no longer there.")
@@ -183,7 +191,7 @@ def part(record: Record, asked: Asked) -> Opened:
         raise NotFound(f"This call has no part {wanted[:40]!r}.")
     said_ = excerpt_of(found)
     kind = {PartKind.TOOL_CALL: "arguments", PartKind.TOOL_RESULT: "result"}.get(found.kind, found.kind)
-    return Opened(call.session, call.id, kind, said_, found.name, marks=marks)
+    return Opened(session, call.id, kind, said_, found.name, marks=marks)
 
 
 def call_of(record: Record, session: str, call: str) -> CallRow:
