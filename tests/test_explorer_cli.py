@@ -7,13 +7,16 @@ import shutil
 import signal
 import socket
 import stat
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
+from llm_proxy.proxy import answers
 from llm_proxy.service import explore
 from tests.browser import browser, visit
 from tests.explored import record
@@ -100,7 +103,7 @@ def test_a_stranger_in_a_real_browser(service, visit, browser):
     page = context.new_page()
     page.goto(f"{service.url}/llm-proxy/sessions/x")
     assert "llm-proxy explore" in page.inner_text("main")
-    assert page.evaluate("document.documentElement.scrollWidth") == 400
+    _is_for_everybody(page)
     with socket.create_server(("127.0.0.1", 0)) as link:
         elsewhere = f"http://localhost:{link.getsockname()[1]}/"
     page.route(
@@ -110,8 +113,45 @@ def test_a_stranger_in_a_real_browser(service, visit, browser):
     page.goto(elsewhere)
     page.click("a")
     assert "does not open this way" in page.inner_text("h1")
+    _is_for_everybody(page)
     page.click("a")
     assert "llm-proxy explore" in page.inner_text("main")
+    context.close()
+
+
+def _is_for_everybody(page):
+    """No violation that axe-core knows of, and no wider than the window."""
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    assert not found, [(one["id"], one["help"]) for one in found]
+    assert page.evaluate("document.documentElement.scrollWidth") == page.evaluate("innerWidth")
+
+
+def test_a_page_while_it_starts(browser):
+    """Whole in itself, for everybody, and it asks again by itself: what comes then is the explorer."""
+    starting = answers.error(503, "explorer_starting", "it starts", provider=answers.EXPLORER, close=True)
+    here = answers.answer(200, b"<h1>Here</h1>", content_type="text/html", close=True)
+    asked, go_on = set(), threading.Event()
+
+    def serve(link):
+        with contextlib.suppress(OSError):
+            while True:
+                visitor, _ = link.accept()
+                with visitor:
+                    asked.add(visitor.recv(65536).partition(b" HTTP")[0])
+                    visitor.sendall(here if go_on.is_set() else starting)
+
+    context = browser.new_context()
+    page = context.new_page()
+    with socket.create_server(("127.0.0.1", 0)) as link:
+        threading.Thread(target=serve, args=(link,), daemon=True).start()
+        page.goto(f"http://127.0.0.1:{link.getsockname()[1]}/llm-proxy/?token=x")
+        assert page.inner_text("h1") == "The explorer is starting"
+        assert page.evaluate("getComputedStyle(document.body).margin") == "0px"  # its own style is let in
+        _is_for_everybody(page)
+        go_on.set()
+        page.wait_for_selector("text=Here")
+        assert asked - {b"GET /favicon.ico"} == {b"GET /llm-proxy/?token=x"}
+        link.shutdown(socket.SHUT_RDWR)
     context.close()
 
 

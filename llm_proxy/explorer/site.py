@@ -307,6 +307,8 @@ def _answer(request: web.Request, trouble: Trouble) -> web.Response:
         return web.Response(body=body, status=status, content_type="application/json", headers=headers)
     asked = Asked(_path_of(request), {"utc": "0"})
     page = request.app[SITE].html("error", asked, trouble=trouble)
+    if trouble.again:
+        headers["Refresh"] = str(trouble.again)  # what Retry-After is to programs
     return web.Response(text=page, status=status, content_type="text/html", headers=headers)
 
 

@@ -85,7 +85,7 @@ def error(status: int, code: str, message: str, *, provider: str = "", close: bo
 _STYLE = (
     ":root{color-scheme:light dark;--bg:#fbfbfa;--text:#16191d;--text-2:#474e58}"
     "@media (prefers-color-scheme:dark){:root{--bg:#0e1013;--text:#e7e9ec;--text-2:#b1b8c1}}"
-    "body{margin:0;background:var(--bg);color:var(--text);font:14px/22px ui-sans-serif,system-ui,sans-serif}"
+    "body{margin:0;background:var(--bg);color:var(--text);font:14px/22px Inter,ui-sans-serif,system-ui,sans-serif}"
     "main{max-width:60ch;margin:14vh auto 0;padding:0 24px}h1{font-size:20px;line-height:28px;font-weight:600}"
     "p{color:var(--text-2);overflow-wrap:anywhere}a{color:inherit}"
 )
@@ -106,6 +106,7 @@ _AGAIN = (
     "upstream_reset",
     "upstream_truncated",
 )  # over in a moment: the page asks again by itself
+_COME_AGAIN = "Retry-After: 1\r\nRefresh: 1\r\n"  # for programs, and for browsers
 _LINK = '<p>If a link of another site led you here: <a href="">open this page from here</a>.</p>'
 
 
@@ -117,14 +118,14 @@ def _page(status: int, code: str, message: str, *, close: bool) -> bytes:
     text = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f"{'<meta http-equiv=refresh content=1>' if again else ''}<title>{heading} · llm-proxy</title>"
+        f"<title>{heading} · llm-proxy</title>"
         f"<style>{_STYLE}</style></head><body><main><h1>{heading}</h1><p>{said}</p>"
         f"{_LINK if code == 'not_allowed' else ''}</main></body></html>"
     )
     extra = (
         f"X-LLM-Proxy-Error: {code}\r\nContent-Security-Policy: {_CSP}\r\nReferrer-Policy: no-referrer\r\n"
         "Cross-Origin-Resource-Policy: same-origin\r\n"
-        f"{'Retry-After: 1' + chr(13) + chr(10) if again else ''}"
+        f"{_COME_AGAIN if again else ''}"
         f"{'Allow: GET, HEAD' + chr(13) + chr(10) if status == 405 else ''}"
     )
     return answer(status, text.encode(), content_type="text/html; charset=utf-8", close=close, extra=extra)
