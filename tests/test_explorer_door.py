@@ -251,7 +251,7 @@ async def test_a_live_page_holds_up_no_stop(rigs, site):
     began = time.monotonic()
     assert await rig.proxy.drain(10) == 0
     await rig.proxy.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 0.8  # what answers on their way out may take is 1 s
     await client.to_the_end()
     assert client.ended == "rst"
 

@@ -8,9 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from aiohttp import web
 
+from llm_proxy.explorer import unix
 from llm_proxy.explorer.bell import Bell
 from llm_proxy.explorer.options import Options
+from llm_proxy.explorer.serving import serve
 from llm_proxy.service import exploring
 from llm_proxy.service.exploring import Exploring
 
@@ -59,6 +62,32 @@ async def _serves(one):
                 writer.close()
                 return
             await asyncio.sleep(0.02)
+
+
+async def test_who_leaves_ends_what_is_made_for_him(tmp_path):
+    """A stream that has nothing to say hears of it too, at once."""
+    ended, stop = asyncio.Event(), asyncio.Event()
+
+    async def stream(request):
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    app = web.Application()
+    app.router.add_get("/", stream)
+    path = str(tmp_path / "x.sock")
+    serving = asyncio.create_task(serve(app, [unix.bind(path)], stop))
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+    async with asyncio.timeout(5):
+        await ended.wait()
+    stop.set()
+    await serving
 
 
 async def test_the_journals_growth_rings_only_while_somebody_looks(tmp_path):
