@@ -24,6 +24,7 @@ THINKING_CHARS = 2_000
 TEXT_CHARS = 24_000
 HUGE = 200_000  # characters beyond which nothing is rendered or coloured
 DIFF_LINES = 80
+_READS = re.compile(r"(?:[Rr]ead|[Vv]iew|[Oo]pen|[Cc]at)(?:$|[_A-Z])")  # tools that give a file's text
 _NEAR = 4  # steps within which the one that goes on is looked for: broken ones may stand between
 # What clients put into a user's message of their own stands in tags.
 _ADDED = re.compile(r"\s*<([a-zA-Z][\w-]*)[ >].*</\1>\s*", re.DOTALL)
@@ -74,6 +75,7 @@ class Tool:
     arguments: Excerpt
     language: str = ""
     path: str = ""
+    shows: str = ""  # the path of the file whose text the result is
     diff: tuple[DiffLine, ...] = ()
     diff_more: int = 0
     added: int = 0
@@ -378,6 +380,7 @@ def _tool(step: Step, part: Part, result: Result | None, took: int) -> Tool:
         arguments=shown,
         language=given.language,
         path=given.path,
+        shows=given.path if result is not None and _READS.match(part.name) and not result.failed else "",
         diff=given.diff[:DIFF_LINES],
         diff_more=max(0, len(given.diff) - DIFF_LINES),
         added=given.added,

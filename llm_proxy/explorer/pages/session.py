@@ -135,8 +135,11 @@ MORE_PARAMS: tuple[Param, ...] = (
 
 def more(record: Record, asked: Asked) -> More:
     story = Story(record, asked.ids["id"], asked["branch"])
+    if asked["from"] == len(story.steps) + 1:  # what may come next has not come yet
+        total = len(story.steps)
+        return More(story.session, (), Window(total + 1, total, total), (), story.shape.branch)
     if asked["from"] > len(story.steps):
-        raise BadValue("from", f"a turn from 1 to {len(story.steps)}", str(asked["from"]))
+        raise BadValue("from", f"a turn from 1 to {len(story.steps) + 1}", str(asked["from"]))
     window = _window(story, asked, asked["n"])
     return More(
         story.session, made.turns(story, window, asked["call"]), window, words_of(asked["q"]), story.shape.branch
