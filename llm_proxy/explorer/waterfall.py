@@ -115,7 +115,7 @@ def _phases(request: Entry, response: Entry, timing: Entry, total: int, head: in
     if response.get("connection") == "reused":
         yield Lane("connect", "Connect", "reused", 0, ((0, 0),))
     elif response.get("connection") == "new" or response.get("retried") is True:
-        again = "again, the first had died" if response.get("retried") is True else "new: within the waiting"
+        again = "again, the first had died" if response.get("retried") is True else "new, while waiting"
         yield Lane("connect", "Connect", again, None)
     size = count(request.get("size"))
     if "request_ms" in timing:
@@ -187,15 +187,19 @@ def _between(start: int, end: int, holes: Sequence[Silence]) -> Iterable[tuple[i
 
 
 def _axis(total: int, shortened: Silence | None) -> Iterable[tuple[str, int]]:
-    """Four to nine round times. None lies in what is shortened."""
-    step, power = 1, 1
-    while total / step > 6:
+    """A few round times, by the time that is drawn to scale. None lies in what is shortened."""
+    step = _step(total - (shortened.length_ms if shortened is not None else 0))
+    spans = [(0, total)] if shortened is None else [(0, shortened.from_ms), (shortened.until_ms, total)]
+    for start, end in spans:
+        for at in range(-(-start // step) * step, end + 1, step):
+            if at <= total - step // 3:  # the total itself stands at the end
+                yield (f"{at / 1000:g} s" if total >= 1000 else f"{at} ms"), at
+
+
+def _step(span: int) -> int:
+    power = 1
+    while True:
         for times in _STEPS:
-            step = times * power
-            if total / step <= 6:
-                break
+            if span / (times * power) <= 6:
+                return times * power
         power *= 10
-    for at in range(0, total + 1, step):
-        inside = shortened is not None and shortened.from_ms < at < shortened.until_ms
-        if at <= total * 0.94 and not inside:
-            yield (f"{at / 1000:g} s" if total >= 1000 else f"{at} ms"), at

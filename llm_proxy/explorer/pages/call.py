@@ -35,6 +35,7 @@ from llm_proxy.records.understood import Entry
 
 EVENTS = 500  # rows of the events' table at a time
 RAW = 64 * 1024  # bytes at a time
+_COUNTED = 400_000  # bytes of both requests, up to which every tab says how much changed
 _TOLERANCE = Decimal("0.000001")
 
 Side = Literal["request", "response"]
@@ -215,7 +216,9 @@ def view(record: Record, asked: Asked) -> View | File:
     previous = Call(before, *record.entries(before)) if before is not None else None
     neighbours = _neighbours(calls, row, turns)
     diagnosis = cache_miss.diagnose(previous, call, rates.listed(row)) if asked["tab"] in ("overview", "diff") else None
-    diff = _diff(record, call, calls, turns, asked["against"], diagnosis) if asked["tab"] == "diff" else None
+    size = len(call.request_body) + (len(previous.request_body) if previous is not None else 0)
+    wanted = asked["tab"] == "diff" or (previous is not None and size <= _COUNTED)
+    diff = _diff(record, call, calls, turns, asked["against"], diagnosis) if wanted else None
     turn = turns.get(row.id, 0)
     did = _did(call, shape.step_of(row.id))
     return View(
@@ -230,10 +233,10 @@ def view(record: Record, asked: Asked) -> View | File:
         notes=tuple(_notes(call, events)),
         lost=diagnosis.usd if diagnosis is not None and diagnosis.lost else None,
         events_count=len(events),
-        changes=sum(one.changed + one.added + one.removed for one in diff.sections) if diff is not None else None,
+        changes=_changes(diff) if diff is not None and diff.sections else None,
         tab=asked["tab"],
         overview=_overview(record, call, events, diagnosis, previous, turns) if asked["tab"] == "overview" else None,
-        diff=diff,
+        diff=diff if asked["tab"] == "diff" else None,
         events=_events(call, events, asked) if asked["tab"] == "events" else None,
         http=_messages(call, events, asked) if asked["tab"] == "http" else (),
         raw=_raw(call, asked) if asked["tab"] == "raw" else None,
@@ -524,6 +527,11 @@ def _diff(
     headers = headers_of(before.request), headers_of(call.request)
     found = diffing.sections(bodies[0], bodies[1], headers, (scale[0], scale[1]), at)
     return Diff(neighbour, same, earlier, tuple(found))
+
+
+def _changes(diff: Diff) -> int:
+    """Without headers, some of which are others each time."""
+    return sum(one.changed + one.added + one.removed for one in diff.sections if one.name != "Headers")
 
 
 def _value(call: Call) -> Any:
