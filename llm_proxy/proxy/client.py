@@ -189,8 +189,13 @@ class ClientConnection(asyncio.Protocol):
 
     def _left_over(self, rest: bytes) -> None:
         """What a relay has not taken: the next request's, or the rest of a flood of tiny chunks. Others go first."""
+        transport = self.transport
+        if self.relay is None and (self._closing_at or transport is None or transport.is_closing()):
+            return  # there is no next one
         self.buffer = rest + self.buffer
-        if self.relay is not None and not self.relay.request_done:
+        if self.relay is None:  # it is over already, and has found nothing behind it
+            self.go_on()
+        elif not self.relay.request_done:
             self.gate.shut(Reason.BUDGET)
             asyncio.get_running_loop().call_soon(self._look_again)
 
