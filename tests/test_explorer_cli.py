@@ -206,6 +206,14 @@ def test_a_port_of_its_own_is_always_stand_alone(service, start, made_browser):
     assert get(port, Cookie=cookie)[0] == 200 and get(service.port, Cookie=cookie)[0] == 200
 
 
+def test_logs_that_are_not_the_daemons(service, start, command, tmp_path):
+    """Where they are named, they are shown, by an explorer of their own, on 8080 if nobody holds that."""
+    same = command("explore", "--print", "--log-dir", str(service.logs))
+    assert re.search(TOKEN, same.stdout)[1] == str(service.port)
+    other = start("explore", "--print", "--log-dir", str(tmp_path / "elsewhere"))
+    other.wait_for_line(r"http://127\.0\.0\.1:8080/llm-proxy/\?token=|cannot listen on 127\.0\.0\.1:8080")
+
+
 def test_a_port_that_is_taken(command):
     """One line that says which, and what to do."""
     with socket.create_server(("127.0.0.1", 0)) as link:

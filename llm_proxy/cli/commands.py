@@ -14,6 +14,7 @@ from llm_proxy.errors import AlreadyRunning, ConfigError, CrashLoop, LlmProxyErr
 
 if TYPE_CHECKING:
     from llm_proxy.service.steps import Steps
+    from llm_proxy.settings import Loaded
 
 EX_CONFIG = 78  # sysexits.h
 
@@ -75,11 +76,22 @@ def _serve(options: Options) -> int:
         loaded = settings.load(options.flags, os.environ, options.config)
     except ConfigError as exc:
         return _without_configuration(options, exc)
+    if loaded.settings.target_url and options.command == "serve":
+        from llm_proxy.service import doors
+
+        loaded = doors.through(loaded, doors.TARGET)
+    elif options.for_target:
+        raise UsageError(f"{options.for_target} goes with --target-url, which says where calls are to go")
+    return serve(loaded, service=options.command == "service")
+
+
+def serve(loaded: Loaded, *, service: bool) -> int:
+    """Carry until told to stop; comes back only where nothing was begun."""
     _forget_the_command_line()
     from llm_proxy.service import daemon
 
     try:
-        status = daemon.run(loaded, service=options.command == "service")
+        status = daemon.run(loaded, service=service)
     except AlreadyRunning as exc:
         print(f"llm-proxy: {exc}")
         return 0
@@ -180,7 +192,7 @@ def _explore(options: Options) -> int:
     from llm_proxy.service import explore
 
     loaded = settings.load(options.flags, os.environ, options.config)
-    return explore.run(loaded.settings, port=options.explore_port, print_only=False)
+    return explore.run(loaded, port=options.explore_port, print_only=False)
 
 
 def _status(options: Options) -> int:

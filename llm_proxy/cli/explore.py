@@ -22,4 +22,4 @@ def explore(arguments: Sequence[str]) -> int:
 
     flags = {"log_dir": given.log_dir} if given.log_dir else {}
     loaded = settings.load(flags, os.environ, given.config)
-    return exploring.run(loaded.settings, port=port, print_only=given.print_only)
+    return exploring.run(loaded, port=port, print_only=given.print_only)

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_proxy import __version__, paths
 from llm_proxy.errors import CannotListen, StateUnusable
@@ -26,20 +26,25 @@ from llm_proxy.service.passthrough import is_safe
 
 if TYPE_CHECKING:
     from llm_proxy.service.ask import Places
-    from llm_proxy.settings import Settings
+    from llm_proxy.settings import Loaded, Settings
 
 PORT = 8080  # of a stand-alone one, where nothing else is said
 _OPENING = 10.0  # seconds for the command that opens a browser
 
 
-def run(settings: Settings, *, port: int | None, print_only: bool) -> int:
-    """The exit status. With `port` always a stand-alone one. Raises CannotListen, StateUnusable."""
+def run(loaded: Loaded, *, port: int | None, print_only: bool) -> int:
+    """The exit status. Stand-alone always with `port`, and for logs that were named and are not the daemon's.
+
+    Raises CannotListen, StateUnusable.
+    """
+    settings = loaded.settings
     folder = paths.state_folder()
     state.prepare(folder)
     state.secret(folder)
     if port is None:
         found = running(folder) or beside(settings.port)
-        if found:
+        named = settings.log_dir if loaded.sources.get("log_dir") == "--log-dir" else ""
+        if found and named in ("", _health(found).get("log_dir")):
             show(invitation(folder, found, print_only=print_only), print_only=print_only)
             return 0
     return alone(settings, folder, PORT if port is None else port, print_only=print_only)
@@ -59,7 +64,7 @@ def beside(port: int) -> int:
     """`port`, where a daemon of ours serves that runs in some terminal; 0 where not."""
     import psutil
 
-    health = process.health(state.Run(port, 1, 0, "-", activation.NOBODY))
+    health = _health(port)
     pid = health.get("pid")
     if health.get("app") != "llm-proxy" or not isinstance(pid, int):
         return 0
@@ -68,6 +73,10 @@ def beside(port: int) -> int:
     except (psutil.Error, ValueError):
         return 0
     return port if ours else 0
+
+
+def _health(port: int) -> dict[str, Any]:
+    return process.health(state.Run(port, 1, 0, "-", activation.NOBODY))
 
 
 def invitation(folder: str, port: int, *, print_only: bool) -> str:
