@@ -252,6 +252,35 @@ def test_a_compacted_history_is_said(scene):
     ]
 
 
+def test_an_edited_history_is_said(scene):
+    """Clients clear old results of tools: the conversation is one all the same, and the line says what happened."""
+    session = scene.session()
+    agent = Claude(session)
+    agent.ask("Begin", [use("a", "Bash", command="ls")])
+    agent.ask([result("a", "a long list")], [use("b", "Bash", command="cat")])
+    agent.said = [agent.said[0], agent.said[1], {"role": "user", "content": [result("a", "[cleared]")]}, agent.said[3]]
+    agent.ask([result("b", "text")], [text("Read.")])
+    agent.ask("Go on", [text("On.")])
+    told = scene.story(session)
+    assert [said(turn.blocks) for turn in told.turns] == [["Bash:a long list"], ["Bash:text"], ["Read."], ["On."]]
+    assert [[note.head for note in turn.before] for turn in told.turns] == [[], [], ["History edited"], []]
+
+
+def test_a_call_on_another_branch_is_found(scene):
+    """A search leads to a call that the conversation as it went on does not have: its branch is shown."""
+    session = scene.session()
+    agent = Claude(session)
+    agent.ask("Begin", [text("Begun.")])
+    fork = agent.said
+    call = agent.ask("Left", [text("On the left.")])
+    agent.said = fork
+    agent.ask("Right", [text("On the right.")])
+    scene.story(session)
+    with open_index(scene.index) as index:
+        story = Story(Record(index, scene.logs), session.id, 0, call)
+    assert story.shape.branch == 2 and [step.gist.words for step in story.steps] == ["Begun.", "On the left."]
+
+
 def test_instructions_that_change_are_said(scene):
     """A system prompt that is not what it was is a line in the flow."""
     session = scene.session()

@@ -44,6 +44,16 @@ def test_a_request_that_the_client_begins_to_answer():
     assert [one.behind for one in begun.onto] == [0, 2] and begun.onto[1].chain == first.told[0]
 
 
+def test_an_answer_is_known_though_what_was_before_it_changed():
+    """By itself, where it is long enough or calls a tool; a mere "Yes." is nobody's."""
+    long = "This is an answer that hardly anybody else would give."
+    for answer, known in ((says("assistant", long), True), (says("assistant", "Yes."), False)):
+        first = told([says("user", "a")], answer)
+        later = told([says("user", "another"), answer, says("user", "b")])
+        assert first.told[0] != later.onto[0].chain
+        assert (first.answers[0] == later.onto[0].answer != "") is known
+
+
 def test_the_outline():
     """A person's words go before what clients add in tags; tools are told with what they do; failures are counted."""
     asked = [

@@ -56,6 +56,7 @@ class Step:
     begins: str = ""
     after: int = 0  # number of the step that it builds upon, 0 for none
     by_name: bool = False  # its request names the answer before it and does not repeat it
+    edited: bool = False  # its request repeats the answer before it, and has something else before that
     new_messages: int = 0
     gap_ns: int = 0  # since the step before ended
     tools_ms: int = 0  # between the answer before it and it
@@ -105,6 +106,7 @@ class _Node:
     gist: Gist
     parent: _Node | None = None
     by_name: bool = False
+    edited: bool = False
     behind: int = 0
     children: list[_Node] = field(default_factory=list)
 
@@ -143,7 +145,7 @@ def _nodes(calls: Sequence[CallRow], gists: Mapping[str, Gist]) -> tuple[list[_N
     nodes: list[_Node] = []
     others: list[CallRow] = []
     same: dict[tuple[str, str], _Node] = {}  # by what was asked
-    told: dict[str, _Node] = {}  # by chains and ids of answers
+    told: dict[str, _Node] = {}  # by chains and ids of answers, and by the answers alone
     for place, call in enumerate(calls):
         gist = gists.get(call.id)
         if not is_conversation(call, gist):
@@ -162,8 +164,8 @@ def _nodes(calls: Sequence[CallRow], gists: Mapping[str, Gist]) -> tuple[list[_N
             _link(node, told)
             nodes.append(node)
         same[gist.named, gist.whole] = node
-        for chain in gist.told:
-            told[chain] = node
+        for name in (*gist.told, *(f"answer:{answer}" for answer in gist.answers if answer)):
+            told[name] = node
         if call.response_id:
             told[f"id:{call.response_id}"] = node
     return nodes, others
@@ -173,7 +175,14 @@ def replace_answer(asked: Gist, answered: Gist) -> Gist:
     """What was asked, as the first call tells it, and what a later one answered."""
     from msgspec.structs import replace as changed
 
-    return changed(asked, told=answered.told, words=answered.words, tools=answered.tools, calls=answered.calls)
+    return changed(
+        asked,
+        told=answered.told,
+        answers=answered.answers,
+        words=answered.words,
+        tools=answered.tools,
+        calls=answered.calls,
+    )
 
 
 def _link(node: _Node, told: Mapping[str, _Node]) -> None:
@@ -183,8 +192,10 @@ def _link(node: _Node, told: Mapping[str, _Node]) -> None:
     else:
         node.behind = gist.onto[0].behind if gist.onto else gist.messages
         for onto in gist.onto:
-            if (parent := told.get(onto.chain)) is not None:
-                node.parent, node.behind = parent, onto.behind
+            exact = told.get(onto.chain)
+            parent = exact or (told.get(f"answer:{onto.answer}") if onto.answer else None)
+            if parent is not None:
+                node.parent, node.behind, node.edited = parent, onto.behind, exact is None
                 break
     if node.parent is not None:
         node.parent.children.append(node)
@@ -289,6 +300,7 @@ def _step(node: _Node, before: Sequence[Step], begins: str) -> Step:
         attempts=tuple(node.calls[:-1]),
         begins=begins,
         by_name=node.by_name,
+        edited=node.edited,
         new_messages=node.behind,
     )
     if last is None or last.call.ended_ns is None:

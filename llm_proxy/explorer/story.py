@@ -230,14 +230,19 @@ class More:
 class Story:
     """A session with all that came of it, as the index knows it."""
 
-    def __init__(self, record: Record, id: str, branch: int) -> None:
+    def __init__(self, record: Record, id: str, branch: int, call: str = "") -> None:
+        """`call`: the id of a call that is to be shown, whichever branch it is on."""
         self.record = record
         session = threads.session(record.index, id)
         if session is None:
             raise NotFound(f"No session is recorded under {id[:100]!r}.")
         self.session = session
         self.rows = record.index.calls_of(id)
-        self.shape: Shape = arrange(self.rows, threads.gists(record.index, id), branch)
+        gists = threads.gists(record.index, id)
+        self.shape: Shape = arrange(self.rows, gists, branch)
+        if call and not branch and self.shape.step_of(call) is None:
+            seq = next((row.seq for row in self.rows if row.id == call), 0)
+            self.shape = arrange(self.rows, gists, seq) if seq else self.shape
         if branch and not self.shape.branch and self.shape.steps:
             raise BadValue("branch", "the number of a call of this conversation", str(branch))
         children = threads.children(record.index, id)
@@ -574,6 +579,9 @@ def _before(story: Story, step: Step) -> Iterator[Note]:
         yield Note(
             "info", "History rewritten", f"Compacted, or edited by the client. {what}", step.call.id, "diff", "diff"
         )
+    elif step.edited:
+        what = "The answers are those above, but the client has changed something that was said before."
+        yield Note("info", "History edited", what, step.call.id, "diff", "diff")
     elif step.begins == "new":
         yield Note("info", "Another conversation", "It shares nothing with the one above.")
     if step.rules_changed:

@@ -163,7 +163,13 @@ def new_messages(steps: Sequence[Step], reader: Reader, pictures: _Pictures) -> 
             first = places[start - 1] + 1 if start else 0
             found[one.number] = asked.messages[first : places[end - 1] + 1 if end else 0]
             before = by_number.get(one.after)
-            if one.by_name or before is None or before.number in found or start - 1 != before.gist.messages:
+            if (
+                one.by_name
+                or one.edited
+                or before is None
+                or before.number in found
+                or start - 1 != before.gist.messages
+            ):
                 break
             one, end = before, start - 1
     return found

@@ -19,6 +19,7 @@ from llm_proxy.dialects.reading import mapping, read_value, sequence
 _LOOKED_BACK = 2  # answers in a request that it may build upon: the very last may be one that the client began
 _MOST_TOOLS = 8
 _WORDS = 120  # characters
+_DISTINCT = 40  # characters that hardly any two answers share
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160), 0x200B, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), " ")
 # The argument that tells most of a call, the first of these that is there.
 _TELLING = (
@@ -28,10 +29,15 @@ _TELLING = (
 
 
 class Onto(msgspec.Struct, frozen=True, array_like=True):
-    """An answer that a request repeats: the chain up to it, and how many messages stand behind it."""
+    """An answer that a request repeats: the chain up to it, how many messages stand behind it, and the answer alone.
+
+    By the last an answer is known again though the client has changed what was before it; "" for one so short that
+    another may be the same.
+    """
 
     chain: str
     behind: int
+    answer: str = ""
 
 
 class Gist(msgspec.Struct, frozen=True, array_like=True):
@@ -53,6 +59,7 @@ class Gist(msgspec.Struct, frozen=True, array_like=True):
     failed: int = 0
     offered: int = 0  # tools offered
     rules: str = ""  # a hash of the system prompt and the names of the tools
+    answers: tuple[str, ...] = ()  # as in `Onto`, of the answers told
 
 
 _DECODER = msgspec.json.Decoder(Gist)
@@ -69,7 +76,7 @@ def gist(digest: Digest) -> str:
     for number, message in enumerate(messages, start=1):
         chain.update(message.key)
         if message.role == "assistant":
-            onto.append(Onto(chain.copy().hexdigest(), len(messages) - number))
+            onto.append(Onto(chain.copy().hexdigest(), len(messages) - number, _alone(message)))
             del onto[:-_LOOKED_BACK]
     behind = messages[len(messages) - onto[-1].behind :] if onto else messages
     parts = [part for message in answers for part in message.parts]
@@ -87,6 +94,7 @@ def gist(digest: Digest) -> str:
         failed=sum(part.failed for message in behind for part in message.parts if part.kind == PartKind.TOOL_RESULT),
         offered=len(digest.asked.tools),
         rules=_rules(digest),
+        answers=tuple(map(_alone, answers)),
     )
     return msgspec.json.encode(made).decode()
 
@@ -100,6 +108,12 @@ def _after(chain: Any, message: Message) -> str:
     longer = chain.copy()
     longer.update(message.key)
     return str(longer.hexdigest())
+
+
+def _alone(message: Message) -> str:
+    """What tells an answer from all others, "" where nothing does."""
+    telling = any(part.id or len(part.text) >= _DISTINCT for part in message.parts if part.kind != PartKind.THINKING)
+    return message.key[:8].hex() if telling else ""
 
 
 def _texts(message: Message) -> Iterator[Part]:

@@ -56,7 +56,7 @@ PARAMS: tuple[Param, ...] = (
 def view(record: Record, asked: Asked) -> Conversation:
     if asked["fmt"] == "md":
         raise web.HTTPTemporaryRedirect(path_to("sessions", asked.ids["id"], "export") + "?fmt=md")
-    story = Story(record, asked.ids["id"], asked["branch"])
+    story = Story(record, asked.ids["id"], asked["branch"], asked["call"])
     window = _window(story, asked)
     shown = asked["view"] or ("turns" if story.steps else "calls")
     turns = made.turns(story, window, asked["call"]) if shown == "turns" else ()
@@ -134,7 +134,7 @@ MORE_PARAMS: tuple[Param, ...] = (
 
 
 def more(record: Record, asked: Asked) -> More:
-    story = Story(record, asked.ids["id"], asked["branch"])
+    story = Story(record, asked.ids["id"], asked["branch"], asked["call"])
     if asked["from"] == len(story.steps) + 1:  # what may come next has not come yet
         total = len(story.steps)
         return More(story.session, (), Window(total + 1, total, total), (), story.shape.branch)
@@ -182,7 +182,7 @@ def part(record: Record, asked: Asked) -> Opened:
         said = _system(given) if wanted == "system" else ""
         return Opened(session, call.id, wanted, Excerpt(said, chars=len(said)), names=given.tools, marks=marks)
     if wanted == "earlier":
-        story = Story(record, call.session, 0)
+        story = Story(record, call.session, 0, call.id)
         step = story.shape.step_of(call.id)
         told = earlier_in(step, calls.reader) if step is not None else ()
         return Opened(session, call.id, wanted, Excerpt(""), earlier=told, marks=marks)
