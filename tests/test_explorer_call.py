@@ -280,6 +280,15 @@ async def test_neighbours_and_turns(made):
     assert (await told(made, "embeddings"))["title"].startswith("Call ")
 
 
+async def test_a_fork_is_compared_with_the_call_it_forked_from(made):
+    """Its first call has no call before it in its session; the cache it reads was written by another."""
+    fork = await told(made, "ledger-fork 1", "?tab=diff")
+    assert fork["diff"]["against"]["id"] == made[1].calls["ledger"][3]
+    assert fork["diff"]["same_session"] is False
+    over = await told(made, "ledger-fork 1")
+    assert over["overview"]["previous"]["seq"] == 4
+
+
 async def test_price_rows_add_up(made):
     """Class by class; what lies within another class is in no sum."""
     prices = (await told(made, "ledger 8"))["overview"]["prices"]

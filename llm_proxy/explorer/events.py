@@ -14,7 +14,7 @@ from llm_proxy.dialects.reading import count, mapping, read_value, sequence, tex
 from llm_proxy.records.understood import Entry, body_of
 
 SILENCE_MS = 250  # without a byte: longer ones are rows of their own
-SHOWN = 600  # characters of an event's data in a row; the whole is in the download
+SHOWN = 320  # characters of an event's data in a row; the whole is in the download
 
 Block = Literal["thinking", "text", "tool", "other", ""]
 _LINES_OF_JSON = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines", "application/stream+json")

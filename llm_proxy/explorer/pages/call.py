@@ -212,13 +212,14 @@ def view(record: Record, asked: Asked) -> View | File:
     events = streams.events_of(call.response)
     shape = conversation.arrange(calls, threads.gists(record.index, row.session))
     turns = {one.id: step.number for step in shape.steps for one in step.calls}
-    before = cache_miss.previous_of(calls, row)
+    session = threads.session(record.index, row.session)
+    before = _before(record, calls, row, session)
     previous = Call(before, *record.entries(before)) if before is not None else None
     neighbours = _neighbours(calls, row, turns)
     diagnosis = cache_miss.diagnose(previous, call, rates.listed(row)) if asked["tab"] in ("overview", "diff") else None
     size = len(call.request_body) + (len(previous.request_body) if previous is not None else 0)
     wanted = asked["tab"] == "diff" or (previous is not None and size <= _COUNTED)
-    diff = _diff(record, call, calls, turns, asked["against"], diagnosis) if wanted else None
+    diff = _diff(record, call, calls, turns, asked["against"], previous, diagnosis) if wanted else None
     turn = turns.get(row.id, 0)
     did = _did(call, shape.step_of(row.id))
     return View(
@@ -226,7 +227,7 @@ def view(record: Record, asked: Asked) -> View | File:
         title=(f"Turn {turn}" if turn else f"Call {row.seq}" if row.seq else "Call") + (f": {did}" if did else ""),
         did=did,
         turn=turn,
-        session=threads.session(record.index, row.session),
+        session=session,
         previous=neighbours[0],
         next=neighbours[1],
         target=call.target,
@@ -235,7 +236,7 @@ def view(record: Record, asked: Asked) -> View | File:
         events_count=len(events),
         changes=_changes(diff) if diff is not None and diff.sections else None,
         tab=asked["tab"],
-        overview=_overview(record, call, events, diagnosis, previous, turns) if asked["tab"] == "overview" else None,
+        overview=_overview(session, call, events, diagnosis, previous, turns) if asked["tab"] == "overview" else None,
         diff=diff if asked["tab"] == "diff" else None,
         events=_events(call, events, asked) if asked["tab"] == "events" else None,
         http=_messages(call, events, asked) if asked["tab"] == "http" else (),
@@ -249,6 +250,15 @@ def _row(record: Record, id: str) -> CallRow:
     if row is None:
         raise NotFound(f"There is no call {id[:80]!r}.")
     return row
+
+
+def _before(record: Record, calls: Sequence[CallRow], row: CallRow, session: SessionRow | None) -> CallRow | None:
+    """The call whose cache this one could use: of this session, or of the one that it forked from."""
+    before = cache_miss.previous_of(calls, row)
+    if before is not None or session is None or not session.forked or session.parent_seq is None:
+        return before
+    common = [one for one in record.index.calls_of(session.parent) if one.seq <= session.parent_seq]
+    return cache_miss.previous_of([*common, row], row)
 
 
 def _neighbours(
@@ -390,7 +400,7 @@ _ALWAYS = ("input", "cache_read", "output")
 
 
 def _overview(
-    record: Record,
+    session: SessionRow | None,
     call: Call,
     events: Sequence[Event],
     diagnosis: Diagnosis | None,
@@ -404,7 +414,7 @@ def _overview(
         cache=diagnosis,
         previous=_neighbour(previous.row, turns) if previous is not None else None,
         previous_left=left.cache_read + left.cache_write_5m + left.cache_write_1h if left is not None else 0,
-        asked_by=tuple(_asked_by(record, call)),
+        asked_by=tuple(_asked_by(session, call)),
     )
 
 
@@ -456,9 +466,8 @@ def _charges(usage: Usage, units: Mapping[str, Decimal]) -> Iterable[Charge]:
             yield Charge(name, name.replace("_", " ")[:60], used, None, None, by_use=True)
 
 
-def _asked_by(record: Record, call: Call) -> Iterable[Fact]:
+def _asked_by(session: SessionRow | None, call: Call) -> Iterable[Fact]:
     row, request, response = call.row, call.request or {}, call.response or {}
-    session = threads.session(record.index, row.session)
     answered = {name.lower(): values for name, values in headers_of(call.response).items()}
     sent = {name.lower(): values for name, values in headers_of(call.request).items()}
     if session is not None:
@@ -499,12 +508,16 @@ def _diff(
     calls: Sequence[CallRow],
     turns: Mapping[str, int],
     against: str,
+    previous: Call | None,
     diagnosis: Diagnosis | None,
 ) -> Diff:
-    other, why_not = _other(record, call, calls, against)
-    if other is None:
-        return Diff(None, False, 0, (), why_not)
-    before = Call(other, *record.entries(other))
+    before = previous if not against else None
+    if before is None:
+        other, why_not = _other(record, call, calls, against)
+        if other is None:
+            return Diff(None, False, 0, (), why_not)
+        before = Call(other, *record.entries(other))
+    other = before.row
     neighbour = _neighbour(other, turns)
     earlier = (call.row.started_ns - other.started_ns) // 10**6
     same = other.session == call.row.session
@@ -549,10 +562,8 @@ def _other(record: Record, call: Call, calls: Sequence[CallRow], against: str) -
             return _row(record, against), ""
         except NotFound:
             raise BadValue("against", "the id of a recorded call", against) from None
-    before = cache_miss.previous_of(calls, call.row)
-    if before is None:
-        place = next((number for number, one in enumerate(calls) if one.id == call.row.id), 0)
-        before = next((one for one in reversed(calls[:place]) if one.api == call.row.api), None)
+    place = next((number for number, one in enumerate(calls) if one.id == call.row.id), 0)
+    before = next((one for one in reversed(calls[:place]) if one.api == call.row.api), None)
     return before, "" if before is not None else "It is the first call of its kind in this session."
 
 
