@@ -55,9 +55,9 @@ def running(folder: str) -> int:
     run = state.read_run(folder)
     if run is None or is_safe(run, folder):
         return 0
-    if run.instance == activation.NOBODY:  # systemd listens; our question starts the daemon
-        return run.port if process.health(run) else 0
-    return run.port if state.alive(run) else 0
+    # Where systemd listens, our question starts the daemon; and a busy one may answer later than a shell would wait.
+    awake = run.instance != activation.NOBODY and state.alive(run)
+    return run.port if awake or process.health(run) else 0
 
 
 def beside(port: int) -> int:
