@@ -1,13 +1,14 @@
 """The explorer in a real browser: what happens is seen as it happens, and nothing of what is recorded runs."""
 
 import time
+import uuid
 
 import pytest
 
 from tests import journals
 from tests.browser import browser, look, served, visit  # noqa: F401  # fixtures
 from tests.explored import HOSTILE
-from tests.test_explorer_live import SSE, paced, sse
+from tests.test_explorer_live import SSE, paced, sse, with_id
 
 SERIALS = iter(range(1, 10_000))
 
@@ -244,3 +245,17 @@ def test_nothing_of_what_is_said_live_runs(served, look):  # noqa: F811
     page.locator(f"#d-{one.id}").wait_for()
     assert page.evaluate("window.pwned") is None
     assert look("/live").evaluate("window.pwned") is None
+
+
+def test_a_live_turn_grows_at_the_end_of_its_conversation(served, look):  # noqa: F811
+    """The open call of a session speaks on the conversation's page, and is told on no other's."""
+    sessions = served.made.sessions
+    ours = served.made.calls["live"][-1]
+    page, other = look(f"/sessions/{sessions['live']}"), look(f"/sessions/{sessions['ledger']}")
+    one = call("It lives longer now. ")
+    frames = [with_id(frame, uuid.UUID(ours)) for frame in one.frames]
+    served.add(*frames[:-1])
+    page.locator(f".turn #f-{ours}").get_by_text("It lives longer now.").wait_for()
+    assert other.locator(".lc").count() == 0
+    served.add(frames[-1])
+    page.locator(f"#f-{ours}").get_by_text("over; being recorded").wait_for()

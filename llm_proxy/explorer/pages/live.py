@@ -17,7 +17,7 @@ from aiohttp import web
 
 from llm_proxy.dialects.digest import Asked as AskedOf
 from llm_proxy.dialects.digest import PartKind
-from llm_proxy.explorer.asking import Asked, text
+from llm_proxy.explorer.asking import Asked, choice, text
 from llm_proxy.explorer.live.call import MS, Words
 from llm_proxy.explorer.live.hub import Event, Flight, Hub
 from llm_proxy.explorer.page import Extra, Page
@@ -33,7 +33,9 @@ DAY = 86_400 * 10**9
 PARAMS = (
     text("project", "Only calls of this project.", many=True),
     text("model", "Only calls of this model.", many=True),
+    text("session", "Only calls of this session.", many=True),
 )
+STREAM = (*PARAMS, choice("only", "Everything, or only where calls begin and end.", "all", "marks"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,9 @@ def view(record: Record, asked: Asked, live: Hub) -> Live:
     normals = _NORMALS.all(record)
     flights = [one for one in live.now(record) if _is_wanted(one, asked)]
     rows = list(record.index.calls(Filter(since_ns=now - DAY), newest_first=True, limit=10 * JUST_FINISHED))
-    ended = [row for row in rows if not row.open and _fits(row.project, row.model, asked)]
+    ended = [
+        row for row in rows if not row.open and _fits(asked, project=row.project, model=row.model, session=row.session)
+    ]
     ended.sort(key=lambda row: -(row.ended_ns or 0))
     minute = record.index.stats(Filter(since_ns=now - 60 * 10**9))
     return Live(
@@ -232,11 +236,13 @@ def _did(record: Record, row: CallRow) -> str:
 
 
 def _is_wanted(flight: Flight, asked: Asked) -> bool:
-    return _fits(flight.project, flight.model, asked)
+    return _fits(
+        asked, project=flight.project, model=flight.model, session=flight.place.session if flight.place else ""
+    )
 
 
-def _fits(project: str, model: str, asked: Asked) -> bool:
-    return all(not asked[name] or value in asked[name] for name, value in (("project", project), ("model", model)))
+def _fits(asked: Asked, **facts: str) -> bool:
+    return all(not asked[name] or value in asked[name] for name, value in facts.items())
 
 
 class _Normals:
@@ -277,7 +283,7 @@ async def events(request: web.Request) -> web.StreamResponse:
     from llm_proxy.explorer.site import SITE, asked_of
 
     site = request.app[SITE]
-    asked = asked_of(request, "/live/events", PARAMS)
+    asked = asked_of(request, "/live/events", STREAM)
     async with site.live.watching() as welcome:
         if not welcome:
             raise web.HTTPServiceUnavailable(text="too many pages watch already; close some")
@@ -303,6 +309,7 @@ class _Viewer:
         self._shown: set[str] = set()
         self._epoch = ""
         self._number = 0
+        self._marks = asked["only"] == "marks"
 
     async def stay(self, last: str) -> None:
         await self._stream.write(b"retry: 1000\n\n")
@@ -329,11 +336,11 @@ class _Viewer:
 
     async def _begin(self) -> None:
         """Everything as of now: the viewer is new here, or too much has happened since."""
-        page = await self._now()
+        page = [] if self._marks else await self._now()
         self._epoch, self._number = self._hub.epoch, self._hub.last()
         flights = [one for one in self._hub.flights if _is_wanted(one, self._asked)]
         self._shown = {one.seen.id for one in flights}
-        calls = [{"id": one.seen.id, "html": self._card(one)} for one in reversed(flights)]
+        calls = [_mark(one) if self._marks else self._shows(one) for one in reversed(flights)]
         now = time.time_ns() // MS
         facts = {"now_ms": now, "on": self._hub.on, "calls": calls, "finished": page}
         await self._write("hello", facts, self._number)
@@ -363,20 +370,22 @@ class _Viewer:
         flight, id = event.flight, event.flight.seen.id
         if not _is_wanted(flight, self._asked):
             return "", {}
+        if self._marks:
+            return ("", {}) if event.kind == "said" else (event.kind, _mark(flight))
         if event.kind in ("over", "recorded"):
             if event.kind == "over":
                 self._shown.discard(id)
             return event.kind, {"id": id, "html": self._row(finished(flight))}
         if id not in self._shown:
             self._shown.add(id)
-            return "opened", {"id": id, "html": self._card(flight)}
+            return "opened", self._shows(flight)
         if event.kind == "said":
             return "said", {"id": id, "words": event.words, **facts(flight)}
-        return event.kind, {"id": id, "html": self._card(flight)}
+        return event.kind, self._shows(flight)
 
-    def _card(self, flight: Flight) -> str:
+    def _shows(self, flight: Flight) -> dict[str, str]:
         call = in_flight(flight, _NORMALS.known(self._site.options.logs))
-        return str(self._site.fragment("live_call.html", self._asked, call=call))
+        return {"id": call.id, "html": self._site.fragment("live_call.html", self._asked, call=call)}
 
     def _row(self, one: Finished) -> str:
         return str(self._site.fragment("live_finished.html", self._asked, one=one))
@@ -387,6 +396,11 @@ class _Viewer:
 
 
 _ENCODE = msgspec.json.Encoder(decimal_format="number").encode
+
+
+def _mark(flight: Flight) -> dict[str, Any]:
+    """That a call of a session is open, or no longer."""
+    return {"id": flight.seen.id, "session": flight.place.session if flight.place else "", "open": not flight.over}
 
 
 def facts(flight: Flight) -> dict[str, Any]:
@@ -407,4 +421,4 @@ def facts(flight: Flight) -> dict[str, Any]:
 
 
 PAGES = (Page("/live", "live", "Calls in flight, and those that have just ended.", PARAMS, view, with_live=True),)
-EXTRAS = (Extra("/live/events", events, "What is in flight, as server-sent events.", PARAMS),)
+EXTRAS = (Extra("/live/events", events, "What is in flight, as server-sent events.", STREAM),)
