@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import time
+import uuid
+
 import pytest
 
+from llm_proxy.index.ingest import Indexer
+from llm_proxy.index.queries import Filter, open_index
+from scripts.make_logs import make
+from tests import journals
 from tests.browser import browser, look, served, visit  # noqa: F401  # fixtures
+from tests.test_explorer_live import with_id
 
 
 def text(page, selector):
@@ -139,5 +147,46 @@ def test_figures_without_scripts_are_tables(look):  # noqa: F811
 def test_a_window_that_narrows_narrows_the_charts(look):  # noqa: F811
     page = look("/figures")
     page.set_viewport_size({"width": 400, "height": 900})
-    page.wait_for_function("document.querySelector('#tokens canvas').getBoundingClientRect().right < 400")
+    page.wait_for_function("() => document.querySelector('#tokens canvas').getBoundingClientRect().right < 400")
     assert page.evaluate("document.documentElement.scrollWidth") == 400
+
+
+def begin(served, number):  # noqa: F811
+    """A session comes into the record, and its call into the journal."""
+    before = set(session_ids(served))
+    make(served.made.logs, calls=1, sessions=1, seed=number, end=int(time.time()) + 31 * 86_400 + number)
+    indexer = Indexer(served.made.index, served.made.logs)
+    indexer.catch_up_all()
+    indexer.close()
+    (new,) = set(session_ids(served)) - before
+    with open_index(served.made.index) as index:
+        (call,) = index.calls_of(new)
+    served.add(*(with_id(frame, uuid.UUID(call.id)) for frame in journals.Call(number).frames))
+    return new
+
+
+def session_ids(served):  # noqa: F811
+    with open_index(served.made.index) as index:
+        return [row.id for row in index.sessions(Filter(), None)]
+
+
+def test_a_new_session_comes_in_by_itself(look, served):  # noqa: F811
+    """At the top of the list it is shown as soon as it is recorded."""
+    page = look("/")
+    page.locator("#list[data-following]").wait_for()
+    new = begin(served, 41)
+    page.locator(f".row a[href$='{new}']").wait_for()
+    assert page.locator("#pill").is_hidden()
+
+
+def test_a_reader_is_not_moved(look, served):  # noqa: F811
+    """Further down a pill says that there is something new, and the list stays as it is until it is asked for."""
+    page = look("/", height=300)
+    page.locator("#list[data-following]").wait_for()
+    page.evaluate("scrollTo(0, 250)")
+    new = begin(served, 42)
+    page.locator("#pill button", has_text="1 new call").wait_for()
+    assert page.evaluate("scrollY") == 250 and not page.locator(f".row a[href$='{new}']").count()
+    page.locator("#pill button").click()
+    page.locator(f".row a[href$='{new}']").wait_for()
+    assert page.evaluate("scrollY") == 0 and page.locator("#pill").is_hidden()
