@@ -195,6 +195,13 @@ async def test_forged_and_expired_sessions_open_nothing(house):
     assert status == 401
 
 
+async def test_a_cookie_set_by_another_port_keeps_nobody_out(house):
+    """Cookies do not know ports: what somebody else has set under our name stands beside ours."""
+    good = house.cookie()
+    for line in (f"{good}; {good[8:-3]}xxx", f"Cookie: {house.keys.cookie}=; other=1; {good[8:]}"):
+        assert (await house.ask("/llm-proxy/canary", line))[2] == CANARY
+
+
 @pytest.mark.parametrize(
     "header", ["Bearer", "Bearer ", "Bearer {wrong}", "Bearer {short}", "Basic {right}", "{right}", "Bearer é{right}"]
 )

@@ -23,7 +23,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -175,8 +175,7 @@ class Guard:
         if scheme:
             right = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), keys.secret.encode())
             return scheme.lower() == "bearer" and right
-        cookie = request.cookies.get(keys.cookie)
-        return cookie is not None and keys.holds(cookie, now)
+        return any(keys.holds(value, now) for value in _cookies(request, keys.cookie))
 
     def exchange(self, token: str, now: float) -> bool:
         """Use a token up; False where it is not the one that was left, or too old, or used."""
@@ -263,6 +262,15 @@ def _entered(request: web.Request, guard: Guard, root: str, admitted: bool, now:
         session = keys.session(now)
         answer.set_cookie(keys.cookie, session, max_age=SESSION, path=root, httponly=True, samesite="Strict")
     return answer
+
+
+def _cookies(request: web.Request, name: str) -> Iterator[str]:
+    """All of that name: a page at another port of this host can set one too, to keep its user out."""
+    for header in request.headers.getall("Cookie", ()):
+        for pair in header.split(";"):
+            found, _, value = pair.strip().partition("=")
+            if found == name:
+                yield value
 
 
 def _is_prefetch(request: web.Request) -> bool:
