@@ -91,7 +91,8 @@ def test_added_messages_are_told_block_by_block():
 def test_null_false_and_zero_are_not_nothing():
     """A value that is null has not gone; true is not 1; keys in another order are told."""
     assert by_name({"a": None}, {})["Parameters"].removed == 1
-    assert by_name({}, {"a": None})["Parameters"].added == 1
+    came = by_name({}, {"a": None})["Parameters"]
+    assert (came.added, kinds(came)) == (1, [("path", "a"), ("add", "null")])
     assert by_name({"a": True}, {"a": 1})["Parameters"].changed == 1
     assert by_name({"a": 1}, {"a": 1.0})["Parameters"].changed == 1
     moved = by_name({"a": {"x": 1, "y": 2}}, {"a": {"y": 2, "x": 1}})["Parameters"]
@@ -110,6 +111,27 @@ def test_aligned_lists_hold_every_item_once_and_in_order(seed):
     pairs = aligned(before, after)
     assert sorted(one for one, _ in pairs if one is not None) == list(range(len(before)))
     assert [other for _, other in pairs if other is not None] == list(range(len(after)))
+
+
+@pytest.mark.parametrize("names", [(), ("one",) * 40])
+def test_what_is_equal_is_paired_with_its_equal(names):
+    """Where items only went or came, no pair is of two that differ, whatever they are called."""
+    before = [str(n) for n in range(30)]
+    after = [one for n, one in enumerate(before) if n not in (4, 11, 12)]
+    after.insert(20, "new")
+    pairs = aligned(before, after, names, names)
+    assert all(before[one] == after[other] for one, other in pairs if one is not None and other is not None)
+    assert [one for one, other in pairs if other is None] == [4, 11, 12]
+
+
+def test_long_lists_are_compared_where_they_differ():
+    """Beyond what is compared pair by pair, what is equal before and after the difference stays so."""
+    before = [str(n) for n in range(5000)]
+    after = [*before[:2500], "new", *before[2500:]]
+    assert [(one, other) for one, other in aligned(before, after) if one is None or other is None] == [(None, 2500)]
+    del after[-5]
+    changed = [(one, other) for one, other in aligned(before, after) if one is None or other is None]
+    assert changed == [(None, 2500), (4995, None)]
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -18,6 +19,7 @@ Pieces = tuple[tuple[str, bool], ...]  # (text, whether it is what differs)
 Kind = Literal["same", "path", "keep", "del", "add", "break", "more"]
 
 _MOST_PAIRS = 250_000  # comparisons of one list or text with another
+_MOST_ITEMS = 3000  # items or lines on a side that are aligned, where few are alike
 _MOST_ROWS = 600  # in a section
 _MOST_LINES = 40  # of one value that came or went
 _LONGEST_LINE = 1000  # characters shown of a line; of a longer one the place that differs
@@ -347,7 +349,7 @@ def _middle(
     names: Sequence[str],
     others: Sequence[str],
 ) -> Iterator[tuple[int | None, int | None]]:
-    if not mine or not theirs or len(mine) * len(theirs) > _MOST_PAIRS:
+    if not _comparable([before[i] for i in mine], [after[i] for i in theirs]):
         yield from _replaced(list(mine), list(theirs), names, others)
         return
     matcher = SequenceMatcher(None, [before[i] for i in mine], [after[i] for i in theirs], autojunk=False)
@@ -356,6 +358,16 @@ def _middle(
             yield from zip(mine[a:b], theirs[c:d], strict=True)
         else:
             yield from _replaced(list(mine[a:b]), list(theirs[c:d]), names, others)
+
+
+def _comparable(mine: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Whether aligning them takes no longer than it should: a matcher looks at each pair of equals."""
+    if len(mine) * len(theirs) <= _MOST_PAIRS:
+        return True
+    if max(len(mine), len(theirs)) > _MOST_ITEMS:
+        return False
+    counts = Counter(theirs)
+    return sum(counts[one] for one in mine) <= _MOST_PAIRS
 
 
 def _replaced(
@@ -419,7 +431,7 @@ def texts(before: str, after: str, context: int = 1) -> Iterator[Row]:
         end += 1
     mine, theirs = one[start : len(one) - end], other[start : len(other) - end]
     yield from _kept(other, range(max(0, start - context), start))
-    if len(mine) * len(theirs) > _MOST_PAIRS:
+    if not _comparable(mine, theirs):
         yield from _lines("del", mine, start)
         yield from _lines("add", theirs, start)
     else:
