@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 from llm_proxy import paths
@@ -25,6 +26,13 @@ _HOST_NAME = re.compile(r"(?:\[[0-9a-f:.]+\]|[a-z0-9](?:[a-z0-9._-]{0,252}[a-z0-
 _ORIGIN = re.compile(r"(?:[a-z][a-z0-9+.-]*)://[^\s/?#@]+", re.ASCII)
 _UPSTREAM = re.compile(rf"(?:https?://)?{_HOST_NAME.pattern}", re.ASCII)
 _ENDPOINT = rf"https?://{_HOST_NAME.pattern}/?"
+_BASE = rf"(?i:https?://{_HOST_NAME.pattern})(?:/[!-\"$->@-~]*)?"
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)[ \t]*")
+# They are the message's or the connection's own (RFC 9110 §7.6.1).
+_NOT_ADDED = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "te", "trailer"}
+    | {"proxy-connection", "proxy-authorization"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,29 @@ def _choice(*names: str) -> Rule:
         return str(value)
 
     return Rule("one of " + ", ".join(names), read)
+
+
+def _headers() -> Rule:
+    def fields(value: object) -> list[str]:
+        import json
+
+        if isinstance(value, str):
+            value = json.loads(value) if value.lstrip().startswith("{") else value.splitlines()
+        if isinstance(value, dict) and all(isinstance(text, str) for text in value.values()):
+            value = [f"{name}: {text}" for name, text in value.items()]
+        if not isinstance(value, list | tuple):
+            raise ValueError
+        return [line for line in value if line != ""]
+
+    def read(value: object) -> tuple[tuple[str, str], ...]:
+        found = [_HEADER.fullmatch(line) for line in fields(value)]
+        kept = tuple((match[1], match[2]) for match in found if match is not None)
+        if len(kept) < len(found) or any(name.lower() in _NOT_ADDED for name, _ in kept):
+            raise ValueError
+        return kept
+
+    words = 'fields such as "X-Team: blue", none of Host, Content-Length and those of the connection'
+    return Rule(f"{words} (a line each, or JSON, in the environment; in a file a table does too)", read, secret=True)
 
 
 def _yes_or_no() -> Rule:
@@ -334,6 +365,18 @@ class Settings:
     loop: str = _setting(
         "loop", "auto", _choice("auto", "uvloop", "asyncio"), "Event loop; auto is uvloop where it is installed."
     )
+    console: str = _setting(
+        "console.format",
+        "none",
+        _choice("none", "pretty", "json", "plain"),
+        "Whether each call is told on stdout once it is over, and how.",
+    )
+    console_level: str = _setting(
+        "console.level",
+        "info",
+        _choice("debug", "info", "warn", "error"),
+        "Of which calls: info is all of them, warn those with a status from 300 on, error from 400 on or with none.",
+    )
     hosts: tuple[str, ...] = _setting(
         "listen.hosts", (), _list_of(_HOST_NAME, "host names"), "`Host` names accepted beside the loopback names."
     )
@@ -377,10 +420,40 @@ class Settings:
         "upstreams.connect_timeout", 30.0, _seconds(0.1, 3600), "Limit for reaching an upstream, TLS included."
     )
     header_timeout: float = _setting(
-        "upstreams.header_timeout", 1800.0, _seconds(1, 86400), "Limit for the first byte of an answer."
+        "upstreams.header_timeout", 1800.0, _seconds(0, 86400), "Limit for the first byte of an answer; 0 is none."
     )
     idle_timeout: float = _setting(
-        "upstreams.idle_timeout", 1800.0, _seconds(1, 86400), "Limit for silence within an answer."
+        "upstreams.idle_timeout", 1800.0, _seconds(0, 86400), "Limit for silence within an answer; 0 is none."
+    )
+    anthropic: str = _setting(
+        "upstreams.anthropic",
+        "",
+        _text(_BASE, "a URL such as https://llm.example.com/team-a"),
+        "Where bare API paths of Anthropic go, instead of https://api.anthropic.com.",
+    )
+    openai: str = _setting(
+        "upstreams.openai",
+        "",
+        _text(_BASE, "a URL such as https://llm.example.com/team-a"),
+        "Where bare API paths of OpenAI go, instead of https://api.openai.com.",
+    )
+    gemini: str = _setting(
+        "upstreams.gemini",
+        "",
+        _text(_BASE, "a URL such as https://llm.example.com/team-a"),
+        "Where bare API paths of Gemini go, instead of https://generativelanguage.googleapis.com.",
+    )
+    target_url: str = _setting(
+        "target.url",
+        "",
+        _text(_BASE, "a URL such as https://api.openai.com/v1, without query or password"),
+        "The one upstream that every path goes to, behind the path written here; for runs in a terminal.",
+    )
+    target_headers: tuple[tuple[str, str], ...] = _setting(
+        "target.headers",
+        (),
+        _headers(),
+        "Header fields that go to the target, in the place of a client's of these names.",
     )
     bedrock_region: str = _setting(
         "bedrock.region",
@@ -525,10 +598,14 @@ class Row(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """The settings, and for each that is not a default the source that gave it ("--port", "LLM_PROXY_PORT", a file)."""
+    """The settings, and for each that is not a default the source that gave it ("--port", "LLM_PROXY_PORT", a file).
+
+    `door` names the way in that was asked for (`service.doors`), "" for the usual ones.
+    """
 
     settings: Settings
     sources: dict[str, str]
+    door: str = ""
 
 
 def _row(entry: Field[Any]) -> Row:
@@ -544,15 +621,35 @@ OTHER_VARIABLES = {
     "bedrock.control_endpoint": "AWS_ENDPOINT_URL_BEDROCK",
 }
 
+# Options that are not called as their setting is.
+FLAGS = {
+    "target.url": "--target-url",
+    "target.headers": "--add-header",
+    "upstreams.header_timeout": "--timeout",
+    "upstreams.idle_timeout": "--timeout",
+    "csv.file": "--log-file",
+    "csv.header": "--csv-header",
+    "csv.columns": "--csv-columns",
+    "csv.defuse": "--csv-defuse",
+}
+
 TABLE = tuple(_row(entry) for entry in fields(Settings))
 BY_NAME = {row.name: row for row in TABLE}
 
 
-def load(flags: Mapping[str, object], environ: Mapping[str, str], config: str | None) -> Loaded:
-    """Settings from all sources; `flags` by setting name, `config` the `--config` file. Raises ConfigError."""
+def load(
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    config: str | None,
+    also: Iterable[tuple[str, object, str]] = (),
+) -> Loaded:
+    """Settings from all sources; `flags` by setting name, `config` the `--config` file. Raises ConfigError.
+
+    `also`: (setting, value, source) from a file or environment of another program, weakest first; they win.
+    """
     values = {row.attribute: row.rule.read(row.default) for row in TABLE}
     sources: dict[str, str] = {}
-    for name, value, source in _given(flags, environ, config):
+    for name, value, source in chain(_given(flags, environ, config), also):
         row = BY_NAME[name]
         try:
             values[row.attribute] = row.rule.read(value)
@@ -578,21 +675,26 @@ def _given(
                 yield row.name, environ[variable], variable
     for name, value in flags.items():
         if value is not None:
-            yield name, value, "--" + name.replace("_", "-")
+            yield name, value, FLAGS.get(name) or "--" + name.replace("_", "-")
 
 
 def _from_file(path: str, *, required: bool) -> Iterator[tuple[str, object, str]]:
+    for name, value in _flat(tree(path, required=required), path):
+        yield name, value, path
+
+
+def tree(path: str, *, required: bool = True) -> dict[Any, Any]:
+    """What a configuration file holds, in the format its suffix names. Raises ConfigError."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             raw = file.read()
     except FileNotFoundError:
         if required:
             raise ConfigError(f"--config: there is no file {path}") from None
-        return
+        return {}
     except OSError as exc:
         raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
-    for name, value in _flat(_parsed(path, raw), path):
-        yield name, value, path
+    return _parsed(path, raw)
 
 
 def _flat(tree: Mapping[Any, Any], path: str, prefix: str = "") -> Iterator[tuple[str, object]]:

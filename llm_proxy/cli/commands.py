@@ -263,6 +263,7 @@ WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "scan": _word("scan"),
     "search": _word("search"),
     "sessions": _word("sessions"),
+    "start": _word("start"),
     "stats": _word("stats"),
     "tail": _word("tail"),
     "view": _word("view"),

@@ -62,10 +62,23 @@ What it costs
   llm-proxy compare             hold the record against what Claude Code and Codex noted themselves; --from, --to
 
 Options for running
-  --port N          port to listen on; 0 takes a free one
+  -p, --port N      port to listen on; 0 takes a free one
   --host ADDRESS    address to listen on (127.0.0.1)
   --log-dir DIR     folder of the session logs (~/.llm-provider-logs)
   --config FILE     configuration, .toml, .json or .yaml (~/.config/llm-proxy/config.toml)
+
+One upstream for everything, instead of every provider; each call also becomes a row of a CSV file
+  -t, --target-url URL    where all paths go, behind the path of the URL: https://api.openai.com/v1
+  -a, --add-header TEXT   "Name: Value": goes with every call, in the place of a client's field; may be given again
+  -l, --log-file FILE     the CSV file (log.csv)
+  -T, --timeout MINUTES   of silence, after which a call is given up (30); 0: never
+  --csv-header            begin the file with the names of the columns
+  --csv-columns A,B       other columns, as docs/settings.md lists them
+  --csv-defuse            keep spreadsheets from taking cells for formulas
+
+In the place of Taco
+  llm-proxy start         on port 4567, recording into ./recordings too
+    --port N  --config FILE   Taco's configuration (.json); its TACO_... variables hold as well
 
 Options for --env
   --shell NAME      sh, bash, zsh or fish: also unset what points at a daemon that is gone, and in the last three
@@ -88,8 +101,8 @@ In the units that --setup writes
   --passthrough     with --service: safe mode, carry calls and record nothing
   --announce-socket PORT   systemd listens on PORT; 0: no longer
 
-  --version         print the version
-  --help            print this page
+  -V, --version     print the version
+  -h, --help        print this page
 
 Every setting can also stand in the configuration file, or in the environment as LLM_PROXY_...;
 docs/settings.md lists them. NO_LLM_PROXY=1 makes --env print nothing.
@@ -120,16 +133,29 @@ _SWITCHES = {
 }
 
 
+# Options of a single target, by the setting each gives.
+_TARGET = {
+    "target_url": "target.url",
+    "add_header": "target.headers",
+    "log_file": "csv.file",
+    "csv_header": "csv.header",
+    "csv_columns": "csv.columns",
+    "csv_defuse": "csv.defuse",
+}
+_LONGEST_SILENCE = 1440  # minutes; upstreams.idle_timeout holds no more
+
+
 class Options(NamedTuple):
     """What was typed. `flags` are settings by name, only those given."""
 
     command: str  # one of _COMMANDS, or "serve"
     config: str | None
     json: bool
-    flags: dict[str, str]
+    flags: dict[str, object]
     switches: frozenset[str] = frozenset()  # of _SWITCHES, as written there
     announced: int | None = None  # the port of --announce-socket
     explore_port: int | None = None  # of a stand-alone explorer
+    for_target: str = ""  # an option that was given and means nothing without a target, as it is spelled
 
 
 class _Parser(argparse.ArgumentParser):
@@ -144,17 +170,26 @@ def help_page() -> str:
 def parse(arguments: Sequence[str]) -> Options:
     """Raises UsageError."""
     parser = _Parser(prog="llm-proxy", add_help=False, allow_abbrev=False)
-    for flag in ("--help", "--version", "--status", "--service", "--setup", "--uninstall", "--explore"):
+    for flag in ("--help", "--status", "--service", "--setup", "--uninstall", "--explore"):
         parser.add_argument(flag, action="store_true")
     for flag in ("--setup-shell", "--unsetup-shell"):
         parser.add_argument(flag, action="store_true")
     for flag in ("--json", "--dry-run", "--no-shell", "--socket-activation", "--purge", "--passthrough"):
         parser.add_argument(flag, action="store_true")
+    parser.add_argument("-V", "--version", action="store_true")
+    parser.add_argument("-p", "--port")
+    parser.add_argument("-t", "--target-url")
+    parser.add_argument("-a", "--add-header", action="append")
+    parser.add_argument("-l", "--log-file")
+    parser.add_argument("-T", "--timeout")
+    parser.add_argument("--csv-columns")
+    for flag in ("--csv-header", "--csv-defuse"):
+        parser.add_argument(flag, action="store_true", default=None)
     parser.add_argument("--announce-socket", type=int)
     parser.add_argument("--explore-port")
-    for flag in ("--port", "--host", "--log-dir", "--config"):
+    for flag in ("--host", "--log-dir", "--config"):
         parser.add_argument(flag)
-    given = parser.parse_args([_two_dashes(word) for word in arguments])
+    given = parser.parse_args([two_dashes(word) for word in arguments])
     given.explore = given.explore or given.explore_port is not None
     command = next((name for name in _COMMANDS if _is_given(getattr(given, name))), "serve")
     switches = frozenset(name for name in _SWITCHES if getattr(given, name))
@@ -162,10 +197,27 @@ def parse(arguments: Sequence[str]) -> Options:
         if command not in _SWITCHES[switch]:
             goes_with = " or ".join(f"--{name.replace('_', '-')}" for name in _SWITCHES[switch])
             raise UsageError(f"--{switch.replace('_', '-')} goes with {goes_with}")
-    flags = {name: getattr(given, name) for name in ("port", "host", "log_dir") if getattr(given, name) is not None}
-    return Options(
-        command, given.config, given.json, flags, switches, given.announce_socket, explore_port(given.explore_port)
-    )
+    named = {name: name for name in ("port", "host", "log_dir")} | _TARGET
+    flags = {setting: getattr(given, name) for name, setting in named.items() if getattr(given, name) is not None}
+    if given.timeout is not None:
+        flags["upstreams.header_timeout"] = flags["upstreams.idle_timeout"] = 60 * _minutes(given.timeout)
+    for_target = next((name for name in (*_TARGET, "timeout") if getattr(given, name) is not None), "")
+    for_target = for_target and f"--{for_target.replace('_', '-')}"
+    if for_target and command != "serve":
+        raise UsageError(f"{for_target} goes with a run in this terminal, not with --{command.replace('_', '-')}")
+    ports = given.announce_socket, explore_port(given.explore_port)
+    return Options(command, given.config, given.json, flags, switches, *ports, for_target)
+
+
+def _minutes(text: str) -> float:
+    """Raises UsageError."""
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = -1
+    if not 0 <= minutes <= _LONGEST_SILENCE:
+        raise UsageError(f"--timeout must be minutes from 0, for none, to {_LONGEST_SILENCE}, got {text!r}")
+    return minutes
 
 
 def explore_port(text: str | None, option: str = "--explore-port") -> int | None:
@@ -181,7 +233,7 @@ def _is_given(value: object) -> bool:
     return value is not None and value is not False  # port 0 is given
 
 
-def _two_dashes(word: str) -> str:
+def two_dashes(word: str) -> str:
     if word == "-h":
         return "--help"
-    return f"-{word}" if len(word) > 2 and word[0] == "-" and word[1].isalpha() else word
+    return f"-{word}" if len(word) > 2 and word[0] == "-" and word[1].isalpha() and not word[2:].isdigit() else word

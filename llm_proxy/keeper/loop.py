@@ -218,7 +218,7 @@ class Keeper:
 
     def _record(self) -> None:
         facts = (self.store, self.logs, self.machine, self.tally, self.teller)
-        self.recorder = Recorder(*facts, posts=self.options.posts)
+        self.recorder = Recorder(*facts, posts=self.options.posts, lanes=self.options.lanes)
 
     def _start(self) -> Position | None:
         """Where the last life's checkpoint is, unless the journal is not the one it belongs to any more."""

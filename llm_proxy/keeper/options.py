@@ -32,6 +32,7 @@ class Options:
     prices: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()  # (model, ((class, USD), ...))
     retention: Retention = Retention()
     posts: bool = False  # tell the lanes what is written
+    lanes: str = ""  # whose lanes
     price_data: str = ""  # the stored list, "" for the one that came with the package
     cap: int = 2 * 10**9  # bytes the journal may take; beyond it the proxy leaves bodies out
 

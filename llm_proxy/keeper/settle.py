@@ -50,9 +50,17 @@ class Recorder:
     """The one that writes, for one journal. After any exception both steps can be done again with the same items."""
 
     def __init__(
-        self, store: Store, logs: Logs, machine: str, tally: Tally, teller: Teller, *, posts: bool = False
+        self,
+        store: Store,
+        logs: Logs,
+        machine: str,
+        tally: Tally,
+        teller: Teller,
+        *,
+        posts: bool = False,
+        lanes: str = "",
     ) -> None:
-        """`posts`: what is written is told to the lanes too."""
+        """`posts`: what is written is told to the lanes too, those of the name `lanes`."""
         self.tally = tally
         self._store = store
         self._logs = logs
@@ -62,6 +70,7 @@ class Recorder:
         self._written: dict[tuple[UUID, str], Seat] = store.written()
         self._lines: list[Line] = []
         self._posts = posts
+        self._for = lanes
         self._posted: list[Posted] = []
 
     def decide(self, items: Sequence[Item]) -> int:
@@ -147,7 +156,8 @@ class Recorder:
         self._lines.append(Line(session.file, file.size, len(data), entry, digest))
         if self._posts and entry["type"] in HALVES:
             call = UUID(entry["_meta"]["request_id"]).bytes
-            self._posted.append(Posted(call, entry["type"], str(self._logs.root), session.file, file.size, len(data)))
+            place = str(self._logs.root), session.file, file.size, len(data)
+            self._posted.append(Posted(call, entry["type"], *place, self._for))
         file.append(data)
         session.size = file.size
 
@@ -179,7 +189,7 @@ class Recorder:
             root = str(self._logs.root)
             halves = (one for one in stand if one.type in HALVES)
             self._posted += (
-                Posted(one.id.bytes, one.type, root, session.file, one.offset, one.length) for one in halves
+                Posted(one.id.bytes, one.type, root, session.file, one.offset, one.length, self._for) for one in halves
             )
         self.tally.torn += file.size < before
         session.last_seq = max([session.last_seq, *(one.seat.seq for one in found)])

@@ -135,6 +135,7 @@ MIGRATIONS = (
     CREATE INDEX turns_by_time ON turns (at);
     """,
     outbox.TABLE,
+    outbox.LANES,
 )
 
 _SESSION = """

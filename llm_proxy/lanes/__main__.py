@@ -33,21 +33,23 @@ class Lanes:
 
     def __init__(self, given: Options) -> None:
         self.given = given
-        state = Path(given.state)
-        self.outbox = Outbox(state / "sessions.db")
-        self.cursors = Cursors(state / "sinks.db")
+        self.place = given.place
+        self.outbox = Outbox(Path(given.state, "sessions.db"), given.name)
+        self.cursors = Cursors(self.place / "sinks.db")
         self.lanes: list[Lane] = []
         self.broken: dict[str, State] = {}
         self._said: dict[str, Any] = {}
         self._forgot_at = 0.0
         self._leave = False
+        # Only calls of this very run can be waiting in lanes that have never been.
+        all_calls = bool(given.name) and not self.cursors.known()
         for name, told in given.sinks:
             try:
                 sink = make(name, Path(given.folder), told)
             except Exception as error:  # one sink's trouble: a class of somebody's may raise anything
                 self.broken[name] = State("broken", last_error=repr(error), last_error_at=time.time())
             else:
-                self.lanes.append(Lane(name, sink, self.outbox, self.cursors, state / "parked"))
+                self.lanes.append(Lane(name, sink, self.outbox, self.cursors, self.place / "parked", all_calls))
 
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -57,11 +59,13 @@ class Lanes:
         while not self._leave and self._wait():
             for lane in self.lanes:
                 lane.news.set()
-            self._forget()
+            if time.monotonic() - self._forgot_at > FORGET:
+                self._forget()
             self.say()
         deadline = time.monotonic() + FINISH
         for lane in self.lanes:
             lane.finish(deadline)
+        self._forget()
         self.say("stopped")
 
     def say(self, state: str = "running") -> None:
@@ -72,7 +76,7 @@ class Lanes:
         if facts == self._said:
             return
         self._said = facts
-        path = Path(self.given.state, "sinks.json")
+        path = self.place / "sinks.json"
         draft = path.with_suffix(".new")
         try:
             fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -93,8 +97,6 @@ class Lanes:
             return False
 
     def _forget(self) -> None:
-        if time.monotonic() - self._forgot_at < FORGET:
-            return
         self._forgot_at = time.monotonic()
         try:
             self.outbox.forget(self.cursors.lowest([name for name, _ in self.given.sinks]))
@@ -108,7 +110,8 @@ class Lanes:
 def main() -> int:
     given = options(sys.argv[1])
     os.umask(0o077)
-    lock = os.open(Path(given.state, "lanes.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    given.place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(given.place / "lanes.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)  # the lanes of another daemon of this user, or of the one before
     Lanes(given).run()
     return 0

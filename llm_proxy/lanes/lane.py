@@ -65,6 +65,11 @@ class Cursors:
         with closing(self._open()) as db:
             db.execute("INSERT OR REPLACE INTO lanes VALUES (?, ?, ?)", (sink, position, json.dumps(ledger)))
 
+    def known(self) -> bool:
+        """Whether any sink has ever had a lane here."""
+        with closing(self._open()) as db:
+            return db.execute("SELECT 1 FROM lanes").fetchone() is not None
+
     def lowest(self, sinks: Sequence[str]) -> int:
         """What all of these have passed on."""
         positions = [known[0] for sink in sinks if (known := self.of(sink)) is not None]
@@ -83,6 +88,7 @@ class Lane:
     outbox: Outbox
     cursors: Cursors
     parking: Path
+    all_calls: bool = False  # a new sink begins with what is there, not with what comes from now on
     state: State = field(default_factory=State)
 
     def __post_init__(self) -> None:
@@ -130,10 +136,10 @@ class Lane:
                 self.news.clear()
 
     def _begin(self) -> int:
-        """Where this lane is; a new sink begins with what comes from now on."""
+        """Where this lane is."""
         known = self.cursors.of(self.name)
         if known is None:
-            known = self.outbox.last(), {}
+            known = 0 if self.all_calls else self.outbox.last(), {}
             self.cursors.set(self.name, *known)
         resume = getattr(self.sink, "resume", None)
         if resume is not None:

@@ -53,6 +53,7 @@ class Core:
         self.clients: set[ClientConnection] = set()
         self.relays: set[Relay] = set()
         self.own: dict[bytes, OwnAnswer] = {}
+        self.witness: Callable[[Relay], None] | None = None  # told of each exchange that is over
         self.draining = False
         self._ended: asyncio.Event | None = None
         self._refusals_said = 0.0
@@ -74,6 +75,11 @@ class Core:
     def finished(self, relay: Relay) -> None:
         """An exchange has its ending."""
         self.relays.discard(relay)
+        if self.witness is not None:
+            try:
+                self.witness(relay)
+            except Exception as error:  # whatever is told, the exchange goes on to its end
+                self.fault(error)
         self._tell()
 
     def _tell(self) -> None:

@@ -107,8 +107,8 @@ class Proxy:
             b"/health/sinks": self._health_sinks,
             b"/metrics": self._metrics,
         }
-        if config.target is not None:  # only what is below /llm-proxy is ours then
-            self.core.own = {b"/llm-proxy" + path: make for path, make in self.core.own.items()}
+        below = {b"/llm-proxy" + path: make for path, make in self.core.own.items()}
+        self.core.own = below if config.target is not None else self.core.own | below  # all else is the target's
         self._limits = Limits(config.max_connections, config.max_connections, 0)
         self._listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None

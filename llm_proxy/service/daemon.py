@@ -16,7 +16,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, CrashLoo
 from llm_proxy.journal.writer import Journal, JournalBusy, has_ring, writer_lock
 from llm_proxy.proxy.explorer import Explorer
 from llm_proxy.proxy.server import Proxy, ProxyConfig
-from llm_proxy.service import activation, attached, bedrock, crashes, environment, passing, state
+from llm_proxy.service import activation, attached, bedrock, crashes, environment, passing, state, target
 from llm_proxy.service.exploring import Exploring
 from llm_proxy.service.exploring import options as exploring_options
 from llm_proxy.service.keeping import arguments
@@ -36,6 +36,7 @@ from llm_proxy.service.voice import Voice, VoiceHandler
 
 if TYPE_CHECKING:
     from llm_proxy.explorer.options import Options as ExploringOptions
+    from llm_proxy.proxy.relay import Relay
     from llm_proxy.settings import Loaded, Settings
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ _SWITCH_INTERVAL = 0.0005
 def run(loaded: Loaded, *, service: bool) -> int:
     """Carry until told to stop; the exit status. Raises CannotListen, AlreadyRunning, ConfigError, CrashLoop."""
     with spoken() as voice:
-        return carry(Service(loaded, voice) if service else Daemon(loaded.settings, voice))
+        return carry(Service(loaded, voice) if service else Daemon(loaded.settings, voice, loaded.door))
 
 
 def carry(daemon: Daemon) -> int:
@@ -77,9 +78,10 @@ class Daemon:
     status = ""  # one line for the service manager, beside "running"
     serves_on = 0.0  # for which part of the drain's time new calls are carried too
 
-    def __init__(self, settings: Settings, voice: Voice) -> None:
+    def __init__(self, settings: Settings, voice: Voice, door: str = "") -> None:
         self.settings = settings
         self.voice = voice
+        self.door = door  # one that brings sinks of its own
         self.manager = Manager()
         self.instance = os.urandom(16).hex()
         self.listeners = Listeners((), 0, ())
@@ -88,6 +90,8 @@ class Daemon:
         self.lanes: Supervisor | None = None
         self.exploring: Exploring | None = None
         self.bedrock = bedrock.configured(settings)
+        self.target = target.configured(settings)
+        self.bases = target.bases(settings)
         self._stopped_at = 0.0
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
@@ -97,6 +101,7 @@ class Daemon:
         with contextlib.suppress(StateUnusable):  # opening the journal says what is wrong
             state.prepare(paths.state_folder())
         self.listeners = self._listen()
+        target.refuse_ourselves(self.target, self.bases, self.listeners.port)
 
     def close(self) -> None:
         for link in self.listeners.sockets:
@@ -110,6 +115,7 @@ class Daemon:
         if self.bedrock is not None:
             self.bedrock = bedrock.past_us(self.bedrock, self.listeners.port)
         proxy = Proxy(self._proxy_config(), self.journal)
+        proxy.core.witness = self._witness()
         await proxy.listen(self.listeners.sockets)
         self._start_keeper()
         for warning in self.listeners.warnings:
@@ -143,24 +149,54 @@ class Daemon:
 
     def _announce(self) -> None:
         """Say what a person needs to use us."""
-        recording = self.settings.log_dir if self.journal is not None else "nowhere yet, see below"
         port = self.listeners.port
-        exports, door = environment.exports(port, {}), ""
+        url = f"http://127.0.0.1:{port}"
+        self.voice.say(
+            f"llm-proxy {__version__} listens on {url}\n"
+            f"{self._records_into()}\n"
+            f"explorer: llm-proxy --explore{'' if port == 8080 else f' --port {port}'}\n"
+            f"{self._how_to_use_it(url)}\nCtrl-C stops it."
+        )
+
+    def _witness(self) -> Callable[[Relay], None] | None:
+        """Who tells of each call on the console."""
+        if self.settings.console == "none":
+            return None
+        from llm_proxy.service import console
+
+        colours = os.isatty(1) and "NO_COLOR" not in os.environ
+        return console.witness(self.voice.say, self.settings.console, self.settings.console_level, colours=colours)
+
+    def _records_into(self) -> str:
+        """A line for each sink."""
+        if self.journal is None:
+            return "session logs: nowhere yet, see below"
+        logs = (f"session logs: {self.settings.log_dir}",) if passing.SESSIONS in self.settings.sinks else ()
+        bodies = () if self.settings.body_limit else ("of bodies nothing is recorded",)
+        return "\n".join((*logs, *passing.lines(self.settings), *bodies))
+
+    def _how_to_use_it(self, url: str) -> str:
+        if self.target is not None:
+            added = ", ".join(name for name, _ in self.target.headers)
+            return f"every path goes to {self.target.base}{added and f', with {added}'}\n\nBase URL for clients: {url}"
+        if self.door == "taco":
+            exports = f"export ANTHROPIC_BASE_URL='{url}'\nexport OPENAI_BASE_URL='{url}/v1'\n"
+            exports += f"export GOOGLE_GEMINI_BASE_URL='{url}'"
+        else:
+            exports = environment.exports(self.listeners.port, {})
+        door = ""
         if self.bedrock is not None:
             door = f"{self.bedrock.line}\n"
-            exports += f"\nand for Claude Code on Bedrock:\n\n{environment.bedrock_exports(port)}"
-        self.voice.say(
-            f"llm-proxy {__version__} listens on http://127.0.0.1:{port}\n"
-            f"session logs: {recording}\n"
-            f"explorer: llm-proxy --explore{'' if port == 8080 else f' --port {port}'}\n"
-            f"{door}\nTo use it, paste into a shell:\n\n{exports}\nCtrl-C stops it."
-        )
+            exports += f"\nand for Claude Code on Bedrock:\n\n{environment.bedrock_exports(self.listeners.port)}"
+        upstreams = "".join(f"bare API paths of {name} go to {base}\n" for name, base in self.bases.items())
+        return f"{upstreams}{door}\nTo use it, paste into a shell:\n\n{exports}"
 
     def _withdraw(self) -> None:
         """Stop being found, before anything is closed."""
 
     def _journal_folders(self) -> Iterator[Path]:
-        return (Path(paths.journal_folder(f"{self.role}-{number}")) for number in range(1, _MOST_JOURNALS + 1))
+        whose = passing.name(self.settings, self.door) or self.role
+        return (Path(paths.journal_folder(f"{whose}-{number}")) for number in range(1, _MOST_JOURNALS + 1))
 
     def _open_journal(self) -> None:
         """The first journal folder that nobody else writes. On failure says so and leaves `journal` None."""
@@ -185,7 +221,7 @@ class Daemon:
         self.journal.on_drained = self._journal_has_grown
         self.keeper.start()
         if passing.sinks(self.settings) and self.lanes is None:
-            told = passing.options(self.settings).to_json()
+            told = passing.options(self.settings, self.door).to_json()
             self.lanes = Supervisor("llm_proxy.lanes", (told,), errors=f"{self.journal.folder}/lanes.err")
             self.lanes.start()
 
@@ -257,6 +293,8 @@ class Daemon:
             keeper_snapshot=(self.journal.folder if self.journal is not None else first) / "keeper.json",
             log_dir=settings.log_dir,
             bedrock=None if self.bedrock is None else self.bedrock.door,
+            target=self.target,
+            bases=self.bases,
             explorer=Explorer(unavailable=self.unrecorded) if self.exploring is None else self.exploring.explorer,
             unrecorded=self.unrecorded,
         )
@@ -308,6 +346,9 @@ class Service(Daemon):
 
     def __init__(self, loaded: Loaded, voice: Voice) -> None:
         super().__init__(loaded.settings, voice)
+        if self.target is not None:
+            log.warning("target.url is for runs in a terminal: this daemon serves all providers, and no single target")
+            self.target = None
         self._explicit_port = "port" in loaded.sources
         self._folder = paths.state_folder()
         self._lock: int | None = None
@@ -322,6 +363,7 @@ class Service(Daemon):
         except StateUnusable as exc:
             log.error("%s; this daemon runs, but `--env` and `--status` cannot find it", exc)
         self.listeners = self._listen()
+        target.refuse_ourselves(None, self.bases, self.listeners.port)
 
     def _count_start(self) -> None:
         # systemd counts itself, and starts the safe unit

@@ -97,7 +97,7 @@ def _findings(check: Check, scene: Scene) -> Iterator[Finding]:
 def _scene(environ: Mapping[str, str], platform: str) -> Scene:
     error, configured = "", 0
     try:
-        values, sources = settings.load({}, environ, None)
+        values, sources, _ = settings.load({}, environ, None)
         configured = values.port if "port" in sources else 0
     except ConfigError as exc:
         error, values = str(exc), Settings(log_dir=paths.expand(Settings().log_dir))

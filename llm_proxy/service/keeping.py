@@ -21,10 +21,10 @@ _CLOSED_DAYS = 2.0  # after which a session file may be deleted at the earliest
 def arguments(settings: Settings, journal: Path) -> tuple[str, ...]:
     """The command line of the keeper of one journal folder."""
     folders = ("--journal", str(journal), "--logs", settings.log_dir, "--state", paths.state_folder())
-    return *folders, "--options", options(settings).to_json()
+    return *folders, "--options", options(settings, passing.of_journal(journal.name)).to_json()
 
 
-def options(settings: Settings) -> Options:
+def options(settings: Settings, lanes: str = "") -> Options:
     return Options(
         index=paths.index_file(settings.log_dir),
         redact=settings.redact,
@@ -33,7 +33,8 @@ def options(settings: Settings) -> Options:
         metadata_only=settings.metadata_only,
         prices=settings.prices,
         price_data=paths.price_file(),
-        posts=bool(passing.sinks(settings)),
+        posts=bool(lanes or passing.sinks(settings)),
+        lanes=lanes,
         cap=settings.cap,
         retention=Retention(
             days=settings.retention_days if passing.SESSIONS in settings.sinks else _CLOSED_DAYS,

@@ -20,12 +20,13 @@ TABLE = """
     );
     CREATE INDEX outbox_by_call ON outbox (call)
 """
-POST = "INSERT INTO outbox (call, type, logs, file, offset, length) VALUES (?, ?, ?, ?, ?, ?)"
+LANES = "ALTER TABLE outbox ADD COLUMN lanes TEXT NOT NULL DEFAULT ''"
+POST = "INSERT INTO outbox (call, type, logs, file, offset, length, lanes) VALUES (?, ?, ?, ?, ?, ?, ?)"
 BUSY_TIMEOUT = 30.0  # seconds
 
 
 class Posted(NamedTuple):
-    """A line and where it stands: `logs` is the log folder, `file` relative to it."""
+    """A line and where it stands: `logs` is the log folder, `file` relative to it. `lanes` says for whose lanes."""
 
     call: bytes  # the id's 16
     type: str
@@ -33,6 +34,7 @@ class Posted(NamedTuple):
     file: str
     offset: int
     length: int
+    lanes: str = ""
 
 
 class Waiting(NamedTuple):
@@ -44,10 +46,11 @@ class Waiting(NamedTuple):
 
 
 class Outbox:
-    """The table as lanes see it. Raises sqlite3.Error; one thread at a time."""
+    """The table as the lanes of one name see it. Raises sqlite3.Error; one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lanes: str = "") -> None:
         self._path = path
+        self._lanes = lanes
 
     def last(self) -> int:
         """The highest number ever given."""
@@ -61,25 +64,25 @@ class Outbox:
             SELECT r.id, r.call, r.type, r.logs, r.file, r.offset, r.length,
                 q.call, q.type, q.logs, q.file, q.offset, q.length
             FROM outbox r LEFT JOIN outbox q ON q.call = r.call AND q.type = 'request'
-            WHERE r.type = 'response' AND r.id > ? GROUP BY r.id ORDER BY r.id LIMIT ?
+            WHERE r.type = 'response' AND r.id > ? AND r.lanes = ? GROUP BY r.id ORDER BY r.id LIMIT ?
         """
         with closing(self._open()) as db:
-            rows = db.execute(query, (number, limit)).fetchall()
+            rows = db.execute(query, (number, self._lanes, limit)).fetchall()
         return [Waiting(row[0], Posted(*row[1:7]), Posted(*row[7:13]) if row[7] else None) for row in rows]
 
     def count(self, number: int) -> int:
         """How many calls wait behind `number`."""
         with closing(self._open()) as db:
             (count,) = db.execute(
-                "SELECT count(*) FROM outbox WHERE type = 'response' AND id > ?", (number,)
+                "SELECT count(*) FROM outbox WHERE type = 'response' AND id > ? AND lanes = ?", (number, self._lanes)
             ).fetchone()
             return int(count)
 
     def forget(self, number: int) -> None:
         """Calls up to `number` have been passed on by everyone; their requests are not needed any more either."""
-        done = "SELECT call FROM outbox WHERE type = 'response' AND id <= ?"
+        done = "SELECT call FROM outbox WHERE type = 'response' AND id <= ? AND lanes = ?"
         with closing(self._open()) as db:
-            db.execute(f"DELETE FROM outbox WHERE call IN ({done})", (number,))
+            db.execute(f"DELETE FROM outbox WHERE call IN ({done})", (number, self._lanes))
 
     def _open(self) -> sqlite3.Connection:
         uri = f"{self._path.absolute().as_uri()}?mode=rw"
