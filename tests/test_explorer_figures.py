@@ -141,6 +141,24 @@ def test_groups_come_to_what_their_calls_do(made, calls, by, filters):
     assert all(a - b > Decimal("-0.00001") for a, b in itertools.pairwise(worth))
 
 
+@pytest.mark.parametrize("by", ["project", "session"])
+def test_a_session_that_reaches_beyond_counts_with_what_is_within(made, calls, by):
+    """The kept sums of a session are of no use where the time that is asked about begins in the middle of it."""
+    hour = 3600 * 10**9
+    of_session = {}
+    for call in calls:
+        of_session.setdefault(call.session, []).append(call.started_ns // hour)
+    within = next(min(hours) + 1 for hours in of_session.values() if min(hours) < max(hours))
+    view = shown(made, f"range=24h&by={by}&utc=1", datetime.fromtimestamp((within + 23) * 3600 + 1800, UTC))
+    since, until = view.spans[0].since_ns, view.spans[-1].until_ns
+    assert since == within * hour and any(min(hours) < within <= max(hours) for hours in of_session.values())
+    chosen = [call for call in calls if since <= call.started_ns < until]
+    found = {group.key: group.sums.calls for group in view.groups}
+    assert found == {
+        key: sum(getattr(call, by) == key for call in chosen) for key in {getattr(one, by) for one in chosen}
+    }
+
+
 def test_days_have_the_hours_they_have(made, monkeypatch):
     """On the day the clocks are put back a day is 25 hours long, and no call falls between two days."""
     monkeypatch.setenv("TZ", "Europe/Vienna")

@@ -23,14 +23,6 @@ from llm_proxy.index.sums import QUARTER, SUMS
 By = Literal["model", "project", "session"]
 MOST_GROUPS = 50
 _SUMMED = ", ".join(f"sum({name})" for name in SUMS)
-# What a table of groups shows; the other sums take as long again.
-_SHOWN = frozenset(
-    (
-        *("calls", "failed", "input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "reasoning"),
-        *("spent", "spent_rest", "covered", "covered_rest", "unpriced"),
-    )
-)
-_GROUPED = ", ".join(f"sum({of.format('calls')})" if name in _SHOWN else "0" for name, of in SUMS.items())
 _ADDED = ", ".join(f"coalesce(sum({of.format('calls')}), 0)" for of in SUMS.values())
 
 
@@ -118,25 +110,70 @@ def groups(index: Index, edges: Sequence[int], wanted: Wanted, by: By) -> tuple[
     where, values = browse.conditions(_of_sessions(wanted))
     models = _models("calls", wanted, values)
     key = {"model": "calls.model", "project": "sessions.project", "session": "sessions.id"}[by]
-    # In order of time where all sessions count, else session by session.
-    tables = _CALLS_OF_SESSIONS if where else "FROM calls CROSS JOIN sessions ON sessions.key = calls.session"
-    query = f"""
-        SELECT coalesce({key}, ''), max(sessions.title), {_GROUPED},
-            json_group_array(calls.ttfb) FILTER (WHERE calls.ttfb IS NOT NULL)
-        {tables} WHERE {" AND ".join([_between(edges), models, *where])} GROUP BY 1
-    """
-    rows = list(index.rows(query, values))
-    place = 2 + list(SUMS).index("spent")
-    rows.sort(key=lambda row: (-row[place] - row[place + 2], -row[2], row[0]))
+    between = f"{_between(edges)} AND {models}"
+    if by == "model" and not where:
+        (found,) = sums(index, [edges[0], edges[-1]], wanted)
+        rows = [(name, "", one) for name, one in found.items()]
+    else:
+        kept = by != "model" and not wanted.model
+        source = _mostly_kept(key, edges, where) if kept else _of_calls(key, between, where)
+        summed = ", ".join(f"sum({name})" for name in SUMS)
+        query = f"SELECT name, max(title), {summed} FROM ({source}) GROUP BY 1"
+        rows = [(name, title, totals(numbers)) for name, title, *numbers in index.rows(query, values)]
+    rows.sort(key=lambda row: (-row[2].cost.usd - row[2].cost.equivalent, -row[2].calls, row[0]))
+    first = rows[:MOST_GROUPS]
+    paces_of = _first_tokens(index, key, [name for name, _, _ in first], between, where, values)
     return [
         Group(
             name,
             (title or name) if by == "session" else name or browse.NONE,
-            totals(numbers),
-            _pace(sorted(msgspec.json.decode(times))),
+            one,
+            paces_of.get(name, Pace()),
         )
-        for name, title, *numbers, times in rows[:MOST_GROUPS]
+        for name, title, one in first
     ], len(rows)
+
+
+def _mostly_kept(key: str, edges: Sequence[int], where: Sequence[str]) -> str:
+    """Sums of sessions that lie within the spans as they are kept, of those that reach beyond from their calls.
+
+    So do sessions with a call of which nobody knows when it began.
+    """
+    first, behind = edges[0] * QUARTER, edges[-1] * QUARTER
+    odd = "sessions.key IN (SELECT session FROM calls WHERE started IS NULL)"
+    within = f"coalesce(sessions.started, 0) >= {first} AND coalesce(sessions.last, 0) < {behind} AND NOT {odd}"
+    touching = f"coalesce(sessions.started, 0) < {behind} AND coalesce(sessions.last, 0) >= {first}"
+    kept = ", ".join(f"sessions.{name} AS {name}" for name in SUMS)
+    return f"""
+        SELECT coalesce({key}, '') AS name, title, {kept} FROM sessions
+        WHERE {" AND ".join([within, "sessions.calls > 0", *where])}
+        UNION ALL {_of_calls(key, _between(edges), [f"(({touching} AND NOT ({within})) OR {odd})", *where])}
+    """
+
+
+def _of_calls(key: str, between: str, where: Sequence[str]) -> str:
+    # In order of time where all sessions count, else session by session.
+    tables = _CALLS_OF_SESSIONS if where else "FROM calls CROSS JOIN sessions ON sessions.key = calls.session"
+    added = ", ".join(f"sum({of.format('calls')}) AS {name}" for name, of in SUMS.items())
+    conditions = " AND ".join([between, *where])
+    columns = f"coalesce({key}, '') AS name, max(sessions.title) AS title, {added}"
+    return f"SELECT {columns} {tables} WHERE {conditions} GROUP BY 1"
+
+
+def _first_tokens(
+    index: Index, key: str, names: Sequence[str], between: str, where: Sequence[str], values: dict[str, Any]
+) -> dict[str, Pace]:
+    tables = "FROM calls" if key == "calls.model" and not where else _CALLS_OF_SESSIONS
+    if not where and key == "sessions.project":
+        tables = "FROM calls CROSS JOIN sessions ON sessions.key = calls.session"
+    chosen = {f"name{number}": name for number, name in enumerate(names)}
+    query = f"""
+        SELECT coalesce({key}, ''), json_group_array(calls.ttfb) {tables}
+        WHERE {" AND ".join([between, "calls.ttfb IS NOT NULL", *where])}
+        AND {key if key == "sessions.id" else f"coalesce({key}, '')"} IN ({", ".join(f":{one}" for one in chosen)})
+        GROUP BY 1
+    """
+    return {name: _pace(sorted(msgspec.json.decode(times))) for name, times in index.rows(query, values | chosen)}
 
 
 _CALLS_OF_SESSIONS = "FROM sessions CROSS JOIN calls ON calls.session = sessions.key"

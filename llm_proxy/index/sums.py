@@ -123,5 +123,5 @@ MIGRATION = f"""
     CREATE INDEX sessions_for_counts
         ON sessions (project, program, provider, branch, failed, cut, open, unpriced, last);
     CREATE INDEX sessions_open ON sessions (open) WHERE open > 0;
-    CREATE INDEX calls_by_pace ON calls (started, ttfb, total, model)
+    CREATE INDEX calls_by_pace ON calls (started, ttfb, total, model, session)
 """
