@@ -14,6 +14,8 @@ umask 077
 
 # Where releases lie: PUBLISHED/latest/download/FILE and PUBLISHED/download/vVERSION/FILE. A release fills it in.
 published=
+# AWS credentials for the Bedrock door, and configuration files in YAML: with them everything documented works at once.
+EXTRAS=bedrock,yaml
 
 say() { printf '%s\n' "$*"; }
 warn() { printf 'install.sh: %s\n' "$*" >&2; }
@@ -220,7 +222,7 @@ with_uv() {
     has uv || return 1
     find_python "" || true
     uv venv --quiet --allow-existing --python "${python:->=3.11}" "$target" &&
-        uv pip install --quiet --compile-bytecode --python "$target/bin/python" "$source" && return 0
+        uv pip install --quiet --compile-bytecode --python "$target/bin/python" "${source}[$EXTRAS]" && return 0
     warn "uv could not do it"
     return 1
 }
@@ -228,7 +230,7 @@ with_uv() {
 with_pip() {
     find_python ", venv, ensurepip" || return 1
     "$python" -m venv --clear "$target" &&
-        "$target/bin/python" -m pip --quiet --disable-pip-version-check install --compile --prefer-binary "$source"
+        "$target/bin/python" -m pip --quiet --disable-pip-version-check install --compile --prefer-binary "${source}[$EXTRAS]"
 }
 
 try() {
