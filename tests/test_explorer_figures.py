@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def made(tmp_path_factory):
     found = record(tmp_path_factory.mktemp("record"), END)
     make(found.logs, calls=400, sessions=60, end=END)
+    make(found.logs, calls=200, sessions=1, seed=9, end=END + 25 * 86_400)  # some two hours long
     indexer = Indexer(found.index, found.logs)
     indexer.catch_up_all()
     indexer.close()
