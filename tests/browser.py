@@ -8,12 +8,13 @@ Chromium the tests skip and say so, unless CI_REQUIRE_BROWSER is set.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -59,9 +60,12 @@ def browser() -> Iterator[Browser]:
 class Served:
     """An explorer in a thread of its own. `add` writes frames into its journal and rings, as a daemon does."""
 
-    def __init__(self, folder: Path, now: float | None = None) -> None:
-        self.made = explored.record(folder, now)
+    def __init__(
+        self, folder: Path, now: float | None = None, scenes: Iterable[explored.Scene] = explored.SCENES
+    ) -> None:
+        self.made = explored.record(folder, now, scenes)
         self.journal = journals.Journal(folder / "journal")
+        (folder / "journal/keeper.json").write_text(json.dumps({"pid": os.getpid(), "state": "ok"}))
         state = folder / "state"
         state.mkdir(mode=0o700)
         secret = guard.new_secret(state)

@@ -12,6 +12,7 @@ import struct
 import sys
 import time
 import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -811,14 +812,15 @@ def hostile(maker: Maker) -> None:
     )
 
 
-SCENES = (ledger, openai_chat, openai_responses, gemini, others, live, hostile)
+Scene = Callable[[Maker], None]
+SCENES: tuple[Scene, ...] = (ledger, openai_chat, openai_responses, gemini, others, live, hostile)
 
 
-def record(folder: Path, now: float | None = None) -> Made:
+def record(folder: Path, now: float | None = None, scenes: Iterable[Scene] = SCENES) -> Made:
     """Logs in `folder`/logs and their index in `folder`/index.db. `now`: seconds since 1970, of the last call."""
     logs, index = folder / "logs", folder / "index.db"
     maker = Maker(logs, int((now or time.time()) * SECOND))
-    for scene in SCENES:
+    for scene in scenes:
         scene(maker)
     indexer = Indexer(index, logs)
     indexer.catch_up_all()

@@ -35,7 +35,7 @@ export function facts(card, data) {
     : data.phase === 'receiving' ? size(data.response_bytes)
       : data.output_tokens ? `${data.counted ? '' : '≈'}${tokens(data.output_tokens)} tok` : '');
   put($('[data-speed]', card), data.tokens_per_second ? `${Math.round(data.tokens_per_second)} tok/s` : '');
-  put($('[data-cost]', card), data.usd === null ? '' : (data.subscription ? '≈' : '~') + money(data.usd));
+  put($('[data-cost]', card), data.usd === null ? '' : (data.subscription ? '≈' : data.usd < 0.01 ? '' : '~') + money(data.usd));
 }
 
 export function words(stream, said) {
