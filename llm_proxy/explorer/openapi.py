@@ -61,7 +61,7 @@ def describe(pages: Sequence[Page], extras: Sequence[Extra], root: str, version:
         "info": {"title": "llm-proxy explorer", "version": version or "0", "description": _ABOUT},
         "paths": paths,
         "components": {
-            "schemas": {name: _exact(schema) for name, schema in components.items()} | {"Error": _ERROR},
+            "schemas": {_short(name): _exact(schema) for name, schema in components.items()} | {"Error": _ERROR},
             "securitySchemes": {
                 "secret": {
                     "type": "http",
@@ -138,6 +138,11 @@ def _failures() -> dict[str, Any]:
     return {status: {"description": text, "content": content} for status, text in _ERRORS.items()}
 
 
+def _short(name: str) -> str:
+    """`pages.call.Note` instead of `llm_proxy.explorer.pages.call.Note`, as types are named that share a name."""
+    return name.removeprefix("llm_proxy.").removeprefix("explorer.")
+
+
 def _exact(schema: Any) -> Any:
     """The same with dollars as what they are written as: numbers."""
     if isinstance(schema, list):
@@ -146,6 +151,8 @@ def _exact(schema: Any) -> Any:
         return schema
     if schema.get("format") == "decimal":
         return {"type": "number"}
+    if "$ref" in schema:
+        return {"$ref": _REF.format(name=_short(schema["$ref"].rpartition("/")[2]))}
     told = {name: _exact(one) for name, one in schema.items() if name not in ("default", "properties")}
     if "properties" in schema:
         told["properties"] = {name: _exact(one) for name, one in schema["properties"].items()}
