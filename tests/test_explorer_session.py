@@ -400,6 +400,8 @@ def test_sub_agents_of_sub_agents(scene):
     (second,) = first.threads
     (third,) = second.threads
     assert not second.deep and third.deep and not third.lines and third.session == last.id
+    figures = page.made.figures(scene.story(parent).story)
+    assert (figures.calls, figures.sub_agent_calls, figures.left_out) == (3, 2, 1)
 
 
 def test_a_log_that_has_gone_leaves_what_the_index_knows(scene):

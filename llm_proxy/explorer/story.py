@@ -158,6 +158,7 @@ class Figures:
     failed: int
     cut: int
     open: int
+    left_out: int  # sub-agents of which nothing is in these sums
     usage: Usage
     model_ms: int
     wall_ms: int
@@ -248,10 +249,7 @@ class Story:
         children = threads.children(record.index, id)
         self.forks = [(one, _fork_words(record, one)) for one in children if one.forked]
         agents = [one for one in children if not one.forked]
-        self.threads = [
-            (step_at(self.shape.steps, one.started_ns), _thread(record, one, 1)) for one in agents[:_MOST_THREADS]
-        ]
-        self.beyond = agents[_MOST_THREADS:]
+        self.threads = [(step_at(self.steps, one.started_ns), found) for one, found in _threads(record, agents, 1)]
         self._rates: dict[tuple[str, str, str], Mapping[str, Decimal]] = {}
         self.misses = {step.number: miss for step in self.shape.steps if (miss := self._miss(step)) is not None}
 
@@ -298,15 +296,26 @@ def _fork_words(record: Record, session: SessionRow) -> str:
     return gists[first.id].prompt if first is not None else session.title
 
 
+def _threads(record: Record, agents: Sequence[SessionRow], depth: int) -> Iterator[tuple[SessionRow, Thread]]:
+    """The first ones are looked into, unless they lie too deep."""
+    for number, one in enumerate(agents):
+        yield one, _thread(record, one, depth if number < _MOST_THREADS else DEEPEST + 1)
+
+
 def _thread(record: Record, session: SessionRow, depth: int) -> Thread:
     title = session.title or session.id
     if depth > DEEPEST:
         return Thread(session.id, title, session.agent, session.models, (), (), deep=True)
     rows = record.index.calls_of(session.id)
     shape = arrange(rows, threads.gists(record.index, session.id))
-    children = [one for one in threads.children(record.index, session.id) if not one.forked][:_MOST_THREADS]
-    inner = tuple((step_at(shape.steps, one.started_ns), _thread(record, one, depth + 1)) for one in children)
-    return Thread(session.id, title, session.agent, session.models, tuple(rows), shape.steps, inner)
+    children = [one for one in threads.children(record.index, session.id) if not one.forked]
+    inner = ((step_at(shape.steps, one.started_ns), found) for one, found in _threads(record, children, depth + 1))
+    return Thread(session.id, title, session.agent, session.models, tuple(rows), shape.steps, tuple(inner))
+
+
+def _left_out(found: Iterable[Thread]) -> int:
+    """Sessions that were not looked into, as far as they are known."""
+    return sum(1 if one.deep else _left_out(inner for _, inner in one.threads) for one in found)
 
 
 def cost_of(calls: Iterable[CallRow]) -> Cost:
@@ -341,6 +350,7 @@ def figures(story: Story) -> Figures:
         failed=failed,
         cut=cut,
         open=still,
+        left_out=_left_out(thread for _, thread in story.threads),
         usage=_usage(calls),
         model_ms=sum(call.total_ms or 0 for call in calls),
         wall_ms=(ended - began) // 10**6,
