@@ -184,7 +184,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
             raise
         log.exception("a page failed")
         status, heading = 500, "A defect of ours"
-        text = "This page could not be made. The record is untouched; explorer-*.err in the state folder says what happened."
+        text = "This page could not be made. The record is untouched; explorer-*.err in the state folder tells more."
     return _answer(request, Trouble(status, heading, text))
 
 
