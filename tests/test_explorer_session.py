@@ -562,6 +562,14 @@ async def test_a_search_leads_to_the_words(site, made):
     assert re.search(r'<details class="tool" open><summary class="car"><b>Bash</b>', shown)
 
 
+async def test_a_search_finds_what_a_page_would_not_send(site, made):
+    """The words stand behind the lines that are shown at first: the result is there as far as they."""
+    id, call = made.sessions["ledger"], made.calls["ledger"][2]
+    shown = await (await site(f"/sessions/{id}?call={call}&q=%22run+55%22")).text()
+    assert "<mark>run 55</mark>" in shown
+    assert "run 55" not in await (await site(f"/sessions/{id}?call={made.calls['ledger'][0]}&q=%22run+55%22")).text()
+
+
 async def test_pictures_are_what_they_begin_as(site, made):
     """A recorded PNG is served as one and as nothing else; an SVG, whatever it is called, is not."""
     id, call = made.sessions["ledger"], made.calls["ledger"][6]

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from llm_proxy.dialects.digest import Usage
+from llm_proxy.dialects.digest import Digest, Usage
 from llm_proxy.explorer import cache_miss, words
 from llm_proxy.explorer.asking import BadValue, NotFound
 from llm_proxy.explorer.conversation import Bar, Shape, Step, Thread, arrange, bars, is_bad, step_at
+from llm_proxy.explorer.markdown import holds
 from llm_proxy.explorer.reading import Calls, Kept
-from llm_proxy.explorer.turns import Block, Said, said_in
+from llm_proxy.explorer.turns import HUGE, Block, Excerpt, Said, part_of, said_in, searched
 from llm_proxy.formats.call import Call
 from llm_proxy.index import threads
 from llm_proxy.index.queries import CallRow, Cost, SessionRow
@@ -494,7 +495,8 @@ def chart(story: Story) -> tuple[Bar, ...]:
 _SAID: Kept[dict[int, Said]] = Kept(16)
 
 
-def turns(story: Story, window: Window, found: str = "") -> tuple[Turn, ...]:
+def turns(story: Story, window: Window, found: str = "", marks: Sequence[str] = ()) -> tuple[Turn, ...]:
+    """`found` is a call that was searched for, by the words in `marks`: what holds them is not cut off before them."""
     steps = story.steps[window.first - 1 : window.last]
     if not steps:
         return ()
@@ -503,6 +505,11 @@ def turns(story: Story, window: Window, found: str = "") -> tuple[Turn, ...]:
     key = (str(story.record.logs), window.first, window.last, *places)
     reader = Calls(story.record.logs).reader
     said = _SAID.get(key, lambda: said_in(story.steps, window.first, window.last, reader))
+    at = story.shape.step_of(found) if found and marks else None
+    if at is not None:
+        # Results of tools are in the request that follows them, and shown with their calls.
+        near = {at.number, at.after} & said.keys()
+        said = said | {number: searched(said[number], _Whole(story, marks)) for number in near}
     sub: dict[int, list[SubThread]] = {}
     for number, thread in story.threads:
         sub.setdefault(number, []).append(_sub_thread(thread, str(number)))
@@ -511,6 +518,25 @@ def turns(story: Story, window: Window, found: str = "") -> tuple[Turn, ...]:
     return tuple(
         _turn(story, step, said[step.number], sub.get(step.number, []), compared, last_tool, found) for step in steps
     )
+
+
+class _Whole:
+    """The whole of a part that was cut, where it holds the words."""
+
+    def __init__(self, story: Story, marks: Sequence[str]) -> None:
+        self._calls = Calls(story.record.logs)
+        self._rows = {row.id: row for row in story.rows}
+        self._marks = marks
+        self._digests: dict[str, Digest | None] = {}
+
+    def __call__(self, excerpt: Excerpt) -> str:
+        if holds(excerpt.text, self._marks) or excerpt.chars > HUGE or excerpt.call not in self._rows:
+            return ""
+        if excerpt.call not in self._digests:
+            self._digests[excerpt.call] = self._calls.digest(self._rows[excerpt.call])
+        digest = self._digests[excerpt.call]
+        found = part_of(digest, excerpt.part) if digest is not None else None
+        return found.text if found is not None and holds(found.text, self._marks) else ""
 
 
 def _turn(

@@ -117,7 +117,6 @@ class Said:
 
     prompts: tuple[Block, ...]
     blocks: tuple[Block, ...]
-    system: str = ""
     earlier: int = 0  # messages before the new ones that no step here has
     missing: bool = False
 
@@ -401,6 +400,29 @@ def _result(step: Step, part: Part, media: Sequence[Part], pictured: _Pictures) 
     said = replace(_cut(part.text, RESULT_CHARS, RESULT_LINES), call=step.call.id, part=reference(part))
     pictures = tuple(pictured.of(one) for one in media)
     return Result(said, part.failed, tools.exit_word(part.text, failed=part.failed), pictures)
+
+
+# --- a search
+
+
+def searched(said: Said, wanted: Callable[[Excerpt], str]) -> Said:
+    """With the whole texts that `wanted` gives, in place of their beginnings; "" leaves one as it is."""
+
+    def whole(excerpt: Excerpt) -> Excerpt:
+        text = wanted(excerpt) if excerpt.more else ""
+        return replace(excerpt, text=text, more=excerpt.chars - len(text)) if text else excerpt
+
+    def result(one: Result | None) -> Result | None:
+        return replace(one, said=whole(one.said)) if one is not None else None
+
+    def block(one: Block) -> Block:
+        tool = one.tool
+        if tool is not None:
+            tool = replace(tool, arguments=whole(tool.arguments), result=result(tool.result))
+        text = whole(one.said) if one.said is not None else None
+        return replace(one, said=text, tool=tool, result=result(one.result), blocks=tuple(map(block, one.blocks)))
+
+    return replace(said, prompts=tuple(map(block, said.prompts)), blocks=tuple(map(block, said.blocks)))
 
 
 # --- texts

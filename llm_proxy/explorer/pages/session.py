@@ -59,7 +59,7 @@ def view(record: Record, asked: Asked) -> Conversation:
     story = Story(record, asked.ids["id"], asked["branch"], asked["call"])
     window = _window(story, asked)
     shown = asked["view"] or ("turns" if story.steps else "calls")
-    turns = made.turns(story, window, asked["call"]) if shown == "turns" else ()
+    turns = made.turns(story, window, asked["call"], words_of(asked["q"])) if shown == "turns" else ()
     chart = made.chart(story)
     start = min(max(1, asked["from"]), max(1, len(story.rows)))
     parent = threads.session(record.index, story.session.parent) if story.session.parent else None
@@ -142,7 +142,11 @@ def more(record: Record, asked: Asked) -> More:
         raise BadValue("from", f"a turn from 1 to {len(story.steps) + 1}", str(asked["from"]))
     window = _window(story, asked, asked["n"])
     return More(
-        story.session, made.turns(story, window, asked["call"]), window, words_of(asked["q"]), story.shape.branch
+        story.session,
+        made.turns(story, window, asked["call"], words_of(asked["q"])),
+        window,
+        words_of(asked["q"]),
+        story.shape.branch,
     )
 
 

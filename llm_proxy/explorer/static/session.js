@@ -132,7 +132,9 @@ new MutationObserver(follow).observe($('#turns') ?? document.body, { childList: 
 // From a search: to the words, in the turn that was asked for if it has them.
 const found = $('.turn.found');
 if (found && !location.hash) {
-  const around = [found, found.previousElementSibling, found.nextElementSibling].filter((one) => one?.matches('.turn'));
+  const all = $$('#turns .turn');
+  const at = all.indexOf(found);
+  const around = [found, all[at - 1], all[at - 2], all[at - 3], all[at + 1]].filter(Boolean);
   const mark = around.map((one) => $('mark', one)).find(Boolean);
   mark?.closest('details:not([open])')?.setAttribute('open', '');
   jump(mark?.closest('.turn') ?? found);
