@@ -51,6 +51,7 @@ class Record:
     """The session logs, read from outside while they grow: how many calls are in them, by ending."""
 
     def __init__(self, home: Path) -> None:
+        self.home = home
         self._folder = home / ".llm-provider-logs"
         self._journals = home / ".local/state/llm-proxy/journal"
         self._read: dict[Path, int] = {}

@@ -40,6 +40,8 @@ LIMITS = {
     "CPU s per 1,000 requests": Limit(2.0, None, " × nginx"),
     "SSE, added p50 per event": Limit(1.3, 2.0, " × nginx"),
     "Bedrock, added p99 per frame": Limit(1, None, " ms"),
+    "live, p99 per event, watched": Limit(1.2, None, " × unwatched"),
+    "live, from the source to the screen, p50": Limit(300, 300, " ms"),
     "memory, idle": Limit(30, 40, " MB"),
     "memory, 1,000 open streams": Limit(45, 80, " MB"),
     "memory, after 500 MB up and 500 MB down": Limit(45, 80, " MB"),
