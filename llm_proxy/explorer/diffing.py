@@ -353,11 +353,8 @@ def _middle(
         yield from _replaced(list(mine), list(theirs), names, others)
         return
     matcher = SequenceMatcher(None, [before[i] for i in mine], [after[i] for i in theirs], autojunk=False)
-    for what, a, b, c, d in matcher.get_opcodes():
-        if what == "equal":
-            yield from zip(mine[a:b], theirs[c:d], strict=True)
-        else:
-            yield from _replaced(list(mine[a:b]), list(theirs[c:d]), names, others)
+    for _, a, b, c, d in matcher.get_opcodes():
+        yield from _replaced(list(mine[a:b]), list(theirs[c:d]), names, others)
 
 
 def _comparable(mine: Sequence[str], theirs: Sequence[str]) -> bool:
