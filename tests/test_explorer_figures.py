@@ -99,7 +99,7 @@ def test_each_span_comes_to_what_its_calls_do(made, calls, span, filters):
         if not some:
             assert all(series[place] is None for panel in panels.values() for series in panel.values())
             continue
-        assert panels["requests"]["without"][place] + panels["requests"]["with an error"][place] == len(some)
+        assert panels["requests"]["without an error"][place] + panels["requests"]["with an error"][place] == len(some)
         used = [call.usage for call in some if call.usage]
         assert sum(series[place] for series in panels["tokens"].values()) == sum(usage.total for usage in used)
         spent = sum(

@@ -196,7 +196,7 @@ def _panels(
             "equivalent", "API-equivalent", said, "usd", True, _by_model(by_model, lambda one: one.cost.equivalent)
         )
     yield Panel("tokens", "Tokens", "by class", "tokens", True, _over(of_span, _TOKENS))
-    yield Panel("requests", "Calls", "with and without an error", "count", True, _over(of_span, _CALLS))
+    yield Panel("requests", "Calls", "by whether there was an error", "count", True, _over(of_span, _CALLS))
     yield Panel("first_token", "Time to first token", "p50, p95, p99", "ms", False, _paced([one for one, _ in paces]))
     yield Panel("latency", "Time to the end", "p50, p95, p99", "ms", False, _paced([one for _, one in paces]))
     yield Panel("cache", "Cache hit rate", "of what went in", "share", False, _over(of_span, _CACHE))
@@ -216,7 +216,7 @@ _TOKENS: tuple[tuple[str, str, _Measure], ...] = (
     ("reasoning", "tk-reason", lambda one: one.usage.reasoning),
 )
 _CALLS: tuple[tuple[str, str, _Measure], ...] = (
-    ("without", "c4", lambda one: one.calls - one.errors),
+    ("without an error", "c4", lambda one: one.calls - one.errors),
     ("with an error", "err", lambda one: one.errors),
 )
 _CACHE: tuple[tuple[str, str, _Measure], ...] = (
