@@ -195,6 +195,22 @@ def test_a_retry_is_one_turn(scene):
     assert said(turn.prompts) == ["Go"] and said(turn.blocks) == ["Gone."]
 
 
+def test_a_request_that_is_changed_when_it_is_sent_again_is_still_one_turn(scene):
+    """Clients add a reminder or a picture to what they repeat: the attempts are told in their order."""
+    session = scene.session()
+    agent = Claude(session)
+    for status in (529, 500):
+        agent.fails([text("Go"), text(f"<n>{status}</n>")], status, "error", "no")
+    agent.ask([text("Go"), text("<n>last</n>")], [text("Gone.")])
+    (turn,) = scene.story(session).turns
+    assert [note.head for note in turn.notes] == ["529 error", "500 error"] and said(turn.blocks) == ["Gone."]
+    agent.fails([text("On"), text("<n>1</n>")], 529, "error", "no")
+    agent.fails([text("On"), text("<n>2</n>")], 500, "error", "no")
+    agent.ask([text("On"), text("<n>3</n>")], [text("Still.")])
+    _, last = scene.story(session).turns
+    assert [note.head for note in last.notes] == ["529 error", "500 error"]
+
+
 def test_an_interrupted_answer_stands_where_it_was(scene):
     """The client left in the middle and asked otherwise: what was said is shown, and no branch is made of it."""
     session = scene.session()

@@ -129,6 +129,7 @@ def is_conversation(call: CallRow, gist: Gist | None) -> bool:
 def arrange(calls: Sequence[CallRow], gists: Mapping[str, Gist], branch: int = 0) -> Shape:
     """The steps of a session's calls, which come in order of `seq`. `branch`: the `seq` of a call on the way wanted."""
     nodes, others = _nodes(calls, gists)
+    nodes = _without_false_starts(nodes)
     if not nodes:
         return Shape((), tuple(others))
     trees: dict[int, list[_Node]] = {}
@@ -169,6 +170,19 @@ def _nodes(calls: Sequence[CallRow], gists: Mapping[str, Gist]) -> tuple[list[_N
         if call.response_id:
             told[f"id:{call.response_id}"] = node
     return nodes, others
+
+
+def _without_false_starts(nodes: Iterable[_Node]) -> list[_Node]:
+    """Of a beginning that failed, and was tried again in other words around the same prompt, one node."""
+    kept: list[_Node] = []
+    for node in nodes:
+        while node.parent is None and node.gist.prompt and kept and kept[-1].parent is None:
+            before = kept[-1]
+            if before.children or not is_bad(before.call) or not _tried_again(before, node):
+                break
+            node.calls[:0] = kept.pop().calls
+        kept.append(node)
+    return kept
 
 
 def replace_answer(asked: Gist, answered: Gist) -> Gist:
@@ -256,9 +270,9 @@ def _steps(paths: Iterable[list[_Node]]) -> list[Step]:
     steps: list[Step] = []
     numbers: dict[_Node, int] = {}
 
-    def add(node: _Node, begins: str) -> None:
+    def add(node: _Node, begins: str, forks: Iterable[_Node] = ()) -> None:
         after = numbers.get(node.parent, 0) if node.parent else 0
-        steps.append(replace(_step(node, steps, begins), after=after))
+        steps.append(_step(node, steps, begins, after, tuple(map(_fork, forks))))
         numbers[node] = len(steps)
 
     for path in paths:
@@ -266,13 +280,13 @@ def _steps(paths: Iterable[list[_Node]]) -> list[Step]:
             beside = [one for one in (node.parent.children if node.parent else ()) if one is not node]
             # What was broken off and then asked otherwise stands in the conversation at its time.
             dead = [one for one in beside if not one.children and is_bad(one.call)]
+            tried = [one for one in dead if _tried_again(one, node)]
+            node.calls[:0] = [call for one in tried for call in one.calls]
             for one in dead:
-                if _tried_again(one, node):
-                    node.calls[:0] = one.calls
-                elif one.place < node.place:
+                if one.place < node.place and one not in tried:
                     add(one, "cut")
-            add(node, "" if node.parent is not None else _begins(node, steps))
-            steps[-1] = replace(steps[-1], forks=tuple(_fork(one) for one in beside if one not in dead))
+            begins = "" if node.parent is not None else _begins(node, steps)
+            add(node, begins, [one for one in beside if one not in dead])
             for one in dead:
                 if one.place > node.place:
                     add(one, "cut")
@@ -291,26 +305,25 @@ def _begins(node: _Node, steps: Sequence[Step]) -> str:
     return "rewritten" if node.gist.rules and node.gist.rules == steps[-1].gist.rules else "new"
 
 
-def _step(node: _Node, before: Sequence[Step], begins: str) -> Step:
+def _step(node: _Node, before: Sequence[Step], begins: str, after: int = 0, forks: tuple[Fork, ...] = ()) -> Step:
     last = before[-1] if before else None
-    step = Step(
+    ended = last.call.ended_ns if last is not None else None
+    gap = node.calls[0].started_ns - ended if ended is not None else 0
+    rules = last.gist.rules if last is not None else ""
+    return Step(
         number=len(before) + 1,
         call=node.call,
         gist=node.gist,
         attempts=tuple(node.calls[:-1]),
         begins=begins,
+        after=after,
         by_name=node.by_name,
         edited=node.edited,
         new_messages=node.behind,
-    )
-    if last is None or last.call.ended_ns is None:
-        return step
-    gap = step.calls[0].started_ns - last.call.ended_ns
-    return replace(
-        step,
         gap_ns=gap if gap > GAP else 0,
-        tools_ms=max(0, gap) // 10**6 if last.gist.calls and not begins else 0,
-        rules_changed=bool(not begins and last.gist.rules and node.gist.rules and last.gist.rules != node.gist.rules),
+        tools_ms=max(0, gap) // 10**6 if last is not None and last.gist.calls and not begins else 0,
+        rules_changed=bool(not begins and rules and node.gist.rules and rules != node.gist.rules),
+        forks=forks,
     )
 
 
@@ -342,11 +355,12 @@ def _with_asides(steps: list[Step], beside: Iterable[list[_Node]]) -> tuple[Step
         aside = Aside(_line_of(tree))
         place = max(0, bisect(began, tree[0].calls[0].started_ns) - 1)
         found.setdefault(place, []).append(aside)
-    told = [replace(step, asides=tuple(found.get(at, ()))) for at, step in enumerate(steps)]
-    following: dict[int, int] = {
-        at: step.gist.failed for at, step in enumerate(told[1:]) if not step.begins and step.gist.failed
-    }
-    return tuple(replace(step, failed_tools=following.get(at, 0)) for at, step in enumerate(told))
+    for at, step in enumerate(steps):
+        behind = steps[at + 1] if at + 1 < len(steps) else None
+        failed = behind.gist.failed if behind is not None and not behind.begins else 0
+        if failed or at in found:
+            steps[at] = replace(step, asides=tuple(found.get(at, ())), failed_tools=failed)
+    return tuple(steps)
 
 
 # --- sessions that came from this one

@@ -113,9 +113,7 @@ class Calls:
         ]
 
 
-def _rounds(
-    api: str, messages: Iterable[tuple[str, bytes]], *, complete: bool
-) -> Iterator[Round]:
+def _rounds(api: str, messages: Iterable[tuple[str, bytes]], *, complete: bool) -> Iterator[Round]:
     """Of a WebSocket, what the client asked each time, and the answers to it."""
     from llm_proxy.dialects.openai_responses import asked_in  # the only API that is spoken over WebSocket
 
