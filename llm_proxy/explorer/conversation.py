@@ -11,6 +11,8 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from llm_proxy.index.gist import Gist
 from llm_proxy.index.queries import CallRow
 
@@ -158,7 +160,7 @@ def _nodes(calls: Sequence[CallRow], gists: Mapping[str, Gist]) -> tuple[list[_N
         if again is not None and (fetched or is_bad(again.call)):
             again.calls.append(call)
             if gist.messages or gist.told:
-                again.gist = replace_answer(again.gist, gist)
+                again.gist = _with_answer(again.gist, gist)
             node = again
         else:
             node = _Node(place, [call], gist)
@@ -185,11 +187,9 @@ def _without_false_starts(nodes: Iterable[_Node]) -> list[_Node]:
     return kept
 
 
-def replace_answer(asked: Gist, answered: Gist) -> Gist:
+def _with_answer(asked: Gist, answered: Gist) -> Gist:
     """What was asked, as the first call tells it, and what a later one answered."""
-    from msgspec.structs import replace as changed
-
-    return changed(
+    return structs.replace(
         asked,
         told=answered.told,
         answers=answered.answers,
