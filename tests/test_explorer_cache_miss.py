@@ -296,6 +296,24 @@ def test_compared_with_the_last_answered_call_of_the_same_model():
     assert previous_of(switched, switched[1]) is switched[0]
 
 
+def test_what_was_lost_over_many_calls():
+    """Each call with its own session's; spend and what subscriptions paid apart; unknown prices are counted, not 0."""
+    calls = [
+        row(1, usage=LEFT, session="a"),
+        row(2, usage=LEFT, session="b"),
+        row(3, usage=LOST, session="a"),
+        row(4, usage=LOST, session="b", basis="subscription"),
+        row(5, usage=LEFT, session="c"),
+        row(6, usage=Usage(cache_read=20_000), session="c"),
+        row(7, usage=LEFT, session="d", model="odd"),
+        row(8, usage=LOST, session="d", model="odd"),
+    ]
+    found = cache_miss.lost(calls, lambda one: {} if one.model == "odd" else RATES)
+    each = Decimal("0.069")
+    assert found == cache_miss.Lost(3, 60_000, each, each, 1)
+    assert cache_miss.lost([], lambda one: RATES) == cache_miss.Lost()
+
+
 @pytest.mark.parametrize(
     "body",
     [

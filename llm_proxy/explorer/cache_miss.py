@@ -132,18 +132,63 @@ class Diagnosis:
 # --- that it missed
 
 
-def previous_of(calls: Sequence[CallRow], this: CallRow) -> CallRow | None:
+def previous_of(calls: Iterable[CallRow], this: CallRow) -> CallRow | None:
     """Of a session's calls in order, the one whose cache `this` could have used: the last before it that was answered.
 
     One of the same model goes before: clients let a small model do small things in between.
     """
-    before = [
-        one
-        for one in takewhile(lambda one: one.id != this.id, calls)
-        if one.usage is not None and one.api == this.api and one.status == 200
-    ]
-    same = next((one for one in reversed(before) if family(one.model) == family(this.model)), None)
-    return same or (before[-1] if before and before[-1].usage and this.usage and _as_long(before[-1], this) else None)
+    answered: dict[str, CallRow] = {}
+    for one in takewhile(lambda one: one.id != this.id, calls):
+        if one.api == this.api:
+            _remember(answered, one)
+    return _previous(answered, this)
+
+
+def _remember(answered: dict[str, CallRow], one: CallRow) -> None:
+    """The last answered call of each family of models, the latest of all last."""
+    if one.usage is not None and one.status == 200:
+        answered.pop(family(one.model), None)
+        answered[family(one.model)] = one
+
+
+def _previous(answered: Mapping[str, CallRow], this: CallRow) -> CallRow | None:
+    same = answered.get(family(this.model))
+    if same is not None or not answered:
+        return same
+    last = list(answered.values())[-1]
+    return last if _as_long(last, this) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What misses came to: dollars spent more than needed, the same where a subscription paid, and misses unpriced."""
+
+    misses: int = 0
+    tokens: int = 0
+    usd: Decimal = Decimal(0)
+    equivalent: Decimal = Decimal(0)
+    unpriced: int = 0
+
+
+def lost(calls: Iterable[CallRow], rates: Callable[[CallRow], Mapping[str, Decimal]]) -> Lost:
+    """Of calls of any sessions, in order of time, by the index alone; `rates` as in `diagnose`, for one that missed."""
+    answered: dict[tuple[str, str], dict[str, CallRow]] = {}
+    sum_ = Lost()
+    for one in calls:
+        before = answered.setdefault((one.session, one.api), {})
+        miss = missed(_previous(before, one), one)
+        if miss is not None and one.usage is not None:
+            usd = cost_of(miss.lost, one.usage, rates(one))
+            paid = one.basis == "subscription"
+            sum_ = Lost(
+                sum_.misses + 1,
+                sum_.tokens + miss.lost,
+                sum_.usd + (usd or 0 if not paid else 0),
+                sum_.equivalent + (usd or 0 if paid else 0),
+                sum_.unpriced + (usd is None),
+            )
+        _remember(before, one)
+    return sum_
 
 
 def _as_long(one: CallRow, other: CallRow) -> bool:
