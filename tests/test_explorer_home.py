@@ -230,6 +230,20 @@ def test_filters_that_match_nothing_say_which_is_to_blame(made):
     assert counts["project"] == 0 and counts["model"] == shown(made, "project=ledger").count > 0
 
 
+async def test_counts_that_take_too_long_are_left_out_and_said_so(client, monkeypatch):
+    """The sessions are there all the same; a link asks again."""
+    import llm_proxy.index.queries as queries
+
+    monkeypatch.setattr(queries, "_OPCODES", 1)
+    monkeypatch.setattr(home, "FACETS_TAKE", -1)
+    text = await (await client.get("/llm-proxy/?project=ledger")).text()
+    assert "counts: too slow" in text and text.count('class="row"') >= 2
+    told = await (await client.get("/llm-proxy/api/sessions?project=ledger")).json()
+    assert all(facet["values"] is None for facet in told["facets"]) and told["histogram"] == []
+    monkeypatch.undo()
+    assert "counts: too slow" not in await (await client.get("/llm-proxy/?project=ledger")).text()
+
+
 async def test_the_page_holds_nothing_that_runs(client, made):
     """Titles, projects, branches, models and clients are anybody's words."""
     for path in (
