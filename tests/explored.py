@@ -164,7 +164,8 @@ class Session:
             "status": status,
             "headers": headers if status is not None else None,
             "timing": {"ttfb_ms": ttfb, "total_ms": total}
-            | ({"request_ms": len(request["body"]) // 2000} if request["body"] and status else {}),
+            | ({"request_ms": len(request["body"]) // 2000} if request["body"] and status else {})
+            | ({"connect_ms": min(38, ttfb)} if self.seq == 1 and status else {}),
             "ending": ending,
         } | extra
         if status is not None:

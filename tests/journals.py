@@ -71,6 +71,7 @@ class Call:
         flags: int = 0,
         sizes: tuple[int, int] | None = None,
         digests: tuple[bytes, bytes] = (b"", b""),
+        connected: int = 0,
     ) -> None:
         self.serial = serial
         self.id = uuid.uuid4()
@@ -92,7 +93,16 @@ class Call:
         self.response = [self.frame(Kind.RESPONSE, at * MS, data) for at, data in parts]
         ours, theirs = sizes or (len(request), sum(len(data) for _, data in parts))
         closing = Closing(
-            ending, notes, answered, ours, theirs, wall + 200 * MS, self.opened + 100 * MS, error, *digests
+            ending,
+            notes,
+            answered,
+            ours,
+            theirs,
+            wall + 200 * MS,
+            self.opened + 100 * MS,
+            error,
+            *digests,
+            self.opened + connected if connected else 0,
         )
         self.end = self.frame(Kind.END, 200 * MS, pack_end(closing), flags)
 

@@ -37,3 +37,18 @@ def test_nothing_is_said_of_what_is_not_known():
     for one in (unanswered, interrupted):
         assert "connection" not in one
         assert "request_ms" not in one["timing"]
+
+
+def test_the_time_of_connecting_is_that_of_a_connection_made_for_the_call():
+    """Of one that was there already there is nothing to tell."""
+    assert entry(*journals.Call(1, connected=38 * MS).frames)["timing"]["connect_ms"] == 38
+    assert "connect_ms" not in entry(*journals.Call(1, notes=Note.REUSED).frames)["timing"]
+
+
+async def test_the_proxy_notes_when_it_was_connected(rig):
+    """A first call over a new connection, a second over the same."""
+    for _ in range(2):
+        assert (await rig.exchange(b"{}")).status == 200
+    first, second = (one.end for one in await rig.exchanges(2))
+    assert 0 < first.connected_at <= first.first_byte_at
+    assert not second.connected_at

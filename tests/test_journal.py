@@ -93,10 +93,13 @@ def test_payloads_survive_packing() -> None:
         Closing(2, 3, 502, 10, 20, 30, 40, "kaputt: é\ud800"),
         Closing(0, 0, 0, 1, 2, 3, 4, "", b"a" * 32, b"b" * 32),
         Closing(0, 0, 0, 1, 2, 3, 4, "", b"", b"b" * 32),
+        Closing(0, 0, 0, 1, 2, 3, 4, "", b"", b"", 77),
+        Closing(0, 0, 0, 1, 2, 3, 4, "why", b"a" * 32, b"b" * 32, 1 << 62),
     ):
         back = unpack_end(pack_end(closing))
-        assert (back.ending, back.response_sha256, back.wall_ns) == (
+        assert (back.ending, back.connected_at, back.response_sha256, back.wall_ns) == (
             closing.ending,
+            closing.connected_at,
             closing.response_sha256,
             closing.wall_ns,
         )

@@ -115,8 +115,9 @@ def _phases(request: Entry, response: Entry, timing: Entry, total: int, head: in
     if response.get("connection") == "reused":
         yield Lane("connect", "Connect", "reused", 0, ((0, 0),))
     elif response.get("connection") == "new" or response.get("retried") is True:
-        again = "again, the first had died" if response.get("retried") is True else "new, while waiting"
-        yield Lane("connect", "Connect", again, None)
+        again = "again, the first had died" if response.get("retried") is True else "new"
+        ready = min(count(timing.get("connect_ms")), wait) if "connect_ms" in timing else None
+        yield Lane("connect", "Connect", again, ready, ((0, ready),) if ready is not None else ())
     size = count(request.get("size"))
     if "request_ms" in timing:
         yield Lane("send", "Request arrived", words.size(size), sent, ((0, sent),))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -18,7 +18,9 @@ HEADER_SIZE = HEADER.size
 _OPEN = struct.Struct("<16sqH")  # exchange id, wall clock ns since 1970, length of the route facts
 _END = struct.Struct("<BBHqqqqH")  # ending, wire notes, status answered by us, four counters, length of the error
 _OPEN_FRAME = struct.Struct(HEADER.format + _OPEN.format[1:])
+_ROUTE = struct.Struct("<H")  # length of the route facts
 _DIGESTS = struct.Struct("<BB")  # lengths of the two SHA-256 digests (0 or 32) that follow the error
+_CONNECTED = struct.Struct("<q")  # behind the digests, where there is one
 
 
 class Kind:
@@ -35,6 +37,7 @@ class Kind:
     RESPONSE: Final = 5  # response body as it crossed the wire; after a 101, upstream to client
     END: Final = 6  # the exchange is over
     GAP: Final = 7  # frames of whole exchanges were lost: the disk was stalled or full
+    ROUTE: Final = 8  # where the exchange goes after all, told by its request's body; the request is complete with it
 
 
 class Flag:
@@ -83,7 +86,8 @@ class Closing(NamedTuple):
 
     `ending` is the value of `records.exchange.Ending`; `answered` the status this proxy answered itself (0: none);
     sizes are payload bytes (chunk framing taken off), counted even where nothing was kept; digests are SHA-256 of the
-    whole payload where the body went beyond the recording limit, else empty; `wall_ns` is the wall clock at the end.
+    whole payload where the body went beyond the recording limit, else empty; `wall_ns` is the wall clock at the end;
+    `connected_at` is when a connection made for this exchange was ready, on the run's monotonic clock (0: none was).
     """
 
     ending: int
@@ -96,6 +100,7 @@ class Closing(NamedTuple):
     error: str
     request_sha256: bytes = b""
     response_sha256: bytes = b""
+    connected_at: int = 0
 
 
 class Note:
@@ -135,26 +140,43 @@ def unpack_open(payload: bytes) -> Opening:
     return Opening(UUID(bytes=raw_id), wall_ns, (provider, scheme, authority, why), payload[start + length :])
 
 
+def pack_route(facts: bytes, head: bytes) -> bytes:
+    """Payload of ROUTE; both take the place of those in OPEN."""
+    return _ROUTE.pack(len(facts)) + facts + head
+
+
+def rerouted(opening: Opening, payload: bytes) -> Opening:
+    """What OPEN would have been, had the ROUTE been known."""
+    (length,) = _ROUTE.unpack_from(payload)
+    start = _ROUTE.size
+    provider, scheme, authority, why = payload[start : start + length].decode().split("\0")
+    return replace(opening, route=(provider, scheme, authority, why), head=payload[start + length :])
+
+
 def pack_end(closing: Closing) -> bytes:
     """Payload of END; an error text beyond 4,096 bytes is cut."""
-    ending, notes, answered, request_size, response_size, wall_ns, first, text, ours, theirs = closing
+    ending, notes, answered, request_size, response_size, wall_ns, first, text, ours, theirs, connected = closing
     error = text.encode("utf-8", "backslashreplace")[:4096] if text else b""
     fixed = _END.pack(ending, notes, answered, request_size, response_size, wall_ns, first, len(error))
-    if not ours and not theirs:
+    if not ours and not theirs and not connected:
         return fixed + error
-    return fixed + error + _DIGESTS.pack(len(ours), len(theirs)) + ours + theirs
+    rest = _DIGESTS.pack(len(ours), len(theirs)) + ours + theirs
+    return fixed + error + rest + (_CONNECTED.pack(connected) if connected else b"")
 
 
 def unpack_end(payload: bytes) -> Closing:
     ending, notes, answered, request_size, response_size, wall_ns, first, length = _END.unpack_from(payload)
     start = _END.size + length
     error = payload[_END.size : start].decode("utf-8", "replace")
-    digests = b"", b""
+    digests, connected = (b"", b""), 0
     if len(payload) > start:
         ours, theirs = _DIGESTS.unpack_from(payload, start)
         start += _DIGESTS.size
         digests = payload[start : start + ours], payload[start + ours : start + ours + theirs]
-    return Closing(ending, notes, answered, request_size, response_size, wall_ns, first, error, *digests)
+        start += ours + theirs
+        if len(payload) > start:
+            (connected,) = _CONNECTED.unpack_from(payload, start)
+    return Closing(ending, notes, answered, request_size, response_size, wall_ns, first, error, *digests, connected)
 
 
 def pack(kind: int, flags: int, serial: int, at: int, payload: bytes) -> bytes:

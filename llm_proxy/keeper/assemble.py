@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 from uuid import NAMESPACE_OID, UUID, uuid5
 
-from llm_proxy.journal.frames import Closing, Flag, Frame, Kind, Note, Opening, unpack_end, unpack_open
+from llm_proxy.journal.frames import Closing, Flag, Frame, Kind, Note, Opening, rerouted, unpack_end, unpack_open
 from llm_proxy.journal.reader import Batch, Position, position_of
 from llm_proxy.records.exchange import Body, Ending, Exchange, Fields
 from llm_proxy.wire.framing import BadFraming, Framing, UntilClose, for_request, for_response
@@ -124,6 +125,10 @@ class Call:
             self.requested |= bool(frame.flags & Flag.LAST)
         elif kind == Kind.HEAD:
             self.head = frame
+        elif kind == Kind.ROUTE:
+            self.requested = True
+            with suppress(struct.error, ValueError):
+                self.opening = rerouted(self.opening, frame.payload)
         elif kind == Kind.INTERIM:
             self.interim += (_status(pairs(frame.payload)[0])[0],)
         elif kind == Kind.END:
@@ -186,6 +191,7 @@ class Call:
             extra_bytes=bool(notes & Note.EXTRA_BYTES),
             client_port=self.port,
             reused=bool(notes & Note.REUSED) if self.closing is not None and status else None,
+            connected=max(0, closing.connected_at - self.at) if closing.connected_at else 0,
         )
 
 

@@ -55,7 +55,8 @@ class Exchange:
     Times: `opened` is nanoseconds since 1970; `first_byte` and `ended` are nanoseconds after it (0: never).
     `status` is the upstream's, None where none arrived; `answered` the status this proxy gave itself (0: none).
     `client_port` is the client's TCP port where it was on this machine (0: it was not). `reused`: whether it went over
-    a connection that was there already; None where that is not known.
+    a connection that was there already; None where that is not known. `connected` is nanoseconds after `opened` at
+    which one that was made for it was ready (0: not known).
     """
 
     id: UUID
@@ -85,6 +86,7 @@ class Exchange:
     extra_bytes: bool
     client_port: int = 0
     reused: bool | None = None
+    connected: int = 0
 
     @property
     def path(self) -> str:

@@ -125,6 +125,8 @@ def _timing(exchange: Exchange) -> Entry:
     timing = {"ttfb_ms": exchange.first_byte // 1_000_000, "total_ms": exchange.ended // 1_000_000}
     if exchange.reused is not None and exchange.request.pieces and not exchange.websocket:
         timing["request_ms"] = exchange.request.pieces[-1][0] // 1_000_000
+    if exchange.connected:
+        timing["connect_ms"] = exchange.connected // 1_000_000
     return timing
 
 
