@@ -1,8 +1,8 @@
 """What watching costs: streams with and without somebody who looks at them, and how soon their words are on a screen.
 
-The explorer is the daemon's own. Streams are measured in turns, alone and with somebody who takes all live events (curl:
-what a browser needs for painting is not ours), because machines are not the same from one minute to the next. The
-screen is a headless Chromium's.
+The explorer is the daemon's own. Streams are measured in turns, alone and with somebody who takes all live events,
+because machines are not the same from one minute to the next: with curl, for what a browser needs to paint is not ours.
+The screen is a headless Chromium's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bench_suite.table import Row
 from llm_proxy.explorer import guard
 from tests.browser import _FLAGS, executable
 
-STREAMS = 20
+STREAMS = 150
 SETTLE = 2.0  # seconds until all streams flow
 _LOOK = 0.002  # seconds between two looks at the stream: as exact as the figure is
 
