@@ -191,10 +191,8 @@ def _panels(
     if totals.cost.usd or not totals.cost.equivalent:
         yield Panel("spend", "Spend", "by model", "usd", True, _by_model(by_model, lambda one: one.cost.usd))
     if totals.cost.equivalent:
-        said = "what subscriptions would have cost, by model"
-        yield Panel(
-            "equivalent", "API-equivalent", said, "usd", True, _by_model(by_model, lambda one: one.cost.equivalent)
-        )
+        series = _by_model(by_model, lambda one: one.cost.equivalent)
+        yield Panel("equivalent", "API-equivalent", "by model", "usd", True, series)
     yield Panel("tokens", "Tokens", "by class", "tokens", True, _over(of_span, _TOKENS))
     yield Panel("requests", "Calls", "by whether there was an error", "count", True, _over(of_span, _CALLS))
     yield Panel("first_token", "Time to first token", "p50, p95, p99", "ms", False, _paced([one for one, _ in paces]))
