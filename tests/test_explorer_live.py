@@ -621,7 +621,24 @@ async def test_filters_choose_by_project_and_model(scene):
         assert opened["id"] == str(mine.id)
     _, page = await scene.get("/live?model=gpt-4.1")
     assert str(other.id) in page and str(mine.id) not in page
-    assert (await scene.get("/live?model=" + "x" * 600))[0] == 400
+    for path in ("/live", "/live/events"):
+        assert (await scene.get(path + "?model=" + "x" * 600))[0] == 400
+    async with scene.client.head(scene.url + "/live/events") as head:
+        assert head.status == 200
+
+
+async def test_marks_tell_where_calls_begin_and_end_and_nothing_else(scene):
+    """For lists of sessions: no words, no HTML."""
+    ledger = scene.made.sessions["ledger"]
+    frames = [with_id(frame, uuid.UUID(scene.made.calls["ledger"][0])) for frame in journals.Call(1).frames]
+    async with scene.events(f"?only=marks&session={ledger}") as following:
+        _, hello, _ = await following("hello")
+        assert hello["finished"] == [] and hello["calls"] == []
+        scene.add(*frames[:-1])
+        _, mark, _ = await following("placed")
+        assert mark == {"id": scene.made.calls["ledger"][0], "session": ledger, "open": True}
+        scene.add(frames[-1])
+        assert (await following("over", "said"))[:2] == ("over", mark | {"open": False})
 
 
 async def test_what_is_recorded_is_told_with_its_place_and_price(scene):

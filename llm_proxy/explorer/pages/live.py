@@ -290,6 +290,8 @@ async def events(request: web.Request) -> web.StreamResponse:
         stream = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         stream.headers["X-Accel-Buffering"] = "no"
         await stream.prepare(request)
+        if request.method == "HEAD":
+            return stream
         viewer = _Viewer(site, asked, stream)
         try:
             await viewer.stay(request.headers.get("Last-Event-ID", ""))

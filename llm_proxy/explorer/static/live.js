@@ -159,7 +159,7 @@ function connect() {
     lost = true;
     if (source.readyState === EventSource.CLOSED) {
       // The browser gives up where it was refused: the daemon may be starting, or the session is over.
-      setTimeout(connect, 3000);
+      setTimeout(() => { if (!document.hidden && source.readyState === EventSource.CLOSED) connect(); }, 3000);
     }
     say();
   };
