@@ -14,7 +14,7 @@ from decimal import Decimal
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from llm_proxy.explorer import asking, guard, site
+from llm_proxy.explorer import asking, cache_miss, guard, rates, site
 from llm_proxy.explorer.options import Options
 from llm_proxy.explorer.pages import home
 from llm_proxy.index import browse
@@ -297,3 +297,15 @@ async def test_nothing_recorded_yet(tmp_path):
             answer = await opened.get(f"/llm-proxy/{path}")
             assert answer.status == 200 and words in await answer.text()
         assert (await (await opened.get("/llm-proxy/api/sessions")).json())["total"] == 0
+
+
+def test_what_was_lost_today_is_the_sum_of_todays_misses(made, index, monkeypatch):
+    """In dollars, and what subscriptions would have lost apart; where there are too many calls nothing is said."""
+    told = shown(made).lost
+    day = datetime.fromtimestamp(END, UTC).astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
+    calls = list(index.calls(Filter(since_ns=int(day.timestamp()) * 10**9)))
+    assert told == cache_miss.lost(calls, rates.listed)
+    assert told.misses >= 2
+    assert told.equivalent > 0
+    monkeypatch.setattr(home, "MOST_LOOKED_AT", 1)
+    assert shown(made).lost is None

@@ -16,16 +16,19 @@ from aiohttp import web
 
 from llm_proxy.explorer import words
 from llm_proxy.explorer.asking import Asked, BadValue, Param, choice, day, text, whole
+from llm_proxy.explorer.cache_miss import Lost, lost
 from llm_proxy.explorer.page import Extra, Page
+from llm_proxy.explorer.rates import listed
 from llm_proxy.index import browse
 from llm_proxy.index.browse import Day, Listed, Totals, Value, Wanted
-from llm_proxy.index.queries import Index, TookTooLong
+from llm_proxy.index.queries import Filter, Index, TookTooLong
 from llm_proxy.index.record import Record
 from llm_proxy.index.sums import ORDERS, QUARTER
 
 SHOWN = 5  # values of a facet; the rest has a page of its own
 HISTOGRAM, SPARK = 30, 14  # days
 FACETS_TAKE = 1.0  # seconds at most: without counts the page is still of use
+MOST_LOOKED_AT = 1000  # calls of today that are looked at one by one
 _BATCH = 200  # sessions of a CSV that are read at once
 
 T = TypeVar("T")
@@ -91,6 +94,7 @@ class Home:
     facets: tuple[Facet, ...]
     groups: tuple[Group, ...]
     next: str  # what `before` is for the next page; "" at the end
+    lost: Lost | None  # today, to misses of the prompt cache; None: too many calls, or no time, to look at each
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,19 @@ def view(record: Record, asked: Asked) -> Home:
         facets=tuple(_facet(index, chosen, name) for name in browse.FACETS),
         groups=groups,
         next=after,
+        lost=_lost(index, asked, days[-1].sums.calls),
     )
+
+
+def _lost(index: Index, asked: Asked, calls: int) -> Lost | None:
+    """Today's misses; the calls of the days before tell them of what went on over midnight, so they are not counted."""
+    if calls > MOST_LOOKED_AT:
+        return None
+    since, until = bounds(asked, *last_days(asked, 1) * 2)
+    try:
+        return lost(index.calls(Filter(since_ns=since, until_ns=until)), listed)
+    except TookTooLong:
+        return None
 
 
 def day_of(asked: Asked, first: date, last: date) -> Callable[[int], date]:
