@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import fcntl
 import http.client
 import io
 import json
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from llm_proxy.service import passing
+from llm_proxy.settings import Settings
 from tests.recorded import Provider
 
 KEY = "sk-proj-0123456789abcdefghij"
@@ -412,6 +415,22 @@ def test_each_run_logs_its_own_calls_from_the_first_on(target, start, work, prov
     for file, name in ((work / "log.csv", "one"), (other / "log.csv", "two"), (usual.logs / "log.csv", "usual")):
         said = [json.loads(row[2])["messages"][0]["content"] for row in rows(file, 3)]
         assert said == [f"{name} {number}" for number in range(3)]
+
+
+def test_calls_from_before_the_lanes_began_are_rows_too(target, work, environ):
+    """The process that writes the file starts later than the proxy: here it waits for its lock, as long as the test holds that."""
+    home = environ["HOME"]
+    folders = {"daily_folder": f"{home}/.llm-provider-logs", "dataset_folder": f"{home}/.llm-provider-dataset"}
+    name = passing.name(Settings(sinks=("sessions", "csv"), csv_file=f"{work}/log.csv", **folders), "target")
+    place = Path(home, ".local/state/llm-proxy/lanes", name)
+    place.mkdir(parents=True)
+    with (place / "lanes.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        daemon = target()
+        ask(daemon, body=chat("early"))
+        daemon.entries(until=lambda all: any(one["type"] == "response" for one in all))
+        assert not (place / "sinks.db").exists()
+    assert json.loads(rows(work / "log.csv", 1)[0][2]) == chat("early")
 
 
 def test_a_killed_run_loses_no_row(target, work):
