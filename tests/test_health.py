@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from llm_proxy.proxy.metrics import Metrics, Sample
+from llm_proxy.proxy.metrics import Metrics
 from llm_proxy.proxy.server import Proxy, ProxyConfig
 from llm_proxy.records.exchange import Ending
+from llm_proxy.wire.exposition import Sample
 from tests.rig import Message, Rig, StartRig
 
 SNAPSHOT = {"pid": os.getpid(), "state": "ok", "exchanges": 7, "interrupted": 1, "errors": 0, "lag_bytes": 12}
@@ -65,6 +66,11 @@ async def test_health_says_who_we_are(rigs: StartRig, tmp_path: Path) -> None:
         "reason": "",
         "log_dir": "/logs/\u2028é",
         "open": 0,
+        "proxy": {"open": 0, "connections": 1},
+        "keeper": {"state": "ok"},
+        "sinks": {},
+        "disk": {},
+        "lag": {"bytes": 12, "seconds": 0},
     }
 
 
@@ -239,7 +245,7 @@ def test_label_values_are_escaped() -> None:
     """Quotes, backslashes and line ends in a value are still one sample."""
     metrics = Metrics()
     metrics.count_answer('a"b\\c\nd')
-    metrics.count_exchange("p", Ending.COMPLETE, None)
+    metrics.count_exchange("p", Ending.COMPLETE, None, 0, 0, 0)
     text = metrics.text({"llm_proxy_build_info": ("Always 1.", [Sample({"version": '1"\n\\'}, 1)])})
     found = exposition(text.encode())
     assert found["llm_proxy_answers_total", (("code", 'a"b\\c\nd'),)] == 1

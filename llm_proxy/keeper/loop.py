@@ -29,6 +29,7 @@ from llm_proxy.journal.reader import Position, Reader
 from llm_proxy.journal.writer import JournalBusy, recover, writer_lock
 from llm_proxy.keeper import retention
 from llm_proxy.keeper.assemble import Assembler, Call, Gap
+from llm_proxy.keeper.figures import Figures
 from llm_proxy.keeper.indexing import Indexing
 from llm_proxy.keeper.options import Options
 from llm_proxy.keeper.places import Item
@@ -120,14 +121,24 @@ class Snapshot:
         if facts == self._said:
             return
         self._said = facts
-        draft = self.path.with_suffix(".new")
-        try:
-            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(msgspec.json.encode(self._fixed | facts | {"updated": time.time()}))
-            draft.replace(self.path)
-        except OSError:  # it only tells; what it tells about is safe
-            pass
+        _replace(self.path, msgspec.json.encode(self._fixed | facts | {"updated": time.time()}))
+
+    def figures(self, figures: Figures) -> None:
+        """`keeper.prom`: what calls meant, in Prometheus' format; the first line says whose."""
+        now = time.time()
+        if figures.due(now):
+            _replace(self.path.with_suffix(".prom"), f"# {os.getpid()}\n{figures.text(now)}".encode())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    draft = path.with_suffix(".new")
+    try:
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        draft.replace(path)
+    except OSError:  # it only tells; what it tells about is safe
+        pass
 
 
 @contextmanager
@@ -181,6 +192,7 @@ class Keeper:
         self._settled = Position(0, 0)  # the committed checkpoint
         self._unsynced = False
         self._synced_at = self._sync_took = 0.0
+        self._behind_since = 0.0  # wall time at which there was more to settle than nothing
         self._kept_up_at = -UPKEEP
         self._retained: Iterator[retention.Done] = iter(())
 
@@ -248,6 +260,7 @@ class Keeper:
 
     def _step(self) -> bool:
         batch = self.reader.read(READ)
+        self._behind_since = 0.0 if batch is None else self._behind_since or time.time()
         if batch is None:
             if self.assembler.run and self.reader.run != self.assembler.run:  # the next run has begun, silently
                 self._settle(self.assembler.interrupt())
@@ -401,13 +414,15 @@ class Keeper:
     def _say(self, state: str, *, now: bool = False) -> None:
         if not (now or state in ("stopped", "unfinished") or self.snapshot.due):
             return
-        tally = self.tally
+        tally, lag = self.tally, self._lag()
+        if not lag:
+            self._behind_since = 0.0
         self.snapshot.write(
             state=state,
             exchanges=tally.exchanges,
             entries=tally.entries,
             interrupted=tally.interrupted,
-            lag_bytes=self._lag(),
+            lag_bytes=lag,
             last_exchange_at=tally.last_exchange / 1e9,
             damaged_blocks=self.reader.damaged if self._opened else 0,
             truncated_exchanges=tally.truncated,
@@ -418,7 +433,9 @@ class Keeper:
             last_trouble=tally.troubles.last,
             index=self.indexing.state,
             index_trouble=self.indexing.trouble,
+            behind_since=self._behind_since,
         )
+        self.snapshot.figures(tally.figures)
 
     def _lag(self) -> int:
         try:

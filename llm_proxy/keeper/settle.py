@@ -17,6 +17,7 @@ from llm_proxy.dialects.digest import Digest
 from llm_proxy.index.lines import Line
 from llm_proxy.journal.reader import Position
 from llm_proxy.keeper.assemble import Call, Gap
+from llm_proxy.keeper.figures import Figures
 from llm_proxy.keeper.places import Brought, Item, Places
 from llm_proxy.keeper.store import Seat, Session, Store, Written
 from llm_proxy.keeper.telling import Teller, Troubles
@@ -44,6 +45,7 @@ class Tally:
     torn: int = 0  # half lines that a killed keeper left, cut off
     last_exchange: int = 0  # wall ns
     troubles: Troubles = field(default_factory=Troubles)
+    figures: Figures = field(default_factory=Figures)
 
 
 class Recorder:
@@ -256,6 +258,15 @@ class Recorder:
             tally.interrupted += isinstance(one, Call) and one.interrupted
             tally.truncated += bool(exchange.request.truncated or exchange.response.truncated)
             tally.last_exchange = max(tally.last_exchange, exchange.opened + exchange.ended)
+            self._figure(item)
+
+    def _figure(self, item: Item) -> None:
+        if item.exchange is None or item.told is None:
+            return
+        try:
+            self.tally.figures.take(item.exchange, item.told.digest, item.told.response or {})
+        except Exception as error:  # a bug of ours; the record is written
+            self.tally.troubles.take("figures", repr(error))
 
 
 def _is_all(item: Item, session: Session) -> bool:

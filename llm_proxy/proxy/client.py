@@ -38,6 +38,7 @@ class ClientConnection(asyncio.Protocol):
         "_full",
         "_lingering",
         "_scanned",
+        "arrived",
         "buffer",
         "caller",
         "gate",
@@ -55,6 +56,7 @@ class ClientConnection(asyncio.Protocol):
         self.port = 0  # the client's, where it is on this machine: by it the keeper finds the process
         self.relay: Relay | None = None
         self.buffer = b""  # bytes of the next request(s), not looked at yet
+        self.arrived = 0  # when the last bytes came that may begin an exchange; monotonic ns
         self.since = time.monotonic()  # when the wait for the current head, or for the next request, began
         self._scanned = 0
         self._lingering = 0
@@ -76,6 +78,7 @@ class ClientConnection(asyncio.Protocol):
         try:
             relay = self.relay
             if relay is None:
+                self.arrived = time.monotonic_ns()
                 end = -1 if self.buffer or self._lingering else data.find(b"\r\n\r\n")
                 if end > 0:  # the usual case: a fresh request with its whole head
                     request = self._core.requests.known(data[: end + 4])

@@ -98,7 +98,7 @@ class Relay:
         self.dechunk = False
         self.keep_client = head.minor == 1 and not head.close
         self.serial = 0
-        self.started = self.at = time.monotonic_ns()
+        self.started = self.at = client.arrived
 
     # -- request ------------------------------------------------------------------------------------------------
 
@@ -141,6 +141,7 @@ class Relay:
         self.upstream = connection
         connection.relay = self
         connection.send(message)
+        core.metrics.request_out(time.monotonic_ns() - self.started)
         core.relays.add(self)
         self.notes = _REUSED
         self._hold(message)
@@ -171,6 +172,12 @@ class Relay:
     @property
     def request_done(self) -> bool:
         return self.request_framing.done and not self.spliced
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether a response is coming in whose length nobody has said."""
+        framing = self.response_framing
+        return self.spliced or (framing is not None and framing.length is None)
 
     def _feed_request(self, data: bytes, position: int) -> int:
         """Find where the request's bytes end, or one call's budget of chunks does. Raises BadFraming."""
@@ -325,7 +332,6 @@ class Relay:
         elif framing.length > self.limit:
             self.long_response = LongBody(self.limit)
         self._response_body(hop.response(head, dechunk=self.dechunk), data, position, head)
-        self.core.metrics.time_to_head(self.first_byte_at - self.started)
 
     def _response_body(self, outgoing: bytes, data: bytes, position: int, head: ResponseHead | None) -> None:
         """Forward what belongs to the response; `outgoing` goes before it in one write, `head` into the journal."""
@@ -357,8 +363,10 @@ class Relay:
             closing = self._closing(Ending.COMPLETE, "")
         self._journal_response(head, piece, closing)
         self.client.send(outgoing)
-        if done:
-            self._book(Ending.COMPLETE)
+        if head is not None:
+            self.core.metrics.head_out(self.first_byte_at - self.started, time.monotonic_ns() - self.at)
+        if closing is not None:
+            self._book(closing)
             self._complete(reusable=position == size)
         elif position < size:
             self._continue_later(data[position:])
@@ -549,7 +557,7 @@ class Relay:
         """Set the ending and journal it before anybody else hears of it."""
         closing = self._closing(ending, error)
         self.core.tee.end(self.serial, self.at, self.flags, closing)
-        self._book(ending)
+        self._book(closing)
 
     def _closing(self, ending: Ending, error: str) -> Closing:
         """Set the ending, once, and put it into words for the journal."""
@@ -577,7 +585,14 @@ class Relay:
             b"" if theirs is None else theirs.sha256,
         )
 
-    def _book(self, ending: Ending) -> None:
+    def _book(self, closing: Closing) -> None:
         """Count it; it is no longer open."""
         self.core.finished(self)
-        self.core.metrics.count_exchange(self.route.provider, ending, self.response_head)
+        self.core.metrics.count_exchange(
+            self.route.provider,
+            closing.ending,
+            self.response_head,
+            self.at - self.started,
+            closing.request_size,
+            closing.response_size,
+        )

@@ -6,17 +6,14 @@ Receives plain values; who reads settings, binds sockets and keeps the keeper al
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llm_proxy.journal.writer import Journal, JournalState
-from llm_proxy.proxy import answers
+from llm_proxy.journal.writer import Journal
 from llm_proxy.proxy.access import Access
 from llm_proxy.proxy.authority import Allowed, Base
 from llm_proxy.proxy.bedrock import Bedrock, BedrockDoor
@@ -25,7 +22,7 @@ from llm_proxy.proxy.core import Core
 from llm_proxy.proxy.dialler import Dialler
 from llm_proxy.proxy.explorer import Explorer, ExplorerDoor
 from llm_proxy.proxy.listener import Limits, Listener, descriptors, limits
-from llm_proxy.proxy.metrics import Sample
+from llm_proxy.proxy.report import Report
 from llm_proxy.proxy.requests import Requests
 from llm_proxy.proxy.router import Policy, Router
 from llm_proxy.proxy.target import Target, TargetDoor
@@ -34,16 +31,6 @@ from llm_proxy.proxy.tee import Tee
 log = logging.getLogger("llm_proxy.proxy")
 
 _HEARING = 50  # milliseconds for a new connection's first request, where it may be the last
-
-# The keeper's numbers that `/metrics` passes on: name in its snapshot, name here, help.
-_KEEPER_METRICS = (
-    ("exchanges", "llm_proxy_keeper_exchanges_total", "Exchanges written to the log files."),
-    ("interrupted", "llm_proxy_keeper_interrupted_total", "Exchanges that ended because the proxy did."),
-    ("errors", "llm_proxy_keeper_errors_total", "Failed attempts to write a log file."),
-    ("damaged_blocks", "llm_proxy_keeper_damaged_blocks_total", "Journal blocks that could not be read."),
-    ("truncated_exchanges", "llm_proxy_keeper_truncated_total", "Exchanges of which not everything was kept."),
-    ("lag_bytes", "llm_proxy_keeper_lag_bytes", "Journal bytes not in the log files yet."),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +53,9 @@ class ProxyConfig:
     max_connections: int = 4096
     record_limit: int = 32 << 20
     keeper_snapshot: Path | None = None
+    lanes_snapshot: Path | None = None
+    sinks: tuple[str, ...] = ()  # those with lanes
+    disks: Mapping[str, str] = field(default_factory=dict)  # (name, folder) whose free space is told
     log_dir: str = ""
     bedrock: Bedrock | None = None
     target: Target | None = None
@@ -101,18 +91,13 @@ class Proxy:
         self.explorer: ExplorerDoor | None = None
         if config.explorer is not None:
             self.explorer = router.explorer = ExplorerDoor(config.explorer, self.core, home=config.target is None)
-        self.core.own = {
-            b"/health": self._health,
-            b"/health/bedrock": self._health_bedrock,
-            b"/health/sinks": self._health_sinks,
-            b"/metrics": self._metrics,
-        }
+        self._report = Report(config, self.core, self._bedrock)
+        self.core.own = self._report.answers()
         below = {b"/llm-proxy" + path: make for path, make in self.core.own.items()}
         self.core.own = below if config.target is not None else self.core.own | below  # all else is the target's
         self._limits = Limits(config.max_connections, config.max_connections, 0)
         self._listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None
-        self._started = time.monotonic()
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -135,6 +120,7 @@ class Proxy:
             sockets, lambda: ClientConnection(core), lambda: self._limits.open - len(core.clients)
         )
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep_forever())
+        self._report.disks.start()
 
     async def drain(self, limit: float, *, serving: float = 0.0) -> int:
         """Let exchanges end for up to `limit` seconds, then cut them; returns how many were cut.
@@ -158,6 +144,7 @@ class Proxy:
         """Let go of everything. Idempotent."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+        self._report.disks.stop()
         self._turn_away()
         for relay in list(self.core.relays):
             relay.interrupt("llm-proxy is stopping")
@@ -221,91 +208,3 @@ class Proxy:
         if self.explorer is not None:
             self.explorer.sweep(now)
         self.tee.settle()
-
-    # -- answers ------------------------------------------------------------------------------------------------
-
-    def recording(self) -> tuple[str, str]:
-        """How the record stands: ok, degraded or stopped, and why."""
-        journal = self.tee.journal
-        if journal is None:
-            return "stopped", self.config.unrecorded
-        state: JournalState = journal.state()
-        if state.recording != "ok":
-            return state.recording, state.reason
-        keeper = self._keeper()
-        if not keeper:
-            return "degraded", "the keeper is not running; the journal keeps everything until it is"
-        if keeper.get("state") != "ok":
-            return "degraded", str(keeper.get("last_error") or "the keeper reports trouble")
-        return "ok", ""
-
-    def _keeper(self) -> dict[str, object]:
-        """The keeper's last snapshot; empty where it does not run."""
-        path = self.config.keeper_snapshot
-        if path is None:
-            return {}
-        try:
-            snapshot: dict[str, object] = json.loads(path.read_bytes())
-            pid, state = snapshot["pid"], snapshot["state"]
-            if type(pid) is not int or pid <= 0 or state == "stopped":  # 0 and below are groups, which always live
-                return {}
-            os.kill(pid, 0)
-        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
-            return {}
-        return snapshot
-
-    def _health(self) -> bytes:
-        recording, reason = self.recording()
-        config = self.config
-        body = {
-            "status": "ok",
-            "app": "llm-proxy",
-            "version": config.version,
-            "instance": config.instance,
-            "pid": os.getpid(),
-            "uptime": round(time.monotonic() - self._started, 3),
-            "recording": recording,
-            "reason": reason,
-            "log_dir": config.log_dir,
-            "open": len(self.core.relays),
-        }
-        return answers.answer(200, json.dumps(body).encode())
-
-    def _health_sinks(self) -> bytes:
-        recording, reason = self.recording()
-        body = {"recording": recording, "reason": reason, "keeper": self._keeper()}
-        return answers.answer(200 if recording == "ok" else 503, json.dumps(body).encode())
-
-    def _health_bedrock(self) -> bytes:
-        """Decode errors are the keeper's: a client gets its bytes whatever they mean."""
-        troubles = self._keeper().get("troubles")
-        bad = troubles.get("decode", 0) if isinstance(troubles, dict) else 0
-        body: dict[str, object] = {"status": "disabled" if self._bedrock is None else "ok"}
-        if self._bedrock is not None:
-            body |= self._bedrock.health()
-        return answers.answer(200, json.dumps(body | {"decode_errors": bad}).encode())
-
-    def _metrics(self) -> bytes:
-        core, losses, keeper = self.core, self.tee.losses, self._keeper()
-        journal = self.tee.journal
-        state = journal.state() if journal is not None else None
-        recording, _ = self.recording()
-        gauges: dict[str, tuple[str, Iterable[Sample]]] = {
-            "llm_proxy_build_info": ("Always 1.", [Sample({"version": self.config.version}, 1)]),
-            "llm_proxy_connections_open": ("Client connections open now.", [Sample({}, len(core.clients))]),
-            "llm_proxy_exchanges_open": ("Exchanges under way now.", [Sample({}, len(core.relays))]),
-            "llm_proxy_upstream_idle": ("Upstream connections kept for reuse.", [Sample({}, len(core.pool))]),
-            "llm_proxy_recording_ok": ("1 while everything is recorded.", [Sample({}, int(recording == "ok"))]),
-            "llm_proxy_journal_backlog_bytes": ("In the ring.", [Sample({}, state.backlog if state else 0)]),
-            "llm_proxy_journal_segment_bytes": ("In segment files.", [Sample({}, state.segments if state else 0)]),
-            "llm_proxy_record_lost_exchanges_total": ("Exchanges not recorded at all.", [Sample({}, losses.exchanges)]),
-            "llm_proxy_record_dropped_frames_total": ("Body pieces not recorded.", [Sample({}, losses.frames)]),
-            "llm_proxy_record_dropped_bytes_total": ("Bytes of these.", [Sample({}, losses.octets)]),
-            "llm_proxy_keeper_up": ("1 while the keeper runs.", [Sample({}, int(bool(keeper)))]),
-        }
-        for key, name, text in _KEEPER_METRICS:
-            value = keeper.get(key)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                gauges[name] = (text, [Sample({}, value)])
-        text = core.metrics.text(gauges)
-        return answers.answer(200, text.encode(), content_type="text/plain; version=0.0.4; charset=utf-8")

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from llm_proxy.journal.frames import Kind, Note
+from llm_proxy.journal.frames import Closing, Kind, Note
 from llm_proxy.proxy.relay import Relay
 from llm_proxy.proxy.requests import Request
 from llm_proxy.records.exchange import Ending
@@ -198,8 +198,8 @@ class SignedRelay(Relay):
 
     # -- endings ------------------------------------------------------------------------------------------------
 
-    def _book(self, ending: Ending) -> None:
-        super()._book(ending)
+    def _book(self, closing: Closing) -> None:
+        super()._book(closing)
         self._door.leave(self)
 
     def fault(self, error: Exception) -> None:
