@@ -231,8 +231,11 @@ def test_lines_on_the_console(begin, work):
     quiet = begin(*configured(work, tree))
     ask(quiet, body=chat())
     with socket.create_connection(("127.0.0.1", quiet.port)) as link:
-        link.sendall(b"GET /v1/\x9b2Jmodels HTTP/1.1\r\nHost: localhost\r\nX-Fake: status=500\r\n\r\n")
-        assert link.recv(12) == b"HTTP/1.1 500"
+        link.sendall(
+            b"GET /v1/\x9b2Jmodels HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Fake: status=500\r\n\r\n"
+        )
+        with link.makefile("rb") as answer:
+            assert answer.read().startswith(b"HTTP/1.1 500")
     told = json.loads(quiet.wait_for_line(r'^(\{.*"status".*\})$')[1])
     assert told["level"] == "error" and told["status"] == 500 and told["path"] == r"/v1/\x9b2Jmodels"
     assert told["provider"] == "openai" and told["ending"] == "complete" and isinstance(told["duration_ms"], int)
