@@ -47,6 +47,24 @@ class Rule:
     secret: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One of `models`: what clients call it, where it is, what it is called there. `timeout` is seconds, 0 for none."""
+
+    name: str
+    base_url: str = ""
+    base_url_anthropic: str = ""
+    api_key: str = field(default="", repr=False)
+    model: str = ""
+    timeout: float = 0.0
+    max_retries: int = 2
+
+
+class _Hidden:
+    def __repr__(self) -> str:
+        return "something else"
+
+
 class _WrongItem(ValueError):
     """One value of a table breaks its own rule: its name within the table, that rule, the value."""
 
@@ -130,6 +148,78 @@ def _headers() -> Rule:
 
     words = 'fields such as "X-Team: blue", none of Host, Content-Length and those of the connection'
     return Rule(f"{words} (a line each, or JSON, in the environment; in a file a table does too)", read, secret=True)
+
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?", re.ASCII)
+
+
+def _duration(value: object) -> float:
+    """Seconds as a number, or as in `120s` and `1m30s`. Raises ValueError."""
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())) and match[0]:
+        return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1, 0.001), strict=True))
+    return float(_seconds(0, 86400).read(value))
+
+
+def _models() -> Rule:
+    name_rule = _text(r"[^\x00-\x1f\x7f]{1,200}", "a name of at most 200 characters")
+    url = _text(_BASE, "a URL such as https://api.openai.com/v1")
+    key = _text(r"[\x21-\x7e]{1,4096}", "a key without spaces")
+    retries = _whole(0, 10)
+    rules = {
+        "name": name_rule,
+        "base_url": url,
+        "base_url_anthropic": url,
+        "api_key": key,
+        "model": name_rule,
+        "timeout": Rule('a time such as "120s", or seconds', _duration),
+        "max_retries": retries,
+    }
+
+    def one(table: object) -> Model:
+        name = table.get("name") if isinstance(table, dict) else None
+        if not isinstance(table, dict) or not isinstance(name, str) or not name:
+            raise _WrongItem("name", "what clients call the model", name)
+        read: dict[str, Any] = {}
+        for item, value in table.items():
+            if item not in rules:
+                raise _WrongItem(f'"{name}"', f"a table of {', '.join(rules)}", item)
+            try:
+                read[item] = rules[item].read(value)
+            except (ValueError, TypeError, OverflowError):
+                shown = _Hidden() if item == "api_key" else value
+                raise _WrongItem(f'"{name}".{item}', rules[item].words, shown) from None
+        model = Model(**read)
+        if not model.base_url and not model.base_url_anthropic:
+            raise _WrongItem(f'"{name}"', "given a base_url, a base_url_anthropic, or both", "neither")
+        return model if model.model else replace(model, model=model.name)
+
+    def read(value: object) -> tuple[Model, ...]:
+        import json
+
+        tables = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(tables, list | tuple):
+            raise ValueError
+        models = tuple(one(table) for table in tables)
+        for number, model in enumerate(models):
+            if any(model.name == other.name for other in models[:number]):
+                raise _WrongItem("name", "different for each model", model.name)
+        return models
+
+    return Rule(
+        "a table per model, with name, base_url or base_url_anthropic, api_key, and perhaps model, timeout and "
+        "max_retries (a list in JSON in the environment)",
+        read,
+        secret=True,
+    )
+
+
+def _file() -> Rule:
+    def read(value: object) -> str:
+        if not isinstance(value, str) or "\0" in value:
+            raise ValueError
+        return paths.expand(value) if value.strip() else ""
+
+    return Rule("a file; ~ is your home, or nothing", read)
 
 
 def _yes_or_no() -> Rule:
@@ -455,6 +545,42 @@ class Settings:
         _headers(),
         "Header fields that go to the target, in the place of a client's of these names.",
     )
+    models: tuple[Model, ...] = _setting(
+        "models", (), _models(), "Models by names of your own, each at an upstream with a key; this opens their door."
+    )
+    named_token: str = _setting(
+        "named.token",
+        "",
+        replace(_text(r"[\x21-\x7e]{1,512}", "letters, digits or signs without a space"), secret=True),
+        "What every request has to bring, except those for `/health` and the explorer.",
+    )
+    named_header: str = _setting(
+        "named.header",
+        "Authorization",
+        _text(r"[A-Za-z0-9_-]{1,64}", "the name of a header field"),
+        "The field in which `named.token` comes; as a bearer token and as `x-api-key` it is taken too.",
+    )
+    named_origins: tuple[str, ...] = _setting(
+        "named.origins",
+        (),
+        _list_of(
+            re.compile(rf"\*|{_ORIGIN.pattern}", re.ASCII), "origins such as https://tool.example, or * with a token"
+        ),
+        "Pages of other sites that may call named models (CORS).",
+    )
+    named_rate_limit: int = _setting(
+        "named.rate_limit", 0, _whole(0, 1_000_000), "Calls of named models a minute; 0 is no limit."
+    )
+    named_max_body: int = _setting(
+        "named.max_body",
+        32 * MIB,
+        _size(KIB, 1 << 30),
+        "Largest body of a request; its model is read before it is sent, and so it is held in memory, whole.",
+    )
+    named_tls_cert: str = _setting(
+        "named.tls_cert", "", _file(), "Certificate (PEM) with which the port speaks TLS; for runs in a terminal."
+    )
+    named_tls_key: str = _setting("named.tls_key", "", _file(), "Its key.")
     bedrock_region: str = _setting(
         "bedrock.region",
         "",

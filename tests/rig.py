@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest_asyncio
 
-from llm_proxy.journal.frames import Closing, Frame, Kind, Opening, unpack_end, unpack_open
+from llm_proxy.journal.frames import Closing, Frame, Kind, Opening, rerouted, unpack_end, unpack_open
 from llm_proxy.journal.reader import Reader
 from llm_proxy.journal.writer import Journal
 from llm_proxy.proxy.server import Proxy, ProxyConfig
@@ -218,6 +218,8 @@ class Recorded:
         elif frame.kind == Kind.HEAD:
             assert not self.head, "two final heads"
             self.head = frame.payload
+        elif frame.kind == Kind.ROUTE:
+            self.opening = rerouted(self.opening, frame.payload)
         elif frame.kind == Kind.END:
             self.flags = frame.flags
             self.closing = unpack_end(frame.payload)

@@ -68,12 +68,10 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _serve(options: Options) -> int:
-    from llm_proxy import settings
-
     if "passthrough" in options.switches:
         return _passthrough()
     try:
-        loaded = settings.load(options.flags, os.environ, options.config)
+        loaded = _loaded(options)
     except ConfigError as exc:
         return _without_configuration(options, exc)
     if loaded.settings.target_url and options.command == "serve":
@@ -83,6 +81,20 @@ def _serve(options: Options) -> int:
     elif options.for_target:
         raise UsageError(f"{options.for_target} goes with --target-url, which says where calls are to go")
     return serve(loaded, service=options.command == "service")
+
+
+def _loaded(options: Options) -> Loaded:
+    """The settings; `--config` may be a file of proxy-llm's. Raises ConfigError."""
+    from llm_proxy import settings
+
+    if options.config is None:
+        return settings.load(options.flags, os.environ, None)
+    from llm_proxy.service import proxy_llm
+
+    loaded, warnings = proxy_llm.load(options.flags, os.environ, options.config)
+    for warning in warnings:
+        print(f"llm-proxy: {warning}", file=sys.stderr, flush=True)
+    return loaded
 
 
 def serve(loaded: Loaded, *, service: bool) -> int:
@@ -188,18 +200,15 @@ def _announce_socket(options: Options) -> int:
 
 
 def _explore(options: Options) -> int:
-    from llm_proxy import settings
     from llm_proxy.service import explore
 
-    loaded = settings.load(options.flags, os.environ, options.config)
-    return explore.run(loaded, port=options.explore_port, print_only=False)
+    return explore.run(_loaded(options), port=options.explore_port, print_only=False)
 
 
 def _status(options: Options) -> int:
-    from llm_proxy import settings
     from llm_proxy.service import status
 
-    found = status.look(settings.load(options.flags, os.environ, options.config).settings, dict(os.environ))
+    found = status.look(_loaded(options).settings, dict(os.environ))
     print(status.as_json(found) if options.json else status.as_text(found))
     return 0 if found.running else 1
 

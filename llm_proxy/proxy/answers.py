@@ -15,11 +15,14 @@ EXPLORER = "explorer"  # whoever looks there is a person with a browser
 REASONS = {
     200: "OK",
     400: "Bad Request",
+    401: "Unauthorized",
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
     413: "Content Too Large",
+    415: "Unsupported Media Type",
+    429: "Too Many Requests",
     431: "Request Header Fields Too Large",
     502: "Bad Gateway",
     503: "Service Unavailable",
@@ -33,6 +36,13 @@ _BEDROCK_ERRORS = {
     404: "UnknownOperationException",
     405: "UnknownOperationException",
     413: "RequestEntityTooLargeException",
+}
+# Anthropic's, where the status says more than that the request was wrong.
+_ANTHROPIC_ERRORS = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
 }
 _BEDROCK_FAULT = "ServiceUnavailableException"
 
@@ -74,6 +84,8 @@ def error(status: int, code: str, message: str, *, provider: str = "", close: bo
         body = f'{{"error":{{"code":{status},"message":{quoted(message)},"status":{quoted(code.upper())}}}}}'
     else:
         kind = "invalid_request_error" if status < 500 else "api_error"
+        if provider == "anthropic":
+            kind = _ANTHROPIC_ERRORS.get(status, kind)
         body = (
             f'{{"type":"error","error":{{"type":"{kind}","message":{quoted(message)},'
             f'"code":{quoted(code)},"param":null}}}}'

@@ -70,8 +70,10 @@ class Guard:
         """The fields in which one of the secrets came, by their lower-case names: no upstream may see those."""
         return frozenset(name for name, value in _presented(head) if _is_one_of(value, self.secrets))
 
-    def refusal(self, head: RequestHead, in_path: bytes, caller: Caller) -> str:
-        """Why a request is not served, for whoever sent it; empty where it is. `in_path` is a secret in the path."""
+    def refusal(self, head: RequestHead, in_path: bytes, caller: Caller, *, page: bool = False) -> str:
+        """Why a request is not served, for whoever sent it; empty where it is. `in_path` is a secret in the path;
+        `page`: it comes from a page that the operator has listed for this.
+        """
         if any(_is_one_of(value, self.secrets) for value in (in_path, *(key for _, key in _presented(head))) if value):
             return ""
         if self.required:
@@ -80,7 +82,7 @@ class Guard:
             )
         if caller.peer is None:
             return "callers on other machines need the token that listen.token names, as a bearer token or as x-api-key"
-        if any(field.role in (Role.ORIGIN, Role.FETCH_SITE) for _, field in head.special):
+        if not page and any(field.role in (Role.ORIGIN, Role.FETCH_SITE) for _, field in head.special):
             return "this spends the user's credentials: it is not for browsers"
         if not _ON_LINUX or caller.uid == os.geteuid():
             return ""

@@ -18,6 +18,7 @@ from llm_proxy.wire.head import RequestHead
 
 if TYPE_CHECKING:
     from llm_proxy.proxy.client import ClientConnection
+    from llm_proxy.proxy.models import ModelsDoor
     from llm_proxy.proxy.relay import Relay
 
 log = logging.getLogger("llm_proxy.proxy")
@@ -53,6 +54,7 @@ class Core:
         self.clients: set[ClientConnection] = set()
         self.relays: set[Relay] = set()
         self.own: dict[bytes, OwnAnswer] = {}
+        self.models: ModelsDoor | None = None
         self.witness: Callable[[Relay], None] | None = None  # told of each exchange that is over
         self.draining = False
         self._ended: asyncio.Event | None = None
@@ -99,6 +101,11 @@ class Core:
 
     def own_answer(self, head: RequestHead, target: bytes) -> bytes | None:
         """The answer to a path that this process serves itself, else None."""
+        if self.models is not None and (told := self.models.answer(head, target)) is not None:
+            code, answer = told
+            if code:
+                self.metrics.count_answer(code)
+            return answers.without_body(answer) if head.method == b"HEAD" else answer
         make = self.own.get(target.partition(b"?")[0])
         if make is None:
             return None

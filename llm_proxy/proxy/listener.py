@@ -11,6 +11,7 @@ import asyncio
 import logging
 import resource
 import socket
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -48,11 +49,16 @@ class Listener:
     """Accepts on listening sockets, which are its own from now on. `room` says how many more may be open."""
 
     def __init__(
-        self, sockets: Sequence[socket.socket], protocol: Callable[[], asyncio.Protocol], room: Callable[[], int]
+        self,
+        sockets: Sequence[socket.socket],
+        protocol: Callable[[], asyncio.Protocol],
+        room: Callable[[], int],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._sockets = list(sockets)
         self._protocol = protocol
         self._room = room
+        self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._arriving: set[asyncio.Task[object]] = set()  # accepted, not yet told to their protocol
         self._resuming: asyncio.TimerHandle | None = None
@@ -98,8 +104,8 @@ class Listener:
 
     async def _open(self, sock: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._protocol, sock)
-        except OSError:  # it has left already
+            await self._loop.connect_accepted_socket(self._protocol, sock, ssl=self._tls)
+        except OSError:  # it has left already, or does not speak TLS as it should
             sock.close()
 
     def _pause(self, why: str) -> None:

@@ -35,7 +35,12 @@ _LOSSY, _OVER_LIMIT = Flag.LOSSY, Flag.OVER_LIMIT
 
 
 class Relay:
-    """Carries one exchange. Made by the client connection once head and route are known; `start` sets it off."""
+    """Carries one exchange. Made by the client connection once head and route are known; `start` sets it off.
+
+    `route_known` is False where the route is told by the request's body only.
+    """
+
+    route_known = True
 
     __slots__ = (
         "answered",
@@ -120,7 +125,13 @@ class Relay:
         if long is not None:
             kept = self._cut(long, piece)
         self.serial, whole = core.tee.open(
-            request.recorded, facts, self.at, kept, bodiless=done and not piece, last=done, port=self.client.port
+            request.recorded,
+            facts,
+            self.at,
+            kept,
+            bodiless=done and not piece,
+            last=done and self.route_known,
+            port=self.client.port,
         )
         if not whole:
             self.flags |= _LOSSY
@@ -331,7 +342,11 @@ class Relay:
                 self.keep_client = False
         elif framing.length > self.limit:
             self.long_response = LongBody(self.limit)
-        self._response_body(hop.response(head, dechunk=self.dechunk), data, position, head)
+        self._response_body(self._dressed(hop.response(head, dechunk=self.dechunk)), data, position, head)
+
+    def _dressed(self, answer: bytes) -> bytes:
+        """What a door adds to a final head, or to an answer of ours."""
+        return answer
 
     def _response_body(self, outgoing: bytes, data: bytes, position: int, head: ResponseHead | None) -> None:
         """Forward what belongs to the response; `outgoing` goes before it in one write, `head` into the journal."""
@@ -549,7 +564,7 @@ class Relay:
             return
         self.core.metrics.count_answer(code)
         keep = self.keep_client and self.request_framing.done
-        answer = answers.error(status, code, message, provider=self.route.provider, close=not keep)
+        answer = self._dressed(answers.error(status, code, message, provider=self.route.provider, close=not keep))
         self.client.send(answers.without_body(answer) if self.head.method == b"HEAD" else answer)
         self.client.exchange_done(keep=keep, linger=not self.request_framing.done)
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from llm_proxy.proxy.access import Access
+from llm_proxy.proxy.front import Front
 from llm_proxy.proxy.router import Route, Router
 from llm_proxy.wire import hop
 from llm_proxy.wire.head import BadHead, RequestHead, parse_request
@@ -67,11 +68,12 @@ def origin_form(head: RequestHead) -> bytes:
 
 
 class Requests:
-    """Reads heads. `own` are the paths that are answered here and never routed."""
+    """Reads heads. `front`: who has its token need not be judged by Host and Origin."""
 
-    def __init__(self, access: Access, router: Router) -> None:
+    def __init__(self, access: Access, router: Router, front: Front | None = None) -> None:
         self._access = access
         self._router = router
+        self._front = front
         self._known: dict[bytes, Prepared] = {}
 
     def known(self, raw: bytes) -> Request | None:
@@ -89,6 +91,8 @@ class Requests:
         """Head and origin-form target of a request that may be served. Raises BadHead, Forbidden."""
         head = parse_request(raw)
         target = origin_form(head)
+        if self._front is not None and self._front.decides(head, target):
+            return head, target
         refusal = self._access.refusal(head)
         if refusal is not None:
             raise Forbidden(refusal)
@@ -98,10 +102,15 @@ class Requests:
         """Route a parsed head, and remember what came of it. Raises NoRoute."""
         route = self._router.route(head, target)
         websocket = head.wants_websocket
-        outgoing = hop.request(head, route.target, route.host, upgrade=websocket, instead=route.instead)
+        instead = route.instead
+        if self._front is not None and (token := self._front.keys(head)):  # it is meant for us alone
+            instead = (instead or hop.Instead(frozenset()))._replace(
+                names=token | (instead.names if instead else token)
+            )
+        outgoing = hop.request(head, route.target, route.host, upgrade=websocket, instead=instead)
         recorded = head.masked(b"%b %b HTTP/1.%d" % (head.method, route.masked, head.minor))
-        if route.instead is not None:
-            recorded = hop.recorded(recorded, route.instead)
+        if instead is not None:
+            recorded = hop.recorded(recorded, instead)
         recorded = route.facts + recorded
         match = _LENGTH_LINE.search(raw)
         digits = match[1] if match is not None else b""

@@ -1,8 +1,9 @@
 """Where a request goes, from its head alone. Pure: a `Route`, or `NoRoute` with words for the caller.
 
 Order: the explorer's `/llm-proxy/…`; everything else to a single target, where one is configured. Without one:
-Bedrock's paths, then provider paths `/{provider}/{host}/{path}`, then bare API paths to their provider's own host, or
-the one configured in its place. What this process answers itself (`/health`, `/metrics`) is the server's business.
+calls of named models, where there are any; Bedrock's paths, then provider paths `/{provider}/{host}/{path}`, then bare
+API paths to their provider's own host, or the one configured in its place. What this process answers itself
+(`/health`, `/metrics`) is the server's business.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from llm_proxy.proxy.client import ClientConnection
     from llm_proxy.proxy.core import Core
     from llm_proxy.proxy.explorer import ExplorerDoor
+    from llm_proxy.proxy.models import ModelsDoor
     from llm_proxy.proxy.relay import Relay
     from llm_proxy.proxy.requests import Request
     from llm_proxy.proxy.target import TargetDoor
@@ -110,7 +112,8 @@ class Route:
     `host` is the Host value sent; `listed`: the operator has allowed this host, so its addresses are not judged;
     `facts` is the route's part of the journal's OPEN frame; `recorded`: whether there is one; `confidential`: its
     bodies are never recorded. `door`: who may call is asked there; `secret` is what the path names for it, and stands
-    in no record. `instead`: fields of the configuration that are sent.
+    in no record. `instead`: fields of the configuration that are sent. `patience`: seconds of silence that end it,
+    0 for the limits of all.
     """
 
     provider: str
@@ -128,6 +131,7 @@ class Route:
     secret: bytes = field(default=b"", repr=False)
     recorded: bool = True
     instead: Instead | None = field(default=None, repr=False)
+    patience: float = 0.0
 
 
 class NoRoute(Exception):
@@ -154,11 +158,13 @@ class Router:
         enabled: bool = True,
         bedrock: BedrockDoor | None = None,
         target: TargetDoor | None = None,
+        models: ModelsDoor | None = None,
         bases: Mapping[str, Base] | None = None,
     ) -> None:
         """`bases`: where bare API paths of a provider go instead of its own host."""
         self.explorer: ExplorerDoor | None = None
         self._target = target
+        self._models = models
         self._bases = bases or {}
         self._allow = allow
         self._bedrock = bedrock
@@ -182,6 +188,8 @@ class Router:
     def _decide(self, head: RequestHead, target: bytes) -> Route:
         if self._target is not None:
             return self._target.route(head, target)
+        if self._models is not None and (route := self._models.route(head, target)) is not None:
+            return route
         opened = SECRET_PATH.fullmatch(target)
         secret, inner = (unquote_to_bytes(opened[1]), opened[2]) if opened is not None else (b"", target)
         if bedrock_paths.begins_here(inner):

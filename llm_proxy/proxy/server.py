@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from llm_proxy.proxy.core import Core
 from llm_proxy.proxy.dialler import Dialler
 from llm_proxy.proxy.explorer import Explorer, ExplorerDoor
 from llm_proxy.proxy.listener import Limits, Listener, descriptors, limits
+from llm_proxy.proxy.models import Models, ModelsDoor
 from llm_proxy.proxy.report import Report
 from llm_proxy.proxy.requests import Requests
 from llm_proxy.proxy.router import Policy, Router
@@ -59,6 +61,8 @@ class ProxyConfig:
     log_dir: str = ""
     bedrock: Bedrock | None = None
     target: Target | None = None
+    models: Models | None = None
+    tls: ssl.SSLContext | None = None  # of the listener
     bases: Mapping[str, Base] = field(default_factory=dict)
     explorer: Explorer | None = None
     unrecorded: str = "there is no journal"  # what is said where that is so
@@ -71,16 +75,18 @@ class Proxy:
         self.config = config
         self.tee = Tee(journal)
         self._bedrock = BedrockDoor(config.bedrock) if config.bedrock is not None else None
+        models = ModelsDoor(config.models) if config.models is not None else None
         router = Router(
             allow=Allowed(config.allow),
             policy=Policy(config.policy),
             enabled=config.remote_routes,
             bedrock=self._bedrock,
             target=TargetDoor(config.target) if config.target is not None else None,
+            models=models,
             bases=config.bases,
         )
         self.core = Core(
-            requests=Requests(Access(config.hosts, config.origins), router),
+            requests=Requests(Access(config.hosts, config.origins), router, models.front if models else None),
             dialler=Dialler(connect_timeout=config.connect_timeout, environment=config.environment),
             tee=self.tee,
             record_limit=config.record_limit,
@@ -88,6 +94,7 @@ class Proxy:
             head_timeout=config.head_timeout,
             client_idle_timeout=config.client_idle_timeout,
         )
+        self.core.models = models
         self.explorer: ExplorerDoor | None = None
         if config.explorer is not None:
             self.explorer = router.explorer = ExplorerDoor(config.explorer, self.core, home=config.target is None)
@@ -117,7 +124,10 @@ class Proxy:
         for sock in sockets:
             sock.setblocking(False)
         self._listener = Listener(
-            sockets, lambda: ClientConnection(core), lambda: self._limits.open - len(core.clients)
+            sockets,
+            lambda: ClientConnection(core),
+            lambda: self._limits.open - len(core.clients),
+            self.config.tls,
         )
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep_forever())
         self._report.disks.start()
@@ -201,7 +211,7 @@ class Proxy:
         for relay in list(self.core.relays):
             quiet = (now_ns - relay.at) / 1e9
             waiting = relay.response_head is None and relay.request_done
-            limit = config.header_timeout if waiting else config.idle_timeout
+            limit = relay.route.patience or (config.header_timeout if waiting else config.idle_timeout)
             if limit and quiet > limit:
                 relay.timed_out(f"nothing came for {limit:g} s")
         self.core.pool.expire(now, self._limits.idle)

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from llm_proxy.journal.frames import Closing, Flag, Kind, open_frame, pack, pack_end, pack_header
+from llm_proxy.journal.frames import Closing, Flag, Kind, open_frame, pack, pack_end, pack_header, pack_route
 from llm_proxy.journal.writer import Journal
 
 _random_bits = random.Random().getrandbits
@@ -112,6 +112,11 @@ class Tee:
         """A 1xx head."""
         if serial:
             self._closing(pack(Kind.INTERIM, 0, serial, at, masked), serial, at, 0, None)
+
+    def route(self, serial: int, at: int, facts: bytes, recorded: bytes) -> None:
+        """Where an exchange goes whose request had to be read first; `recorded` is its masked head."""
+        if serial:
+            self._closing(pack(Kind.ROUTE, _LAST, serial, at, pack_route(facts, recorded)), serial, at, 0, None)
 
     def head(self, serial: int, at: int, masked: bytes, body: bytes, closing: Closing | None, flags: int) -> bool:
         """The final head, what came with it of the body, and the end where that is all. False: the body was dropped."""

@@ -25,7 +25,7 @@ from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, CrashLoo
 from llm_proxy.journal.writer import Journal, JournalBusy, has_ring, writer_lock
 from llm_proxy.proxy.explorer import Explorer
 from llm_proxy.proxy.server import Proxy, ProxyConfig
-from llm_proxy.service import activation, attached, bedrock, crashes, environment, passing, state, target
+from llm_proxy.service import activation, attached, bedrock, crashes, environment, models, passing, state, target
 from llm_proxy.service.exploring import Exploring
 from llm_proxy.service.exploring import options as exploring_options
 from llm_proxy.service.keeping import arguments
@@ -92,6 +92,8 @@ class Daemon:
         self.bedrock = bedrock.configured(settings)
         self.target = target.configured(settings)
         self.bases = target.bases(settings)
+        self.models = models.configured(settings)
+        self.tls = models.tls(settings)
         self._stopped_at = 0.0
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
@@ -102,6 +104,7 @@ class Daemon:
             state.prepare(paths.state_folder())
         self.listeners = self._listen()
         target.refuse_ourselves(self.target, self.bases, self.listeners.port)
+        models.refuse_ourselves(self.models, self.listeners.port)
 
     def close(self) -> None:
         for link in self.listeners.sockets:
@@ -150,7 +153,7 @@ class Daemon:
     def _announce(self) -> None:
         """Say what a person needs to use us."""
         port = self.listeners.port
-        url = f"http://127.0.0.1:{port}"
+        url = f"{'https' if self.tls is not None else 'http'}://127.0.0.1:{port}"
         self.voice.say(
             f"llm-proxy {__version__} listens on {url}\n"
             f"{self._records_into()}\n"
@@ -179,6 +182,8 @@ class Daemon:
         if self.target is not None:
             added = ", ".join(name for name, _ in self.target.headers)
             return f"every path goes to {self.target.base}{added and f', with {added}'}\n\nBase URL for clients: {url}"
+        if self.models is not None:
+            return models.lines(self.models, url)
         if self.door == "taco":
             exports = f"export ANTHROPIC_BASE_URL='{url}'\nexport OPENAI_BASE_URL='{url}/v1'\n"
             exports += f"export GOOGLE_GEMINI_BASE_URL='{url}'"
@@ -280,7 +285,7 @@ class Daemon:
             instance=self.instance,
             version=__version__,
             hosts=settings.hosts,
-            origins=settings.origins,
+            origins=(*settings.origins, *models.pages(settings)),
             allow=settings.allow,
             policy=settings.policy,
             remote_routes=settings.remote_routes or is_loopback(settings.host),
@@ -297,6 +302,8 @@ class Daemon:
             log_dir=settings.log_dir,
             bedrock=None if self.bedrock is None else self.bedrock.door,
             target=self.target,
+            models=self.models,
+            tls=self.tls,
             bases=self.bases,
             explorer=Explorer(unavailable=self.unrecorded) if self.exploring is None else self.exploring.explorer,
             unrecorded=self.unrecorded,
@@ -352,6 +359,9 @@ class Service(Daemon):
         if self.target is not None:
             log.warning("target.url is for runs in a terminal: this daemon serves all providers, and no single target")
             self.target = None
+        if self.tls is not None:
+            log.warning("named.tls_cert is for runs in a terminal: shells and clients find this daemon by http://")
+            self.tls = None
         self._explicit_port = "port" in loaded.sources
         self._folder = paths.state_folder()
         self._lock: int | None = None
@@ -367,6 +377,7 @@ class Service(Daemon):
             log.error("%s; this daemon runs, but `--env` and `--status` cannot find it", exc)
         self.listeners = self._listen()
         target.refuse_ourselves(None, self.bases, self.listeners.port)
+        models.refuse_ourselves(self.models, self.listeners.port)
 
     def _count_start(self) -> None:
         # systemd counts itself, and starts the safe unit

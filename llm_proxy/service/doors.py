@@ -25,6 +25,7 @@ class Door(NamedTuple):
 
 
 TARGET = Door("target", "csv", "csv.file", "csv_file", "log.csv")
+PROXY_LLM = Door("proxy-llm", "dataset", "dataset.folder", "dataset_folder", "data")
 TACO = Door("taco", "daily", "daily.folder", "daily_folder", "recordings")
 
 
