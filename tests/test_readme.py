@@ -61,6 +61,8 @@ FISH = "llm-proxy --env --shell fish | source"
 TAIL = "tail -qn 1 ~/.llm-provider-logs/*/*/*.jsonl"
 BEDROCK = "BEDROCK_REGION=us-west-2 llm-proxy --port 9999"
 BEDROCK_SHELL = 'eval "$(llm-proxy --env --bedrock)"'
+TARGET = "llm-proxy --target-url https://api.openai.com/v1"
+TACO = "llm-proxy start"
 TESTS = "sh scripts/test.sh"  # what runs these tests
 
 
@@ -75,7 +77,7 @@ def shown() -> set[str]:
 def test_every_command_is_run_here() -> None:
     """Nothing is shown that no test runs, and no test runs what is no longer shown."""
     run = {command.removesuffix("; claude") for command, _, _ in LIFE}
-    assert shown() == run | {CURL, BREW, UNBREW, POSIX, FISH, TAIL, BEDROCK, BEDROCK_SHELL, TESTS}
+    assert shown() == run | {CURL, BREW, UNBREW, POSIX, FISH, TAIL, BEDROCK, BEDROCK_SHELL, TARGET, TACO, TESTS}
     assert subprocess.run(["sh", "-n", "scripts/test.sh"], cwd=ROOT, timeout=20).returncode == 0
 
 
@@ -273,6 +275,16 @@ def test_the_lines_for_bedrock(start: Any, shell: dict[str, str], free_port: int
     assert service.wait_for_line("is signed for us-west-2")
     show = "\n".join((BEDROCK_SHELL, *(f'echo "${name}"' for name in environment.BEDROCK)))
     assert run(shell, "bash", show).split() == ["1", service.url, "1"]
+
+
+def test_other_programs_ways_in_open_as_shown(start: Any, tmp_path: Path) -> None:
+    """Their usual ports may be taken here, so these are others."""
+    options = {"env": {"LLM_PROXY_PORT": "0", "TACO_PORT": "0"}, "cwd": tmp_path}
+    target = start(*shlex.split(TARGET)[1:], **options)
+    assert target.wait_for_line("every path goes to https://api.openai.com/v1$")
+    assert target.wait_for_line(f"CSV: {tmp_path}/log.csv")
+    taco = start(*shlex.split(TACO)[1:], **options)
+    assert taco.wait_for_line(f"recordings: {tmp_path}/recordings/")
 
 
 def test_without_a_daemon_it_runs_in_the_terminal(start: Any, free_port: int) -> None:

@@ -76,7 +76,8 @@ def beside(port: int) -> int:
 
 
 def _health(port: int) -> dict[str, Any]:
-    return process.health(state.Run(port, 1, 0, "-", activation.NOBODY))
+    """By the path that is ours with a single target too."""
+    return process.health(state.Run(port, 1, 0, "-", activation.NOBODY), "/llm-proxy/health")
 
 
 def invitation(folder: str, port: int, *, print_only: bool) -> str:
