@@ -25,6 +25,7 @@ from llm_proxy.sinks.outbox import Outbox
 
 TICK = 1.0  # seconds: the keeper settles shortly after the wake-up that both are given
 FINISH = 10.0  # seconds for what is left when it is to end
+BEAT = 10.0  # seconds after which the same is said again
 FORGET = 60.0  # seconds between two looks at what all lanes have passed on
 
 
@@ -39,6 +40,7 @@ class Lanes:
         self.lanes: list[Lane] = []
         self.broken: dict[str, State] = {}
         self._said: dict[str, Any] = {}
+        self._said_at = 0.0
         self._forgot_at = 0.0
         self._leave = False
         # Only calls of this very run can be waiting in lanes that have never been.
@@ -69,13 +71,17 @@ class Lanes:
         self.say("stopped")
 
     def say(self, state: str = "running") -> None:
-        """`sinks.json`, written when something has changed."""
-        sinks = {lane.name: asdict(lane.state) for lane in self.lanes}
+        """`sinks.json`, written when something has changed, and now and then to show that we live."""
+        try:
+            sinks = {lane.name: lane.standing() for lane in self.lanes}
+        except sqlite3.Error:
+            sinks = {lane.name: asdict(lane.state) for lane in self.lanes}
         sinks |= {name: asdict(one) for name, one in self.broken.items()}
         facts = {"pid": os.getpid(), "state": state, "sinks": sinks}
-        if facts == self._said:
+        now = time.monotonic()
+        if facts == self._said and now - self._said_at < BEAT:
             return
-        self._said = facts
+        self._said, self._said_at = facts, now
         path = self.place / "sinks.json"
         draft = path.with_suffix(".new")
         try:

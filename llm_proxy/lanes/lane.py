@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,12 @@ class Lane:
         self._stop.set()
         self.news.set()
         self._thread.join(max(0.0, deadline - time.monotonic()))
+
+    def standing(self) -> dict[str, Any]:
+        """How it stands; what came while the sink takes its time over others is counted too."""
+        told = asdict(self.state)
+        known = self.cursors.of(self.name) if told["since"] else None
+        return told | ({"waiting": self.outbox.count(known[0])} if known is not None else {})
 
     # -- in the thread
 

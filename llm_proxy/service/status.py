@@ -51,6 +51,20 @@ class Keeper:
 
 
 @dataclass(frozen=True, slots=True)
+class Sink:
+    """A sink's lane, as `/health/sinks` tells it. `waiting` and `parked` are calls, `lag` seconds."""
+
+    name: str
+    state: str
+    waiting: int = 0
+    lag: float = 0.0
+    passed: int = 0
+    parked: int = 0
+    last_error: str = ""
+    last_error_at: str = ""  # UTC, ISO 8601
+
+
+@dataclass(frozen=True, slots=True)
 class Logs:
     """The log folder and its size in bytes; `counted` is False where the walk ran out of time."""
 
@@ -95,6 +109,7 @@ class Status:
     safe_mode: bool = False
     autostart: Autostart = field(default_factory=Autostart)
     keeper: Keeper = field(default_factory=Keeper)
+    sinks: tuple[Sink, ...] = ()  # those beside the session logs
     logs: Logs = field(default_factory=lambda: Logs("", 0, 0, True))
     shells: tuple[str, ...] = ()  # the files that point new ones here
     variables: tuple[Variable, ...] = ()
@@ -125,7 +140,9 @@ def look(settings: Settings, environ: dict[str, str]) -> Status:
         )
     health = process.health(run)
     logs = walk(_text(health, "log_dir") or settings.log_dir)
-    keeper = _keeper(process.health(run, "/health/sinks").get("keeper")) if health else Keeper()
+    records = process.health(run, "/health/sinks") if health else {}
+    keeper = _keeper(records.get("keeper")) if health else Keeper()
+    sinks = _sinks(records.get("sinks"))
     return Status(
         running=True,
         reason="" if health else f"it does not answer /health within {process.HEALTH_LIMIT:g} s",
@@ -139,11 +156,12 @@ def look(settings: Settings, environ: dict[str, str]) -> Status:
         safe_mode=is_safe(run, folder),
         autostart=started,
         keeper=keeper,
+        sinks=sinks,
         logs=logs,
         shells=tuple(shells.patched(environ)),
         variables=tuple(variables(run.port, environ)),
         attached=clients,
-        warnings=(*_warnings(logs, keeper), *_astray(clients, run.port)),
+        warnings=(*_warnings(logs, keeper), *_behind(sinks), *_astray(clients, run.port)),
     )
 
 
@@ -172,6 +190,7 @@ def as_text(status: Status) -> str:
             ("Keeper", f"{status.keeper.state}, {_size(status.keeper.lag)} behind"),
             ("Last call", status.keeper.last_exchange or "none since it started"),
         ]
+        rows += [("Sinks" if not n else "", _lane_sentence(sink)) for n, sink in enumerate(status.sinks)]
     more = "" if status.logs.counted else "more than "
     rows.append(("Started by", _autostart_sentence(status.autostart)))
     rows.append(("Logs", f"{status.logs.folder} ({more}{_size(status.logs.size)} in {status.logs.files} files)"))
@@ -243,6 +262,49 @@ def _keeper(facts: object) -> Keeper:
         last_error=_text(facts, "last_error"),
         last_exchange=_moment(facts.get("last_exchange_at")),
     )
+
+
+def _sinks(facts: object) -> tuple[Sink, ...]:
+    if not isinstance(facts, dict):
+        return ()
+    return tuple(
+        Sink(
+            name=str(name),
+            state=_text(told, "state") or "unknown",
+            waiting=_number(told, "waiting"),
+            lag=float(told["lag"]) if isinstance(told.get("lag"), int | float) else 0.0,
+            passed=_number(told, "passed"),
+            parked=_number(told, "parked"),
+            last_error=_text(told, "last_error"),
+            last_error_at=_moment(told.get("last_error_at")),
+        )
+        for name, told in facts.items()
+        if isinstance(told, dict)
+    )
+
+
+def _lane_sentence(sink: Sink) -> str:
+    said = [f"{sink.name}: {sink.state}", f"{sink.passed} calls passed on"]
+    said += [f"{sink.waiting} waiting for {_duration(sink.lag)}"] if sink.waiting else []
+    said += [f"{sink.parked} put aside"] if sink.parked else []
+    return ", ".join(said)
+
+
+_LAGS = {
+    "lagging": "is behind",
+    "retrying": "is tried again",
+    "broken": "cannot be used",
+    "silent": "gives no sign of life",
+    "down": "is not running",
+}
+
+
+def _behind(sinks: Sequence[Sink]) -> Iterator[str]:
+    for sink in sinks:
+        if sink.state in _LAGS:
+            waiting = f", {sink.waiting} calls wait" if sink.waiting else ""
+            error = f": {sink.last_error}" if sink.last_error else ""
+            yield f"the sink {sink.name} {_LAGS[sink.state]}{waiting}{error}"
 
 
 def _warnings(logs: Logs, keeper: Keeper) -> tuple[str, ...]:
