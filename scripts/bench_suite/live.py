@@ -85,7 +85,7 @@ def _screen(to: Contestant) -> Iterator[Page]:
 
 
 def rows(*, quick: bool) -> list[Row]:
-    count, seconds = (2, 3.0) if quick else (6, 10.0)
+    count, seconds = (2, 3.0) if quick else (12, 4.0)
     alone: list[tuple[float, float]] = []
     looked_at: list[tuple[float, float]] = []
     with ExitStack() as stack:
@@ -97,9 +97,9 @@ def rows(*, quick: bool) -> list[Row]:
                     if found is looked_at:
                         look.enter_context(watched(to))
                     found.append(_delays(to, seconds))
-        p50, p95 = _to_screen(to, seconds * 2)
+        p50, p95 = _to_screen(to, seconds * 4)
     cells = {found is looked_at: _cell(found) for found in (alone, looked_at)}
-    ratio = median(watched[1] for watched in looked_at) / median(one[1] for one in alone)
+    ratio = median(two[1] / one[1] for one, two in zip(alone, looked_at, strict=True))
     return [
         Row("live, per event, unwatched", {"ours": cells[False]}),
         Row("live, p99 per event, watched", {"ours": cells[True]}, judged=ratio),
