@@ -80,7 +80,12 @@ class DatasetLog(Appender):
 def session_of(call: Call) -> str:
     """A name that is safe as a file's: the client's own, else by model."""
     given = next(iter(headers_of(call.request).get("X-Session-Id", ())), "")
-    return _safe(given) if given else "session_" + _safe(call.row.model or "default")
+    return _safe(given) if given else "session_" + _safe(model_of(call) or "default")
+
+
+def model_of(call: Call) -> str:
+    """As the client asked for it: behind a name of one's own stands another, and both would be sessions."""
+    return call.digest.asked.model or call.row.model or ""
 
 
 def _safe(name: str) -> str:
@@ -97,7 +102,7 @@ def as_object(call: Call, session: str) -> dict[str, Any]:
         "session_id": session,
         "endpoint": row.path.removeprefix("/v1/").lstrip("/"),
         "method": row.method,
-        "model": row.model,
+        "model": model_of(call),
         "provider": row.provider,
         "request_body": _json(call.request_body),
     }
