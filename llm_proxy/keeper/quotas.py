@@ -27,8 +27,10 @@ _FIELDS = tuple(
 )
 # Of a plan, whatever model is asked; other limits are a model's.
 _OF_ACCOUNT = ("unified", "codex")
+_NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?")
 _DURATION = re.compile(
-    r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m(?!s))?(?:(\d{1,9}(?:\.\d{1,9})?)s)?(?:(\d{1,9}(?:\.\d{1,9})?)ms)?"
+    r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m(?!s))?(?:(\d{1,9}(?:\.\d{1,9})?)s)?(?:(\d{1,9}(?:\.\d{1,9})?)ms)?",
+    re.ASCII,
 )
 _UNITS = (86400.0, 3600.0, 60.0, 1.0, 0.001)
 _EPOCHS = 1e9  # seconds; a smaller number is counted from now
@@ -106,7 +108,7 @@ _GAUGES: tuple[tuple[str, str, Callable[[Quota], float | None]], ...] = (
 
 
 def _number(text: str, at: float) -> float | None:
-    return float(text) if re.fullmatch(r"\d{1,15}(?:\.\d{1,15})?", text) else None
+    return float(text) if _NUMBER.fullmatch(text) else None
 
 
 def _percent(text: str, at: float) -> float | None:
