@@ -127,6 +127,14 @@ def test_every_path_but_ours_is_the_targets(target):
     assert status == 200 and json.loads(body)["app"] == "llm-proxy"
 
 
+def test_the_explorer_opens_beside_it(target, command):
+    """Found by its port, though `/health` is the target's."""
+    daemon = target()
+    daemon.port  # noqa: B018  # it listens
+    done = command("--explore", "--port", str(daemon.port))
+    assert f"http://127.0.0.1:{daemon.port}/llm-proxy/" in done.stdout, done.stderr
+
+
 def test_a_configuration_file_and_the_environment_do_the_same(start, environ, work, provider):
     """`[target]` in the file, its headers from the environment: no secret in any process' arguments."""
     config = Path(environ["HOME"], "config.toml")
