@@ -1,10 +1,12 @@
 """The explorer in a real browser: what happens is seen as it happens, and nothing of what is recorded runs."""
 
+import json
 import time
 import uuid
 
 import pytest
 
+from llm_proxy.index.ingest import Indexer
 from tests import journals
 from tests.browser import browser, look, served, visit  # noqa: F401  # fixtures
 from tests.explored import HOSTILE
@@ -259,3 +261,37 @@ def test_a_live_turn_grows_at_the_end_of_its_conversation(served, look):  # noqa
     assert other.locator(".lc").count() == 0
     served.add(frames[-1])
     page.locator(f"#f-{ours}").get_by_text("over; being recorded").wait_for()
+
+
+def test_what_stands_around_a_live_turn_follows_it(served, look):  # noqa: F811
+    """When the open call is recorded, heading, figures, outline and ending of the conversation's page say so too."""
+    session, ours = served.made.sessions["live"], served.made.calls["live"][-1]
+    page = look(f"/sessions/{session}")
+    assert page.locator(".phead", has_text="1 call open").count() and page.locator(".outline", has_text="open").count()
+    (log,) = served.made.logs.glob(f"*/*/{session}.jsonl")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    answer = next(line for line in lines if line["type"] == "response")
+    asked = next(line for line in lines if line["_meta"].get("request_id") == ours)
+    with log.open("a") as file:
+        file.write(json.dumps(answer | {"_meta": asked["_meta"], "seq": asked["seq"]}) + "\n")
+    indexer = Indexer(served.made.index, served.made.logs)
+    indexer.catch_up_all()
+    indexer.close()
+    served.add(*(with_id(frame, uuid.UUID(ours)) for frame in call("Done. ").frames))
+    page.locator(".ending", has_text="ended complete").wait_for()
+    assert not page.locator(".phead", has_text="open").count() and not page.locator(".outline", has_text="open").count()
+    assert "2 turns" in page.locator(".phead .stats").inner_text()
+
+
+def test_the_bar_tells_how_many_are_in_flight(served, look):  # noqa: F811
+    """On the live page the number at its name grows and goes with the calls."""
+    page = look("/live")
+    bar(page, "Following")
+    badge, before = page.locator(".nav .cnt"), page.locator("#flights article").count()
+    one = call("soon ")
+    served.add(one.open, one.request)
+    page.locator(f"#f-{one.id}").wait_for()
+    assert badge.inner_text() == str(before + 1)
+    served.add(one.head, *one.response, one.end)
+    page.locator(f"#d-{one.id}").wait_for()
+    assert badge.is_visible() == bool(before)

@@ -23,6 +23,7 @@ async function refresh() {
   const fresh = page.getElementById('list');
   // Meanwhile somebody may have begun to read or to move through it.
   if (!fresh || scrollY > TOP || list.contains(document.activeElement)) return;
+  document.querySelector('.nav .cnt').replaceWith(page.querySelector('.nav .cnt'));
   const filters = document.querySelector('.facets');
   const open = filters?.open;
   list.replaceChildren(...fresh.childNodes);

@@ -64,6 +64,22 @@ async function grow(id) {
   } catch {
     if (card) put($('[data-phase-words]', card), 'over; reload to see it as a turn');
   }
+  await renew();
+}
+
+// What stands around the turns counts them: it is taken from the page as it is now, but for what has the focus.
+const AROUND = ['.nav .cnt', '.phead', '.over', '.views', '.outline ol', '.ending'];
+async function renew() {
+  const answer = await fetch(location.href, { headers: { Accept: 'text/html' } }).catch(() => null);
+  if (!answer?.ok) return;
+  const now = new DOMParser().parseFromString(await answer.text(), 'text/html');
+  document.title = now.title;
+  keeping(() => {
+    for (const part of AROUND) {
+      const [old, fresh] = [$(part), $(part, now)];
+      if (old && fresh && !old.contains(document.activeElement)) old.replaceWith(fresh);
+    }
+  });
 }
 
 const handlers = {

@@ -126,8 +126,11 @@ function paint() {
 }
 
 function count() {
-  put($('[data-inflight]'), `${flights.children.length}`);
-  $('#none').hidden = flights.children.length > 0;
+  const open = flights.children.length;
+  put($('[data-inflight]'), `${open}`);
+  put($('.nav .cnt'), `${open}`);
+  $('.nav .cnt').hidden = open === 0;
+  $('#none').hidden = open > 0;
 }
 
 function tick() {

@@ -110,11 +110,10 @@ document.addEventListener('click', (event) => {
 });
 
 // The outline says where one is.
-const rows = new Map($$('.outline a').map((link) => [link.getAttribute('href').split('#')[1], link]));
 let here = null;
 const seen = new IntersectionObserver((entries) => {
   const first = entries.filter((one) => one.isIntersecting)[0];
-  const row = first && rows.get(first.target.id);
+  const row = first && $(`.outline a[href$="#${CSS.escape(first.target.id)}"]`);
   if (!row || row === here) return;
   here?.removeAttribute('aria-current');
   here = row;
