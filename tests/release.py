@@ -25,6 +25,10 @@ _SOURCES = ("llm_proxy", "packaging", "pyproject.toml", "README.md", "LICENSE")
 _REACH = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "REQUESTS_", "HTTP"))}
 
 
+# What the installer adds to the package.
+EXTRAS = re.search(r"(?m)^EXTRAS=(.+)$", (ROOT / "scripts/install.sh").read_text())[1]
+
+
 class Releases:
     """`page` is the folder to serve; `wheels` holds every package a release needs, so that no test needs the web."""
 
@@ -42,7 +46,9 @@ class Releases:
         copy_sources(source, version)
         with_packages = [] if version == OLD else ["--no-deps"]
         pip = [f"{folder}/tools/bin/python", "-I", "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "wheel", *with_packages, "-w", self.wheels, source], check=True, env=_environ())
+        subprocess.run(
+            [*pip, "wheel", *with_packages, "-w", self.wheels, f"{source}[{EXTRAS}]"], check=True, env=_environ()
+        )
         (wheel,) = self.wheels.glob(f"llm_proxy-{version}-*.whl")
         page = self.page / f"download/v{version}"
         page.mkdir(parents=True)
