@@ -16,7 +16,6 @@ from llm_proxy.proxy.front import dressed
 from llm_proxy.proxy.requests import Request
 from llm_proxy.proxy.router import NoRoute, Route
 from llm_proxy.proxy.whole import NOT_COPIED, WholeRelay
-from llm_proxy.wire import hop
 from llm_proxy.wire.head import RequestHead
 from llm_proxy.wire.json_span import ModelSpan, NotAnObject, Span
 
@@ -67,10 +66,7 @@ class NamedRelay(WholeRelay):
             self._refuse(error.status, error.code, error.message)
             return
         self._model, self.route = model, route
-        start = b"%b %b HTTP/1.%d" % (self.head.method, route.masked, self.head.minor)
-        assert route.instead is not None
-        recorded = hop.recorded(self.head.masked(start), route.instead)
-        self.core.tee.route(self.serial, self.at, route.facts, recorded)
+        self.core.tee.route(self.serial, self.at, route.facts, self._recorded(route))
         self._make(model, route, span)
         self._send()
 
@@ -91,6 +87,13 @@ class NamedRelay(WholeRelay):
         if span is None:
             raise NoRoute(400, "no_model", "the request's body names no model", provider)
         return span
+
+    def _recorded(self, route: Route) -> bytes:
+        """The masked head as it is sent, with the length of the body as it came, which is what is recorded."""
+        assert route.instead is not None
+        came = self.request.recorded[len(self.request.prepared.route.facts) :]
+        start = b"%b %b HTTP/1.%d" % (self.head.method, route.masked, self.head.minor)
+        return b"\r\n".join((start, *came.split(b"\r\n")[1:-2], *route.instead.recorded, b"\r\n"))
 
     def _make(self, model: NamedModel, route: Route, span: Span) -> None:
         """The message to send."""
