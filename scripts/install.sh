@@ -230,7 +230,7 @@ with_uv() {
 with_pip() {
     find_python ", venv, ensurepip" || return 1
     "$python" -m venv --clear "$target" &&
-        "$target/bin/python" -m pip --quiet --disable-pip-version-check install --compile --prefer-binary "${source}[$EXTRAS]"
+        "$target/bin/python" -m pip --quiet --disable-pip-version-check install --compile --prefer-binary --use-pep517 "${source}[$EXTRAS]"
 }
 
 try() {

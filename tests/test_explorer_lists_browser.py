@@ -11,7 +11,8 @@ from llm_proxy.index.ingest import Indexer
 from llm_proxy.index.queries import Filter, open_index
 from scripts.make_logs import make
 from tests import journals
-from tests.browser import browser, look, served, visit  # noqa: F401  # fixtures
+from tests.browser import Served, browser, look, served, visit  # noqa: F401  # fixtures
+from tests.explored import live
 from tests.test_explorer_live import with_id
 
 
@@ -133,6 +134,26 @@ def test_a_chart_tells_what_is_under_the_pointer(look):  # noqa: F811
     last = page.locator("#requests tbody tr").last
     assert last.locator("th").text_content() in legend.inner_text()
     assert last.locator("td").first.text_content() in legend.inner_text()
+
+
+def test_a_day_alone_is_a_point(tmp_path, visit):  # noqa: F811
+    """Lines are drawn where nothing but today was recorded: no line leads through one value."""
+    alone = Served(tmp_path, scenes=[live])
+    try:
+        page = visit(alone.url + "/figures", cookies=alone.cookies)
+        drawn = """() => {
+            const canvas = document.querySelector('#latency canvas');
+            const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+            let found = 0;
+            for (let at = 0; at < data.length; at += 4) {
+                const parts = data.slice(at, at + 3);
+                found += data[at + 3] > 250 && Math.max(...parts) - Math.min(...parts) > 30;
+            }
+            return found;
+        }"""
+        assert page.evaluate(drawn) > 5
+    finally:
+        alone.close()
 
 
 def test_figures_without_scripts_are_tables(look):  # noqa: F811

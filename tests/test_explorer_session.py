@@ -195,6 +195,17 @@ def test_a_retry_is_one_turn(scene):
     assert said(turn.prompts) == ["Go"] and said(turn.blocks) == ["Gone."]
 
 
+def test_what_a_provider_says_ends_in_one_full_stop(scene):
+    """Its own full stop is not followed by ours, nor by a semicolon."""
+    session = scene.session()
+    agent = Claude(session)
+    agent.fails("Go", 429, "rate_limit_error", "Slow down.")
+    agent.fails("Go", 429, "rate_limit_error", "Slow down.")
+    (turn,) = scene.story(session).turns
+    first, last = (note.words for note in turn.notes)
+    assert "Slow down; the client tried again" in first and last.endswith("Slow down.")
+
+
 def test_a_request_that_is_changed_when_it_is_sent_again_is_still_one_turn(scene):
     """Clients add a reminder or a picture to what they repeat: the attempts are told in their order."""
     session = scene.session()

@@ -658,7 +658,7 @@ def _failed(call: CallRow, again: CallRow | None) -> Note:
     head = head or _ENDINGS.get(call.ending, "cut: the answer breaks off")
     told = [f"after {words.duration(call.total_ms)}" if call.total_ms is not None else ""]
     if call.error and call.error not in head:
-        told.append(call.error[:300])
+        told.append(call.error[:300].rstrip("."))  # another clause or our full stop follows
     if again is not None and call.ended_ns is not None:
         waited = words.duration(max(0, again.started_ns - call.ended_ns) / 10**6)
         outcome = "and failed again" if is_bad(again) else "is still open" if again.open else "and got this answer"

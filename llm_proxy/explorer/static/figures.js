@@ -37,6 +37,11 @@ function stacked(series) {
   return sums;
 }
 
+// Points with no neighbour: no line leads through them.
+function lonely(values) {
+  return values.flatMap((value, at) => (value !== null && values[at - 1] == null && values[at + 1] == null ? [at] : []));
+}
+
 function lighter(running, count) {
   return (plot) => {
     if (running < 0) return;
@@ -85,7 +90,7 @@ function draw(panel) {
         fill: bars ? style(series[number].colour) : undefined,
         width: bars ? 0 : 2,
         dash: bars ? [] : dashes[number],
-        points: { show: bars ? false : labels.length < 3 || undefined, size: 5 },
+        points: { show: false, size: 5, filter: () => (bars ? null : lonely(columns[number])) },
         spanGaps: false,
         paths: bars ? uPlot.paths.bars({ size: [0.8, 40], gap: 1 }) : undefined,
       })),
