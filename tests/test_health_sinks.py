@@ -85,7 +85,15 @@ async def test_a_lane_is_told_as_it_is(rigs, tmp_path):
     await stands(503, "down")
     say(lanes, state="stopped", daily=LANE, csv=LANE)
     await stands(503, "down")
-    odd = {"state": [], "waiting": "x", "since": -5, "passed": None, "last_error": {"a": 1}, "last_error_at": "now"}
+    odd = {
+        "state": [],
+        "waiting": float("inf"),
+        "since": -5,
+        "parked": 10**400,
+        "passed": None,
+        "last_error": {"a": 1},
+        "last_error_at": "now",
+    }
     say(lanes, daily=odd, csv=LANE)
     await stands(503, "broken")
     assert rig.core.metrics.faults == 0

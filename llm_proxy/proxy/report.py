@@ -35,7 +35,7 @@ _KEEPER_METRICS = (
 _SINK_METRICS = (
     ("llm_proxy_sink_ok", "1 while the sink gets its calls in time.", lambda lane: int(lane.state == "ok")),
     ("llm_proxy_sink_waiting", "Calls the sink has not got yet.", lambda lane: lane.waiting),
-    ("llm_proxy_sink_lag_seconds", "Since when it has not got all; 0: it has.", lambda lane: lane.lag),
+    ("llm_proxy_sink_lag_seconds", "Seconds for which it has not had all of them; 0: it has.", lambda lane: lane.lag),
     ("llm_proxy_sink_passed_total", "Calls the sink has got.", lambda lane: lane.passed),
     ("llm_proxy_sink_parked_total", "Calls it could not take, which were put aside.", lambda lane: lane.parked),
     ("llm_proxy_sink_gone_total", "Calls whose log was deleted before the sink got them.", lambda lane: lane.gone),
@@ -163,7 +163,11 @@ class Report:
             ("llm_proxy_recording_ok", "1 while everything is recorded.", int(recording == "ok")),
             ("llm_proxy_journal_backlog_bytes", "In the ring.", state.backlog if state else 0),
             ("llm_proxy_journal_segment_bytes", "In segment files.", state.segments if state else 0),
-            ("llm_proxy_journal_lag_seconds", "Since when the log files are behind the journal; 0: they are not.", lag),
+            (
+                "llm_proxy_journal_lag_seconds",
+                "Seconds for which the log files have been behind; 0: they are not.",
+                lag,
+            ),
             ("llm_proxy_record_lost_exchanges_total", "Exchanges not recorded at all.", losses.exchanges),
             ("llm_proxy_record_dropped_frames_total", "Body pieces not recorded.", losses.frames),
             ("llm_proxy_record_dropped_bytes_total", "Bytes of these.", losses.octets),
@@ -176,11 +180,11 @@ class Report:
         return gauges
 
     def _keeper_gauges(self, keeper: dict[str, Any]) -> Gauges:
-        numbers = ((name, text, keeper.get(key)) for key, name, text in _KEEPER_METRICS)
+        """Those that are numbers."""
         return {
             name: (text, [Sample({}, value)])
-            for name, text, value in numbers
-            if isinstance(value, int | float) and not isinstance(value, bool)
+            for key, name, text in _KEEPER_METRICS
+            if (value := standing.number(keeper, key)) or keeper.get(key) == 0
         }
 
     def _sink_gauges(self) -> Gauges:

@@ -15,20 +15,14 @@ from typing import Any
 
 LAGGING = 60.0  # seconds a lane may be behind before it is said to lag
 SILENT = 30.0  # seconds; a process of lanes that lives says so more often
+_MOST = 1e18  # a number beyond it, and infinity, is somebody's mistake
 DISK_EVERY = 10.0  # seconds between two looks at how full the disks are
 
 
 def snapshot(path: Path | None) -> dict[str, Any]:
     """What a process has last said of itself; empty where it lives no more, or ended in good order."""
     told = last_words(path)
-    try:
-        pid, state = told["pid"], told["state"]
-        if type(pid) is not int or pid <= 0 or state == "stopped":  # 0 and below are groups, which always live
-            return {}
-        os.kill(pid, 0)
-    except (OSError, LookupError, TypeError, OverflowError):
-        return {}
-    return told
+    return told if _lives(told) else {}
 
 
 def last_words(path: Path | None) -> dict[str, Any]:
@@ -40,6 +34,18 @@ def last_words(path: Path | None) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}
+
+
+def _lives(told: Mapping[str, Any]) -> bool:
+    pid = told.get("pid")
+    # 0 and below are groups, which always live
+    if type(pid) is not int or pid <= 0 or told.get("state", "stopped") == "stopped":
+        return False
+    try:
+        os.kill(pid, 0)
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def figures(path: Path | None, pid: object) -> bytes:
@@ -56,7 +62,7 @@ def figures(path: Path | None, pid: object) -> bytes:
 def number(told: Mapping[str, Any], name: str) -> float:
     """A number in what somebody wrote; 0 where it is none."""
     value = told.get(name)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 else 0
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MOST else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +89,8 @@ def lanes(path: Path | None, names: Sequence[str], now: float) -> dict[str, Lane
     told = last_words(path)
     known = told.get("sinks")
     written = known if isinstance(known, dict) else {}
-    trouble = ""
-    if not snapshot(path):
-        trouble = "down"
-    elif now - number(told, "updated") > SILENT:
-        trouble = "silent"
+    silent = "silent" if now - number(told, "updated") > SILENT else ""
+    trouble = silent if _lives(told) else "down"
     return {name: _lane(written.get(name), trouble, now) for name in names}
 
 
