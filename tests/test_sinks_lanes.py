@@ -6,14 +6,17 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import textwrap
 import time
+from contextlib import closing
 from pathlib import Path
 
 import anthropic
 import pytest
 
 from llm_proxy.lanes.appending import Appender
+from llm_proxy.sinks.outbox import TABLE, Outbox
 from tests.recorded import Provider
 
 
@@ -114,6 +117,21 @@ def test_each_sink_has_every_call_once_and_in_order(start, environ, provider):
     assert "message_stop" in "".join(one["chunk"] for one in told)
     for path in (file, pieces, daemon.logs / "log.csv"):
         assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lane_that_starts_before_its_keeper_begins_at_the_first_call(tmp_path):
+    """Where no file, or no table, is there yet, nothing has been settled: a new sink misses no call that comes meanwhile."""
+    path = tmp_path / "sessions.db"
+    outbox = Outbox(path)
+    assert outbox.last() == 0
+    with closing(sqlite3.connect(path)) as keeper:
+        keeper.execute("CREATE TABLE sessions (id TEXT)")
+        assert outbox.last() == 0
+        keeper.executescript(TABLE)
+        assert outbox.last() == 0
+        keeper.execute("INSERT INTO outbox VALUES (7, x'00', 'response', '', '', 0, 0)")
+        keeper.commit()
+        assert outbox.last() == 7
 
 
 def test_one_that_is_broken_holds_up_nobody_and_goes_on_where_it_was(start, environ, provider):

@@ -53,8 +53,12 @@ class Outbox:
         self._lanes = lanes
 
     def last(self) -> int:
-        """The highest number ever given."""
+        """The highest number ever given; 0 while the keeper, which starts beside us, has not made the table yet."""
+        if not self._path.exists():
+            return 0
         with closing(self._open()) as db:
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'outbox'").fetchone():
+                return 0
             row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").fetchone()
             return int(row[0]) if row else 0
 
