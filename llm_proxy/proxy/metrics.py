@@ -37,6 +37,7 @@ class Metrics:
         self._traffic: dict[str, Traffic] = {}
         self._heads = Histogram(_WAITS)
         self._added_to_requests = Histogram(_ADDED)
+        self.request_out = self._added_to_requests.observe  # from a head's last byte to its way upstream
         self._added_to_responses = Histogram(_ADDED)
 
     def count_exchange(
@@ -53,10 +54,6 @@ class Metrics:
 
     def count_answer(self, code: str) -> None:
         self.answers[code] += 1
-
-    def request_out(self, took: int) -> None:
-        """From a head's last byte to its way upstream."""
-        self._added_to_requests.observe(took)
 
     def head_out(self, waited: int, took: int) -> None:
         """A response's head has come `waited` after the request, and was on its way to the client `took` later."""
