@@ -398,6 +398,26 @@ def mac(tmp_path, monkeypatch, environ):
     return folder
 
 
+def test_uninstall_names_datasets_and_purges_them(environ, monkeypatch):
+    """They hold prompts and answers as the logs do: they stay and are named, or go with the logs; a folder somebody chose stays."""
+    home = Path(environ["HOME"])
+    for name in ("HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, environ[name]) if name in environ else monkeypatch.delenv(name, raising=False)
+    (dataset := home / ".llm-provider-dataset" / "streams").mkdir(parents=True)
+    (chosen := home / "chosen").mkdir()
+    environ = {name: value for name, value in environ.items() if name != "LLM_PROXY_DATASET_FOLDER"}
+
+    def told(purge, **more):
+        steps = Steps(lambda step: None)
+        assert uninstall.run(steps, environ | more, purge=purge, platform="linux") == 0
+        return " ".join(f"{step.outcome}: {step.text}" for step in steps.all)
+
+    assert f"unchanged: datasets stay in {dataset.parent}" in told(False) and dataset.exists()
+    assert f"warning: {chosen} was chosen by you" in told(True, LLM_PROXY_DATASET_FOLDER=str(chosen))
+    assert chosen.exists() and dataset.exists()
+    assert f"remove {dataset.parent}" in told(True) and not dataset.parent.exists()
+
+
 def steps_of(function):
     steps = Steps(lambda step: None)
     return function(steps), [(step.name, step.outcome) for step in steps.all]

@@ -134,12 +134,16 @@ class _Uninstall:
 
     def data(self) -> None:
         """What is the user's own goes only when asked for."""
+        datasets = Path(self.settings.dataset_folder)
         if self.purge:
-            self._remove_logs()
+            self._remove_written(self.logs, "~/.llm-provider-logs")
+            self._remove_written(datasets, "~/.llm-provider-dataset")
             self._tree(Path(paths.config_file()).parent)
             self._tree(Path(paths.data_folder()))
-        elif self.logs.exists():
-            self.steps.say("logs", "unchanged", f"session logs stay in {self.logs}")
+            return
+        for what, folder in (("session logs", self.logs), ("datasets", datasets)):
+            if folder.exists():
+                self.steps.say("logs", "unchanged", f"{what} stay in {folder}")
 
     def places(self) -> None:
         self._tree(self.state)
@@ -167,11 +171,12 @@ class _Uninstall:
         elif folder.exists():
             self.steps.do("folder", f"remove {folder}", lambda: shutil.rmtree(folder))
 
-    def _remove_logs(self) -> None:
-        if self.logs == Path(paths.expand("~/.llm-provider-logs")):
-            self._tree(self.logs)
-        elif self.logs.exists():  # a folder somebody chose may hold more than logs
-            self.steps.say("logs", "warning", f"{self.logs} was chosen by you: delete what you like of it")
+    def _remove_written(self, folder: Path, default: str) -> None:
+        """What was recorded."""
+        if folder == Path(paths.expand(default)):
+            self._tree(folder)
+        elif folder.exists():  # a folder somebody chose may hold more than that
+            self.steps.say("logs", "warning", f"{folder} was chosen by you: delete what you like of it")
 
 
 def _detach(state: str, client: str) -> None:
@@ -205,7 +210,9 @@ def _settings(environ: Mapping[str, str]) -> settings.Settings:
     try:
         return settings.load({}, environ, None).settings
     except ConfigError:
-        return replace(settings.Settings(), log_dir=paths.expand(settings.Settings().log_dir))
+        usual = settings.Settings()
+        logs, datasets = paths.expand(usual.log_dir), paths.expand(usual.dataset_folder)
+        return replace(usual, log_dir=logs, dataset_folder=datasets)
 
 
 def _is_our_launcher(path: Path) -> bool:
