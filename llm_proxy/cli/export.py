@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from llm_proxy.cli import filters, show
+from llm_proxy.cli import dataset, filters, show
 from llm_proxy.errors import UsageError
 from llm_proxy.formats import markdown
 from llm_proxy.formats.call import Call
@@ -19,8 +20,6 @@ from llm_proxy.index.record import Record
 from llm_proxy.service.ask import record
 
 FORMATS = ("jsonl", "taco", "csv", "har", "markdown", "parquet", "dataset")
-# These tell conversations: calls of one session stand together.
-_BY_SESSION = ("markdown", "dataset")
 
 
 def export(arguments: Sequence[str]) -> int:
@@ -33,13 +32,18 @@ def export(arguments: Sequence[str]) -> int:
     filters.add_filters(parser)
     parser.add_argument("--format", choices=FORMATS, default="jsonl")
     parser.add_argument("--output", default="-")
+    dataset.add_options(parser)
     given = filters.parse(parser, arguments)
+    dataset.check(given)
     wanted = filters.filter_from(given)
     with record(filters.places_from(given)) as opened:
         counted = opened.index.stats(wanted, "total")
         total = counted[0].calls if counted else 0
-        with output(given.output) as out:
-            number = _write(opened, wanted, given.format, total, out, utc=given.utc)
+        if given.format == "dataset":
+            number = _write_dataset(opened, wanted, total, given)
+        else:
+            with output(given.output) as out:
+                number = _write(opened, wanted, given.format, total, out, utc=given.utc)
     if given.json:
         print(f'{{"calls": {number}}}', file=sys.stderr if given.output == "-" else sys.stdout)
     elif given.output != "-":
@@ -49,7 +53,7 @@ def export(arguments: Sequence[str]) -> int:
 
 def _write(opened: Record, wanted: Filter, name: str, total: int, out: IO[bytes], *, utc: bool) -> int:
     """The number of calls written."""
-    rows = _by_session(opened, wanted) if name in _BY_SESSION else opened.index.calls(wanted)
+    rows = opened.index.calls(wanted)
     counter = _Counter()
     with _progress(total) as told:
         if name == "markdown":
@@ -60,6 +64,15 @@ def _write(opened: Record, wanted: Filter, name: str, total: int, out: IO[bytes]
         else:
             calls_read = (Call(row, *opened.entries(row)) for row in counter.over(rows, told))
             import_module(f"llm_proxy.formats.{name}").write(calls_read, out)
+    return counter.number
+
+
+def _write_dataset(opened: Record, wanted: Filter, total: int, given: argparse.Namespace) -> int:
+    """The number of calls that were looked at; they stand by session, because conversations are told."""
+    counter = _Counter()
+    with _progress(total) as told:
+        rows = counter.over(_by_session(opened, wanted), told)
+        dataset.write((Call(row, *opened.entries(row)) for row in rows), given, output)
     return counter.number
 
 
