@@ -16,6 +16,8 @@ import openai
 import pytest
 
 from llm_proxy.errors import ConfigError
+from llm_proxy.explorer.live.call import Call, Manner
+from llm_proxy.journal.frames import Kind, unpack_open
 from llm_proxy.proxy.authority import parse_base
 from llm_proxy.proxy.callers import Guard
 from llm_proxy.proxy.front import Front
@@ -721,3 +723,27 @@ async def test_a_client_that_leaves_while_it_uploads_is_recorded(rigs):
     record = await served.recorded()
     assert record.ending is Ending.CLIENT_GONE and record.opening.route[2] == "no-upstream"
     assert record.request == b'{"model":"m"'
+
+
+async def test_a_live_call_shows_where_it_goes(rigs):
+    """The explorer follows the journal: before the body is there nobody knows, then provider, host and path."""
+    rig = await rigs()
+    upstream = rig.upstream()
+    url = f"http://127.0.0.1:{upstream.port}"
+    served = await rigs(models=door(url, anthropic_url=f"{url}/v1"))
+    client = served.client()
+    await client.send(head(13, "/v1/messages") + b'{"model":"m"}')
+    server = await upstream.accept()
+    await server.message()
+    await server.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    await client.message()
+    record = await served.recorded()
+    kinds = [frame.kind for frame in record.frames]
+    assert kinds.index(Kind.ROUTE) < kinds.index(Kind.HEAD)
+    first, *others = record.frames
+    live = Call(first, unpack_open(first.payload), Manner())
+    assert live.seen().upstream == "no-upstream"
+    for frame in others:
+        live.take(frame)
+    told = live.seen()
+    assert (told.provider, told.upstream, told.path) == ("anthropic", f"127.0.0.1:{upstream.port}", "/v1/messages")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from llm_proxy.dialects.digest import PartKind, Usage
 from llm_proxy.dialects.registry import api_of
 from llm_proxy.explorer.live.speech import Bit, Speech, understood
 from llm_proxy.explorer.live.veil import Veil
-from llm_proxy.journal.frames import Closing, Flag, Frame, Kind, Note, Opening, unpack_end
+from llm_proxy.journal.frames import Closing, Flag, Frame, Kind, Note, Opening, rerouted, unpack_end
 from llm_proxy.records.exchange import Ending
 from llm_proxy.records.pricing import is_subscription
 from llm_proxy.records.redaction import Redactor
@@ -107,19 +108,9 @@ class Call:
     """Mutable: what has been read of one call so far."""
 
     def __init__(self, frame: Frame, opening: Opening, manner: Manner) -> None:
-        start, fields = pairs(opening.head)
-        method, _, rest = start.partition(" ")
         self.id = str(opening.exchange_id)
-        self._provider, _, self._upstream, why = opening.route
-        self._method = method
-        self._path = rest.rpartition(" ")[0].partition("?")[0]
-        self._fields = fields
         self._began, self._started = frame.at, opening.wall_ns
-        upgrade = any(name.lower() == "upgrade" and value.lower() == "websocket" for name, value in fields)
-        self._api = api_of(method, self._path, upgrade)
-        self._subscription = is_subscription(
-            {"_meta": {"host": self._upstream}, "headers": header_map(fields), "transport": why}
-        )
+        self._goes(opening)
         self._requested = bool(frame.flags & Flag.LAST)
         self._request_bytes = self._response_bytes = 0
         self._status: int | None = None
@@ -140,6 +131,21 @@ class Call:
         self._tools: list[str] = []
         self._new: list[Words] = []
 
+    def _goes(self, opening: Opening) -> None:
+        """Where it goes and what it is, by its head."""
+        start, fields = pairs(opening.head)
+        method, _, rest = start.partition(" ")
+        self._opening = opening
+        self._provider, _, self._upstream, why = opening.route
+        self._method = method
+        self._path = rest.rpartition(" ")[0].partition("?")[0]
+        self._fields = fields
+        upgrade = any(name.lower() == "upgrade" and value.lower() == "websocket" for name, value in fields)
+        self._api = api_of(method, self._path, upgrade)
+        self._subscription = is_subscription(
+            {"_meta": {"host": self._upstream}, "headers": header_map(fields), "transport": why}
+        )
+
     @property
     def over(self) -> bool:
         return self._interrupted or self._closing is not None
@@ -158,6 +164,10 @@ class Call:
             self._requested |= bool(frame.flags & Flag.LAST)
             if isinstance(self._answer, _Socket) and self._answer.client(frame.payload):
                 self._turn()
+        elif kind == Kind.ROUTE:
+            self._requested = True
+            with suppress(struct.error, ValueError):
+                self._goes(rerouted(self._opening, frame.payload))
         elif kind == Kind.HEAD:
             self._head(frame.payload)
         elif kind == Kind.END:
