@@ -742,8 +742,8 @@ async def test_a_live_call_shows_where_it_goes(rigs):
     assert kinds.index(Kind.ROUTE) < kinds.index(Kind.HEAD)
     first, *others = record.frames
     live = Call(first, unpack_open(first.payload), Manner())
-    assert live.seen().upstream == "no-upstream"
+    assert live.seen.upstream == "no-upstream"
     for frame in others:
         live.take(frame)
-    told = live.seen()
+    told = live.seen
     assert (told.provider, told.upstream, told.path) == ("anthropic", f"127.0.0.1:{upstream.port}", "/v1/messages")
