@@ -63,6 +63,8 @@ BEDROCK = "BEDROCK_REGION=us-west-2 llm-proxy --port 9999"
 BEDROCK_SHELL = 'eval "$(llm-proxy --env --bedrock)"'
 TARGET = "llm-proxy --target-url https://api.openai.com/v1"
 TACO = "llm-proxy start"
+NAMED = "llm-proxy --config config.yaml"
+DOORS = (TARGET, TACO, NAMED)
 TESTS = "sh scripts/test.sh"  # what runs these tests
 
 
@@ -77,7 +79,7 @@ def shown() -> set[str]:
 def test_every_command_is_run_here() -> None:
     """Nothing is shown that no test runs, and no test runs what is no longer shown."""
     run = {command.removesuffix("; claude") for command, _, _ in LIFE}
-    assert shown() == run | {CURL, BREW, UNBREW, POSIX, FISH, TAIL, BEDROCK, BEDROCK_SHELL, TARGET, TACO, TESTS}
+    assert shown() == run | {CURL, BREW, UNBREW, POSIX, FISH, TAIL, BEDROCK, BEDROCK_SHELL, *DOORS, TESTS}
     assert subprocess.run(["sh", "-n", "scripts/test.sh"], cwd=ROOT, timeout=20).returncode == 0
 
 
@@ -285,6 +287,11 @@ def test_other_programs_ways_in_open_as_shown(start: Any, tmp_path: Path) -> Non
     assert target.wait_for_line(f"CSV: {tmp_path}/log.csv")
     taco = start(*shlex.split(TACO)[1:], **options)
     assert taco.wait_for_line(f"recordings: {tmp_path}/recordings/")
+    model = {"name": "gpt-4", "base_url": "https://api.openai.com/v1", "api_key": "${A_KEY}", "model": "gpt-4-turbo"}
+    (tmp_path / "config.yaml").write_text(json.dumps({"server": {"host": "127.0.0.1"}, "models": [model]}))
+    named = start(*shlex.split(NAMED)[1:], env=options["env"] | {"A_KEY": "sk-readme"}, cwd=tmp_path)
+    assert named.wait_for_line(r"^  gpt-4: https://api\.openai\.com/v1, as gpt-4-turbo$")
+    assert named.wait_for_line(f"dataset: {tmp_path}/data$")
 
 
 def test_without_a_daemon_it_runs_in_the_terminal(start: Any, free_port: int) -> None:
