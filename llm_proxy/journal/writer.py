@@ -26,6 +26,7 @@ from llm_proxy.journal.segments import SegmentHead, SegmentWriter
 SEGMENT_SIZE = 64 << 20
 # How long the thread lets frames gather before it looks again: few wake-ups, and a ring that never gets far behind.
 GATHER = 0.02
+IDLE = 5.0  # seconds without a frame after which a segment is closed, full or not
 RETRY = 0.25  # seconds between attempts on a disk that refuses
 SYNC_EVERY = 1.0  # seconds: what a power cut may cost
 
@@ -234,10 +235,24 @@ class Journal:
                 continue
             # `asleep` first, then one more look: the loop rings if it sees `asleep` after its own frame is in.
             self.asleep = True
-            if not self.ring.backlog:
-                self._bell.acquire(timeout=60)
+            if not self.ring.backlog and not self._bell.acquire(timeout=IDLE):
+                self._turn_page()
             self.asleep = False
             quiet = 0
+
+    def _turn_page(self) -> None:
+        """Nothing has come for a while: what is settled need not lie here until a segment is full.
+
+        The log files have secrets taken out of bodies; the journal has the bodies as they came.
+        """
+        if self._segment.size <= segments.SEGMENT_HEADER.size:
+            return
+        try:
+            self._next_segment()
+        except OSError:  # the next frame will find out
+            return
+        if self.on_drained is not None:
+            self.on_drained()
 
     def _drain(self) -> int:
         moved = 0

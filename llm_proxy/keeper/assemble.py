@@ -282,6 +282,13 @@ class Assembler:
                 return one.run, one.position
         return self.run, self.end
 
+    def follow(self, run: str, position: Position) -> bool:
+        """The reader has gone on to a new segment in which nothing stands yet. Gives whether that is news."""
+        if run != self.run or position.segment <= self.end.segment:
+            return False
+        self.end = position
+        return True
+
     def _open(self, frame: Frame) -> None:
         try:
             opening = unpack_open(frame.payload)

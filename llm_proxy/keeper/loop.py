@@ -264,6 +264,8 @@ class Keeper:
         if batch is None:
             if self.assembler.run and self.reader.run != self.assembler.run:  # the next run has begun, silently
                 self._settle(self.assembler.interrupt())
+            elif self.assembler.follow(self.reader.run, self.reader.position):
+                self._settle(())
             return False
         over = self.assembler.take(batch)
         self._settle([*over, *self.assembler.requested()])
