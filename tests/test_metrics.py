@@ -1,5 +1,6 @@
 """/metrics: what was asked, what it cost and how long it took, as Prometheus' own tools read it; the dashboard and the rules."""
 
+import asyncio
 import contextlib
 import http.client
 import http.server
@@ -15,6 +16,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from llm_proxy.proxy.authority import parse_base
+from llm_proxy.proxy.callers import Guard
+from llm_proxy.proxy.front import Front
+from llm_proxy.proxy.models import Models, NamedModel
 from tests.recorded import Provider, converse
 
 ROOT = Path(__file__).parent.parent
@@ -335,3 +340,31 @@ def test_a_real_prometheus_scrapes_and_asks(busy, tmp_path, free_port):
             assert time.monotonic() < deadline, rules
             time.sleep(0.05)
         assert [rule["name"] for rule in rules if rule["state"] == "firing"] == []
+
+
+async def test_a_request_that_is_taken_whole_is_measured_from_its_last_byte(rigs):
+    """The client's own pause within it is not what the proxy added; finding and changing the model's name is."""
+    rig = await rigs()
+    upstream = rig.upstream()
+    base = parse_base(f"http://127.0.0.1:{upstream.port}/v1")
+    named = NamedModel(name="m", model="upstream", openai=base, anthropic=None, api_key="k", timeout=0.0, max_retries=0)
+    served = await rigs(models=Models((named,), Guard(), Front(), 1 << 20))
+    body = b'{"model":"m","messages":[]}'
+    client, server = served.client(), None
+    for _ in range(2):  # the second one finds a connection
+        await client.send(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body)
+            + body[:9]
+        )
+        await served.until(lambda: served.core.relays)
+        begun = time.monotonic()
+        await asyncio.sleep(0.3)
+        waited = time.monotonic() - begun
+        await client.send(body[9:])
+        server = server or await upstream.accept()
+        assert (await server.message()).payload == body.replace(b'"m"', b'"upstream"')
+        await server.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        assert (await client.message()).payload == b"ok"
+    text = served.core.metrics.text({})
+    assert values(text, "llm_proxy_added_seconds_count", "direction")["request",] == 1
+    assert 0 < values(text, "llm_proxy_added_seconds_sum", "direction")["request",] < waited

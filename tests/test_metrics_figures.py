@@ -172,9 +172,10 @@ def test_the_first_token_is_the_first_piece_of_an_answer(api: str) -> None:
     """Not the events before it: here the fourth line, 0.3 s + 0.6 s after the request."""
     chunks = [{"raw": line, "delta_ms": 200 * number} for number, line in enumerate(STREAMS[api])]
     figures = Figures()
-    figures.take(exchange(), digest(), {"chunks": chunks})
-    figures.take(exchange(), digest(), {"chunks": [{"base64": "AA=="}, *chunks[:3]]})
-    figures.take(exchange(), digest(), {"body": "{}"})
+    timing = {"timing": {"ttfb_ms": 300, "total_ms": 2000}}
+    figures.take(exchange(), digest(), timing | {"chunks": chunks})
+    figures.take(exchange(), digest(), timing | {"chunks": [{"base64": "AA=="}, *chunks[:3]]})
+    figures.take(exchange(), digest(), timing | {"body": "{}"})
     assert samples(figures, "llm_proxy_first_token_seconds_sum") == {(): pytest.approx(0.9)}
 
 

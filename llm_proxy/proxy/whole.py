@@ -40,7 +40,7 @@ class WholeRelay(Relay):
     with `_send`. `max_body` is bytes, `limited_by` the setting that says so.
     """
 
-    __slots__ = ("_limited_by", "_max_body", "_unsent")
+    __slots__ = ("_complete_at", "_limited_by", "_max_body", "_unsent")
 
     def __init__(
         self, core: Core, client: ClientConnection, request: Request, *, max_body: int, limited_by: str
@@ -49,6 +49,7 @@ class WholeRelay(Relay):
         self.held = [b""]
         self._max_body = max_body
         self._limited_by = limited_by
+        self._complete_at = 0  # when the request's last byte came; monotonic ns
         self._unsent: deque[bytes] = deque()  # while there is some, the upstream is full
 
     def _take(self, pieces: list[bytes]) -> None:
@@ -108,6 +109,7 @@ class WholeRelay(Relay):
                 message = f"the request's body is larger than {limit} bytes ({self._limited_by})"
                 self._refuse(413, "body_too_large", message)
         elif self.request_framing.done:
+            self._complete_at = self.at
             self._arrived()
 
     def _send(self) -> None:
@@ -120,6 +122,7 @@ class WholeRelay(Relay):
         self._attach(connection)
         self.notes |= Note.REUSED
         self._deliver(connection, self.held)
+        self.core.metrics.request_out(time.monotonic_ns() - self._complete_at)
 
     def _deliver(self, connection: UpstreamConnection, held: list[bytes]) -> None:
         """The head and a first piece in one write; of the rest only what it takes: copies of 25 MB are felt."""
