@@ -21,6 +21,7 @@ def told_in(heading: str) -> set[str]:
 _META = told_in("Entries")
 _BODIES = told_in("Bodies that are not simply text")
 _CHUNK = told_in("Chunks")
+_TIMING = told_in("Timing")
 _WEBSOCKET = told_in("WebSocket")
 _PRICE = told_in("`price`")
 _DIGEST = told_in("`digest`")
@@ -54,7 +55,7 @@ def _untold(entry: dict[str, Any]) -> Iterator[str]:
     yield from _beyond(digest, _DIGEST, "digest")
     yield from _beyond(digest.get("usage") or {}, _DIGEST, "usage")
     if "timing" in entry:
-        yield from _beyond(entry["timing"], {"ttfb_ms", "total_ms"}, "timing")
+        yield from _beyond(entry["timing"], _TIMING, "timing")
 
 
 def _beyond(facts: dict[str, Any], told: set[str], where: str) -> Iterator[str]:

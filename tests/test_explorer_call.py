@@ -208,7 +208,7 @@ STATES = (
     ("imported", "", "recorded by another program (claude-trace). Its body is made from the messages told there."),
     ("half", "", "The request is not recorded."),
     ("half", "?tab=diff", "has no body in the log"),
-    ("ledger 5", "", "The cache had expired: 15m 1"),
+    ("ledger 5", "", "The cache had expired: 15m 0"),
     ("ledger 6", "", "overloaded_error: Overloaded"),
     ("ledger 7", "", "Longest silence 2.81 s at 3.65 s, inside tool_use Bash"),
     ("ledger 8", "", "The tool list changed: description of mcp__ledger__balance is different."),

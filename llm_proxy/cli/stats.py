@@ -99,7 +99,7 @@ def _print_total(row: StatRow, *, utc: bool) -> None:
         ("From", show.when(row.first_ns, utc=utc)),
         ("To", show.when(row.last_ns, utc=utc)),
         ("Latency", _spread(p50=row.p50_ms, p95=row.p95_ms, p99=row.p99_ms)),
-        ("First byte", _spread(p50=row.ttfb_p50_ms, p95=row.ttfb_p95_ms)),
+        ("First token", _spread(p50=row.ttfb_p50_ms, p95=row.ttfb_p95_ms)),
     ]
     told = [(getattr(row.usage, name), words) for name, words in _TOKENS if getattr(row.usage, name)]
     rows += [("Tokens" if not place else "", f"{number:>13,} {words}") for place, (number, words) in enumerate(told)]

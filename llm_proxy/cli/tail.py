@@ -88,7 +88,7 @@ def as_object(call: CallRow, *, utc: bool) -> dict[str, Any]:
         "ending": call.ending or None,
         "error": call.error or None,
         "error_type": call.error_type or None,
-        "ttfb_ms": call.ttfb_ms,
+        "first_token_ms": call.ttfb_ms,
         "total_ms": call.total_ms,
         "stop_reason": call.stop_reason or None,
         "usage": show.usage_object(call.usage),

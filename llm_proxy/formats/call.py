@@ -48,6 +48,13 @@ class Call:
         return understood.body_of(response) if stream is None else stream
 
     @property
+    def head_ms(self) -> int | None:
+        """From the request's arrival to the response's head; None where none came, or its log does not tell."""
+        timing = (self.response or {}).get("timing")
+        told = timing.get("ttfb_ms") if isinstance(timing, dict) and self.row.status is not None else None
+        return told if isinstance(told, int) and not isinstance(told, bool) else None
+
+    @property
     def streamed(self) -> bool:
         response = self.response or {}
         return "chunks" in response or "websocket" in response

@@ -29,7 +29,7 @@ def write(calls: Iterable[Call], out: IO[bytes]) -> None:
 
 def as_object(call: Call) -> dict[str, Any]:
     row = call.row
-    total, wait = row.total_ms or 0, min(row.ttfb_ms or 0, row.total_ms or 0)
+    total, wait = row.total_ms or 0, min(call.head_ms or 0, row.total_ms or 0)
     return {
         "startedDateTime": call.started.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "time": total,

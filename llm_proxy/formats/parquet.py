@@ -42,7 +42,12 @@ def write(calls: Iterable[Call], out: IO[bytes]) -> None:
 def _schema(arrow: Any) -> Any:
     fields = [(name, arrow.string()) for name in _TEXTS]
     fields += [("started", arrow.timestamp("ns", "UTC")), ("seq", arrow.int64()), ("status", arrow.int64())]
-    fields += [("ttfb_ms", arrow.int64()), ("total_ms", arrow.int64()), ("usd", arrow.float64())]
+    fields += [
+        ("ttfb_ms", arrow.int64()),
+        ("first_token_ms", arrow.int64()),
+        ("total_ms", arrow.int64()),
+        ("usd", arrow.float64()),
+    ]
     fields += [("partial", arrow.bool_()), *((f"tokens_{name}", arrow.int64()) for name in TOKEN_CLASSES)]
     return arrow.schema(fields)
 
@@ -69,7 +74,8 @@ def _row(call: Call) -> dict[str, Any]:
         "started": row.started_ns,
         "seq": row.seq,
         "status": row.status,
-        "ttfb_ms": row.ttfb_ms,
+        "ttfb_ms": call.head_ms,
+        "first_token_ms": row.ttfb_ms,
         "total_ms": row.total_ms,
         "usd": None if row.usd is None else float(row.usd),
         "partial": row.partial,

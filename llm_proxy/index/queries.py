@@ -72,7 +72,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class CallRow:
-    """One call. `usage` None: the provider told none. `usd` None: unpriced (`basis` "unpriced") or not priced ("")."""
+    """One call. `ttfb_ms` is until the first token; where nothing streamed, until the head.
+
+    `usage` None: the provider told none. `usd` None: unpriced (`basis` "unpriced") or not priced ("").
+    """
 
     id: str  # the request id
     session: str

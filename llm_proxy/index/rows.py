@@ -20,6 +20,7 @@ from llm_proxy.index import text
 from llm_proxy.index.gist import gist
 from llm_proxy.index.lines import Entry, Line
 from llm_proxy.records import understood
+from llm_proxy.records.first_token import waited_ms
 
 PICO = 10**12  # of a dollar: prices in the log are no finer
 _HIGHEST = Decimal(10**6)  # dollars
@@ -245,8 +246,8 @@ def _answer(response: Entry, told: Entry, answer: Answer) -> dict[str, Any]:
     return {
         "seq": _number(response.get("seq")),
         "ended": _moment(response),
-        # A head that never came took no time that could be averaged.
-        "ttfb": _number(timing.get("ttfb_ms")) if status is not None else None,
+        # An answer that never came took no time that could be averaged.
+        "ttfb": waited_ms(response),
         "total": _number(timing.get("total_ms")),
         "status": status,
         "failed": int(not answered or ending in _FAILED or bool(error_type)),

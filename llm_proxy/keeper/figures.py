@@ -6,7 +6,6 @@ its own with its first good answer, at most `MODELS` do, the rest is `other`. Le
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
@@ -15,6 +14,7 @@ from typing import Any
 from llm_proxy.dialects.digest import TOKEN_CLASSES, Digest
 from llm_proxy.keeper.quotas import Quotas
 from llm_proxy.records.exchange import Ending, Exchange
+from llm_proxy.records.first_token import first_token_ms
 from llm_proxy.wire.exposition import Histogram, Sample, family, histograms
 
 MODELS, ERRORS, SERIES = 100, 50, 2000
@@ -25,13 +25,6 @@ _FIRST_TOKEN = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 
 _WHOLE = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output")
 _WITHIN = tuple(name for name in TOKEN_CLASSES if name not in _WHOLE)
 _STATUSES = frozenset(str(status.value) for status in HTTPStatus) | {"0", "499", "520", "522", "524", "529"}
-# Lines of a stream that carry a first piece of an answer: Anthropic's and Responses' deltas, then fields of the others.
-_TOKEN = re.compile(
-    r'"type": ?"(?:content_block_delta|response\.[a-z_.]+\.delta)"'
-    r'|"(?:content|reasoning|reasoning_content|arguments|text)": ?"[^"]'
-    r'|"contentBlockDelta"'
-)
-_BEFORE = 200  # lines of a stream in which the first token is looked for
 
 
 class Figures:
@@ -68,8 +61,8 @@ class Figures:
                 if count := getattr(usage, name):
                     self._tokens[provider, model, name] += count
         self._charge(provider, model, response.get("price"))
-        if (waited := _first_token(exchange, response)) is not None:
-            self._first_tokens.setdefault(provider, Histogram(_FIRST_TOKEN)).observe(waited)
+        if (waited := first_token_ms(response)) is not None:
+            self._first_tokens.setdefault(provider, Histogram(_FIRST_TOKEN)).observe(waited * 1_000_000)
         if digest.limits:
             self._quotas.take(provider, model, digest.limits, (exchange.opened + exchange.first_byte) / 1e9)
 
@@ -167,13 +160,3 @@ def _status(status: int) -> str:
     """Statuses that nobody knows share a label by their class."""
     text = str(status)
     return text if text in _STATUSES else f"{status // 100}xx"
-
-
-def _first_token(exchange: Exchange, response: Mapping[str, Any]) -> int | None:
-    """Nanoseconds from the request's arrival; None where nothing was streamed, or the record has no bodies."""
-    chunks = response.get("chunks")
-    for chunk in chunks[:_BEFORE] if isinstance(chunks, list) else ():
-        raw = chunk.get("raw")
-        if isinstance(raw, str) and _TOKEN.search(raw):
-            return exchange.first_byte + int(chunk.get("delta_ms") or 0) * 1_000_000
-    return None

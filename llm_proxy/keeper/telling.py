@@ -20,6 +20,7 @@ from llm_proxy.keeper.projects import Client, Projects
 from llm_proxy.keeper.redact import Redaction
 from llm_proxy.records import understood
 from llm_proxy.records.exchange import Exchange
+from llm_proxy.records.first_token import first_token_ms
 from llm_proxy.records.pricing import PriceBook, to_entry
 from llm_proxy.records.redaction import without_content
 from llm_proxy.sinks import session_jsonl
@@ -131,6 +132,8 @@ class Teller:
             self._troubles.take("price", repr(error))
         else:
             entry |= {"digest": facts} if facts else {}
+            if (waited := first_token_ms(entry)) is not None:
+                entry["timing"] = entry["timing"] | {"first_token_ms": waited}
             entry |= {"price": to_entry(price)} if price is not None else {}
         return dict(sorted(entry.items()))
 

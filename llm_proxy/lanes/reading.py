@@ -15,6 +15,7 @@ from uuid import UUID
 from llm_proxy.formats.call import Call
 from llm_proxy.index.queries import CallRow, Place
 from llm_proxy.records import understood
+from llm_proxy.records.first_token import waited_ms
 from llm_proxy.sinks import log_reader
 from llm_proxy.sinks.outbox import Posted, Waiting
 
@@ -113,7 +114,7 @@ def row_of(id: UUID, request: Entry, response: Entry, start: Entry, waiting: Wai
         error=str(response.get("error") or ""),
         error_type=error_type,
         failed=not good or bool(error_type),
-        ttfb_ms=_number(timing.get("ttfb_ms")) if status is not None else None,
+        ttfb_ms=waited_ms(response),
         total_ms=_number(timing.get("total_ms")),
         usage=understood.usage_from(told),
         usd=_dollars(price),
