@@ -46,6 +46,7 @@ class Relay:
         "answered",
         "at",
         "client",
+        "connected_at",
         "core",
         "dechunk",
         "dialling",
@@ -104,6 +105,7 @@ class Relay:
         self.keep_client = head.minor == 1 and not head.close
         self.serial = 0
         self.started = self.at = client.arrived
+        self.connected_at = 0
 
     # -- request ------------------------------------------------------------------------------------------------
 
@@ -254,7 +256,7 @@ class Relay:
             held = self.held
             assert held is not None
             self.held = None  # a fresh connection is not tried twice
-            self.at = time.monotonic_ns()
+            self.at = self.connected_at = time.monotonic_ns()
             # A connection that died full did not say that the client may go on.
             self.client.gate.open(Reason.DIALLING | Reason.PEER_FULL)
             self._deliver(connection, held)
@@ -598,6 +600,7 @@ class Relay:
             error,
             b"" if ours is None else ours.sha256,
             b"" if theirs is None else theirs.sha256,
+            self.connected_at,
         )
 
     def _book(self, closing: Closing) -> None:
