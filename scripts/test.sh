@@ -78,7 +78,7 @@ main() {
     limit=""
     ! command -v timeout >/dev/null 2>&1 || limit="timeout -k 10 2280"
     # shellcheck disable=SC2086  # a command with its options, or nothing
-    if $limit python -m pytest; then [ -z "$failed" ]; else exit 1; fi
+    if $limit python -m pytest -n "${WORKERS:-2}" --dist loadfile; then [ -z "$failed" ]; else exit 1; fi
 }
 
 main

@@ -79,6 +79,22 @@ def test_bedrock_is_asked_for_alone(home, alive):
         assert _env(home, "--bedrock", "--unset", ANTHROPIC_BEDROCK_BASE_URL=theirs) == ""
 
 
+def test_bedrock_is_not_switched_on_where_nothing_would_be_signed(start, environ):
+    """A daemon without a region: no line, and words for the person."""
+    plain = start("--service")
+    assert plain.port
+    command = [sys.executable, "-I", "-m", "llm_proxy", "--env", "--bedrock"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=10)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "bedrock.region" in done.stderr
+    plain.stop()
+    signing = start("--service", env={"BEDROCK_REGION": "us-west-2"})
+    assert signing.port
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=10)
+    assert f"export ANTHROPIC_BEDROCK_BASE_URL='http://127.0.0.1:{signing.port}'" in done.stdout
+    assert done.stderr == ""
+
+
 def test_bedrock_is_undone(home, alive):
     """--unset, and --shell where no daemon is: all three go, if the base URL is ours."""
     ours = {"ANTHROPIC_BEDROCK_BASE_URL": f"http://127.0.0.1:{alive.port}"}

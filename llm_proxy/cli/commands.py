@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from llm_proxy import __version__
-from llm_proxy.cli.options import Options, help_page, parse
+from llm_proxy.cli.options import Options, help_of, help_page, parse
 from llm_proxy.errors import AlreadyRunning, ConfigError, CrashLoop, LlmProxyError, SetupFailed, UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command and exit with its status."""
     try:
         word = WORDS.get(arguments[0]) if arguments else None
+        if word and arguments[1:] in (["--help"], ["-h"]):
+            sys.stdout.write(help_of(arguments[0]))
+            sys.exit(0)
         status = word(arguments[1:]) if word else _flagged(arguments)
         sys.stdout.flush()
     except LlmProxyError as exc:

@@ -44,7 +44,7 @@ Questions about what was recorded
   llm-proxy tail                calls as they begin and end; -n N: the last N first
   llm-proxy stats               requests, errors, latency, tokens, cost; --by day|model|project|session|provider
   llm-proxy export              as --format jsonl, taco, csv, har, markdown, parquet or dataset; --output FILE or -
-    --style STYLE               of a dataset: messages, reasoning, sharegpt or openai-finetune; --output FOLDER/ has a card
+    --style STYLE               of a dataset: messages, reasoning, sharegpt, openai-finetune; to FOLDER/: with a card
     --split train=0.9,val=0.1   a file for each part; --include-private: texts as they were recorded, who and when
     --from, --to TIME           2026-01-31, 2026-01-31T08:00, today, yesterday, 90m, 24h, 7d; local time
     --provider, --model, --project, --session NAME    --status 404|5xx|none    --errors
@@ -163,6 +163,12 @@ class Options(NamedTuple):
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; llm-proxy --help shows what there is")
+
+
+def help_of(word: str) -> str:
+    """The part of the page in which a command stands, or all of it."""
+    parts = help_page().split("\n\n")
+    return next((f"{part.rstrip()}\n" for part in parts if f"\n  llm-proxy {word}" in part), help_page())
 
 
 def help_page() -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llm_proxy.explorer.options import Options, options
 from llm_proxy.explorer.serving import serve
-from llm_proxy.explorer.site import BELL, application
+from llm_proxy.explorer.site import BELL, SITE, application
 from llm_proxy.explorer.unix import PathTooLong, bind
 
 _NICENESS = 10  # people wait for a page; streams come first all the same
@@ -45,6 +45,8 @@ async def _live(given: Options, link: socket.socket) -> None:
     if given.socket:
         _step_back()
         app[BELL].listen(0, stop.set)
+    warming = asyncio.get_running_loop().run_in_executor(None, app[SITE].warm)
+    warming.add_done_callback(lambda done: done.exception())
     await serve(app, [link], stop)
     os._exit(0)  # a view may compute for seconds yet, and nobody waits for it
 

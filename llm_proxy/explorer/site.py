@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from aiohttp import web
 
-from llm_proxy.explorer import api, asking, guard, render
+from llm_proxy.explorer import api, asking, guard, highlight, markdown, render
 from llm_proxy.explorer.asking import Absent, Asked, BadValue, NotFound
 from llm_proxy.explorer.bell import Bell
 from llm_proxy.explorer.live.hub import Hub
@@ -88,6 +88,13 @@ class Site:
     def fragment(self, name: str, asked: Asked, **values: Any) -> str:
         """A template that is no whole page."""
         return self.templates.get_template(name).render(asked=asked, **values)
+
+    def warm(self) -> None:
+        """What a page's first visit would wait for: its template, and the libraries it asks."""
+        for name in self.templates.list_templates():
+            self.templates.get_template(name)
+        markdown.rendered("`x`")
+        highlight.highlighted("x = 1", "python")
 
     async def close(self) -> None:
         await self.live.close()

@@ -279,7 +279,8 @@ def totals(numbers: Sequence[int]) -> Totals:
 
 
 def dollars(micro: int, pico: int) -> Decimal:
-    return Decimal(micro * 10**6 + pico).scaleb(-12)
+    whole = micro * 10**6 + pico
+    return Decimal(whole).scaleb(-12) if whole else Decimal(0)
 
 
 def _days(rows: Iterator[tuple[Any, ...]], day_of: DayOf) -> list[Day]:

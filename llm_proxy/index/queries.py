@@ -539,7 +539,7 @@ def _cost(numbers: Sequence[Any]) -> Cost:
 
 
 def _dollars(pico: int) -> Decimal:
-    return Decimal(pico).scaleb(-12)
+    return Decimal(pico).scaleb(-12) if pico else Decimal(0)
 
 
 # --- rows

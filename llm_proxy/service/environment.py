@@ -112,9 +112,21 @@ def _bedrock(environ: dict[str, str], shell: str, port: int, *, unset: bool) -> 
     ours = _leads_here(url, "")
     if ours and (unset or (shell and not port)):
         return "".join(_LINES[shell or "sh"][1].format(name) for name in BEDROCK)
-    if unset or not port or (url and not ours):
+    if unset or not port or (url and not ours) or _signs_nothing(port):
         return ""
     return bedrock_exports(port, shell or "sh")
+
+
+def _signs_nothing(port: int) -> bool:
+    """Whether the daemon says that its Bedrock door is off; then this says so too."""
+    from llm_proxy.service import process  # no shell's start asks this
+
+    run = state.read_run(paths.state_folder())
+    if run is None or run.port != port or process.health(run, "/health/bedrock", 0.3).get("status") != "disabled":
+        return False
+    words = "the daemon signs nothing for Bedrock: set bedrock.region in its configuration and start it anew"
+    print(f"llm-proxy: {words}", file=sys.stderr)
+    return True
 
 
 def _answer(arguments: list[str], environ: dict[str, str]) -> str:

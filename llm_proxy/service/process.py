@@ -92,9 +92,9 @@ def wait_until_it_records(run: state.Run) -> str:
     return ""
 
 
-def health(run: state.Run, path: str = "/health") -> dict[str, Any]:
-    """What that daemon answers; empty where it does not, or where somebody else does."""
-    link = http.client.HTTPConnection("127.0.0.1", run.port, timeout=HEALTH_LIMIT)
+def health(run: state.Run, path: str = "/health", limit: float = HEALTH_LIMIT) -> dict[str, Any]:
+    """What that daemon answers; empty where it does not within `limit` seconds, or where somebody else does."""
+    link = http.client.HTTPConnection("127.0.0.1", run.port, timeout=limit)
     try:
         link.request("GET", path)
         answer = json.loads(link.getresponse().read(65536))
