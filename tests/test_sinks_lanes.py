@@ -157,12 +157,16 @@ def test_nothing_is_lost_or_doubled_when_the_lanes_are_killed(start, environ, pr
     """SIGKILL between writing and committing, again and again: every call stands once."""
     daemon = start("--port", "0", "--config", configured(environ, 'sinks = ["sessions", "daily", "csv"]\n'))
     running(daemon, "daily", "csv")
-    killed = {0}
+    pids = [0]
+
+    def another():
+        pid = json.loads((daemon.state / "sinks.json").read_text())["pid"]
+        return pid if pid not in pids else None
+
     for round in range(4):
         ask(daemon, provider, *(f"{round}-{number}" for number in range(6)))
-        pid = until(lambda: {json.loads((daemon.state / "sinks.json").read_text())["pid"]} - killed, lambda: killed)
-        os.kill(*pid, signal.SIGKILL)
-        killed |= pid
+        pids.append(until(another, lambda: pids))
+        os.kill(pids[-1], signal.SIGKILL)
         ask(daemon, provider, f"{round}-last")
     wanted = [f"{round}-{number}" for round in range(4) for number in (*range(6), "last")]
 
