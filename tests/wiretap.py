@@ -83,6 +83,7 @@ class _Side(asyncio.Protocol):
     kept: bytearray
     transport: asyncio.Transport | None = None
     other: _Side | None = None
+    ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = self.tap.made(transport)
@@ -93,6 +94,7 @@ class _Side(asyncio.Protocol):
             self.other.transport.write(data)
 
     def eof_received(self) -> bool:
+        self.ended = True
         if self.other and self.other.transport:
             self.other.transport.write_eof()
         return True
@@ -134,7 +136,6 @@ class _Near(_Side):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        cast(asyncio.Transport, transport).pause_reading()  # until there is somewhere to send it
         self._dialling = asyncio.ensure_future(self.tap.connect(self))
 
 
@@ -149,7 +150,10 @@ class _Far(_Side):
         super().connection_made(transport)
         assert self.other is not None
         assert self.other.transport is not None
+        assert self.transport is not None
         if self.other.transport.is_closing():
             self.close()
-        else:
-            self.other.transport.resume_reading()
+            return
+        self.transport.write(bytes(self.other.kept))  # what has come while there was nowhere to send it
+        if self.other.ended:
+            self.transport.write_eof()
