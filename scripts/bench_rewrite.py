@@ -1,8 +1,8 @@
 """What a named model costs: finding and replacing the name in a body of 1 MB, alone and through the proxy.
 
 `python scripts/bench_rewrite.py [--calls N]`. Each pair of calls goes the transparent way and by the named model's
-door, turn by turn, over kept connections to an upstream in another process; a row is void where the upstream did not
-get exactly the bytes that it should. The promise: at most 5 ms more at the median.
+door, turn by turn, over kept connections to an upstream in another process; it is void where the upstream did not get
+exactly the bytes that it should, or not every call is recorded. The promise: at most 5 ms more at the median.
 """
 
 from __future__ import annotations
@@ -95,6 +95,21 @@ def ask(link: socket.socket, path: str, data: bytes) -> float:
     return took
 
 
+def recorded(logs: Path, wanted: int, limit: float = 60.0) -> None:
+    """Wait until every call is in the session logs, whole. Raises SystemExit where that does not come to be."""
+    deadline = time.monotonic() + limit
+    while (found := _complete(logs)) != wanted:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"void: {wanted} calls were made, {found} are recorded as complete")
+        time.sleep(0.2)
+
+
+def _complete(logs: Path) -> int:
+    lines = (line for path in logs.rglob("*.jsonl") for line in path.read_bytes().splitlines())
+    entries = (json.loads(line) for line in lines if line.endswith(b"}"))
+    return sum(one["type"] == "response" and one["ending"] == "complete" and one["status"] == 200 for one in entries)
+
+
 def measured(calls: int) -> tuple[list[float], list[float]]:
     """Seconds of each call: transparent, and by the named model's door."""
     sent, wanted = body(MODEL), body(UPSTREAM)
@@ -123,6 +138,7 @@ def measured(calls: int) -> tuple[list[float], list[float]]:
                     through[0].append(first)
                     through[1].append(second)
                 time.sleep(0.02)  # so that the journal is drained in between
+            recorded(Path(home, ".llm-provider-logs"), 2 * (calls + 5))
             return through
         finally:
             proxy.terminate()
