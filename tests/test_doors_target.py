@@ -354,6 +354,7 @@ def test_the_users_key_is_for_the_users_own_programs(target):
 
 _FOREIGN = """
 import os, socket, sys
+"".encode("idna")  # imported now: the interpreter may lie where the other user cannot read
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 link = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
 link.sendall(b"GET /v1/models HTTP/1.1\\r\\nHost: localhost\\r\\n" + sys.argv[2].encode() + b"\\r\\n\\r\\n")

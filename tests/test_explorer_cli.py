@@ -137,8 +137,11 @@ def test_a_page_while_it_starts(browser):
             while True:
                 visitor, _ = link.accept()
                 with visitor:
+                    first = not asked
                     asked.add(visitor.recv(65536).partition(b" HTTP")[0])
-                    visitor.sendall(here if go_on.is_set() else starting)
+                    if not first:  # the page stays until it has been looked at
+                        go_on.wait(60)
+                    visitor.sendall(starting if first else here)
 
     context = browser.new_context()
     page = context.new_page()

@@ -268,7 +268,9 @@ async def test_an_explorer_that_breaks_is_told_and_forgotten(rigs, tmp_path):
 
 
 _KNOCK = """
-import socket, sys
+import os, socket, sys
+"".encode("idna")  # imported now: the interpreter may lie where the other user cannot read
+os.setuid(int(sys.argv[2]))
 link = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 5)
 link.sendall(b"GET /llm-proxy/ HTTP/1.1\\r\\nHost: 127.0.0.1:1\\r\\nConnection: close\\r\\n\\r\\n")
 print(link.makefile("rb").readline().decode())
@@ -282,8 +284,8 @@ async def test_another_user_of_this_machine_is_turned_away(rigs, site):
     rig = await rigs(explorer=site.config)
 
     def knock(user):
-        command = [os.path.realpath(sys.executable), "-I", "-c", _KNOCK, str(rig.port)]
-        return subprocess.run(command, user=user, capture_output=True, text=True, timeout=20, check=True).stdout
+        command = [sys.executable, "-I", "-c", _KNOCK, str(rig.port), str(user)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
 
     assert " 403 " in await asyncio.to_thread(knock, 65534)
     assert not site.requests

@@ -98,7 +98,7 @@ def test_every_era_of_the_reference(home, old, era):
     assert one["response"]["digest"]["usage"] == {"input": 12, "output": 5} and one["response"]["price"]["usd"]
     assert _stream(two["response"]) == sse("Going on then") and two["response"]["size"] == len(sse("Going on then"))
     # Its `ttfb_ms` of streams began at the head; when that came its chunks tell.
-    assert two["response"]["timing"] == {"ttfb_ms": 300, "total_ms": 900}
+    assert two["response"]["timing"] == {"ttfb_ms": 300, "first_token_ms": 420, "total_ms": 900}
     assert two["response"]["chunks"][1]["delta_ms"] == 60
     assert two["response"]["digest"]["usage"] == {"input": 12, "output": 7}
     assert [call["seq"] for call in (one, two)] == [1, 2]
@@ -356,7 +356,11 @@ def test_proxy_llm(home, old):
         one["response"]["digest"]["usage"] == {"input": 3, "output": 2}
         and one["request"]["imported"]["id"] == "req_1_1"
     )
-    assert _stream(two["response"]) == said and two["response"]["timing"] == {"ttfb_ms": 1000, "total_ms": 62500}
+    assert _stream(two["response"]) == said and two["response"]["timing"] == {
+        "ttfb_ms": 1000,
+        "first_token_ms": 2000,
+        "total_ms": 62500,
+    }
     assert json.loads(three["request"]["body"])["messages"] == [{"role": "user", "content": "made"}]
     assert three["request"]["imported"]["rebuilt"] is True and "rebuilt" not in one["request"]["imported"]
     assert three["request"]["headers"] == {"X-Session-Id": ["mine"]}

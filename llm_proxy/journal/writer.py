@@ -255,14 +255,16 @@ class Journal:
             self.on_drained()
 
     def _drain(self) -> int:
-        moved = 0
+        moved, trouble = 0, self._broken
         try:
-            if self._broken:
+            if trouble:
                 self._next_segment()
             while self.ring.backlog:
                 if self._segment.size >= self.segment_size:
                     self._next_segment()
                 moved += self.ring.drain(self._segment.append)
+            if self._broken is trouble:  # not before it has taken something: a full disk still makes empty files
+                self._broken = ""
         except OSError as error:
             self._broken = f"cannot write the journal in {self.folder}: {error.strerror or error}"
         self._size += moved
@@ -282,7 +284,6 @@ class Journal:
         else:
             self._retired.append(old)
             self._dirty.set()
-        self._broken = ""
 
     def _watch_size(self) -> None:
         now = time.monotonic()

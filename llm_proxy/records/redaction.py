@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
+from llm_proxy.records.first_token import first_token_ms
 from llm_proxy.records.secrets import Span, merged, spans
 from llm_proxy.wire import eventstream
 
@@ -365,6 +366,8 @@ _CONTENT_OF_MESSAGE = ("raw", "base64")
 def without_content(entry: Entry, why: str) -> Entry:
     """The entry without its body, stream or messages' texts; `left_out` says why. Sizes, heads and times stay."""
     kept = {name: value for name, value in entry.items() if name not in _CONTENT}
+    if (waited := first_token_ms(entry)) is not None:
+        kept["timing"] = entry["timing"] | {"first_token_ms": waited}
     websocket = kept.get("websocket")
     if isinstance(websocket, dict):
         facts = {name: value for name, value in websocket.items() if not name.endswith("_raw")}
