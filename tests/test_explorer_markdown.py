@@ -157,3 +157,10 @@ def test_marks():
     assert mark("an order, ordering", ("ord*",)) == "an <mark>order</mark>, <mark>ordering</mark>"
     assert mark("test_groups_match", ("groups_match",)) == "test_<mark>groups_match</mark>"
     assert holds("the ImportError there", ("importerror",)) and not holds("nothing", ("importerror",))
+
+
+@pytest.mark.parametrize("nothing", [[" "], ["*"], ["", "\t*"]])
+def test_what_is_no_word_is_not_marked(nothing):
+    """Nor does it mark everything."""
+    assert "<mark>" not in rendered("some **words** here", nothing) + mark("some words", nothing)
+    assert not holds("some words", nothing)

@@ -163,8 +163,13 @@ def words_of(query: str) -> tuple[str, ...]:
 @lru_cache(16)
 def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
     """Whole words as the search knows them (an underscore ends one); `begin*` is any that begins so."""
-    spelled = (_spelled(word) for word in sorted(words, key=len, reverse=True) if word.strip("*"))
+    spelled = (_spelled(word) for word in sorted(words, key=len, reverse=True))
     return re.compile("|".join(spelled), re.IGNORECASE)
+
+
+def _wanted(words: Iterable[str]) -> tuple[str, ...]:
+    """Those in which there is something to look for."""
+    return tuple(word for word in words if word.strip("*").split())
 
 
 def _spelled(word: str) -> str:
@@ -177,7 +182,7 @@ def _spelled(word: str) -> str:
 
 def mark(text: str, words: Iterable[str]) -> Markup:
     """Plain text, escaped, with the words in <mark>."""
-    text, wanted = visible(text), tuple(words)
+    text, wanted = visible(text), _wanted(words)
     if not wanted:
         return Markup(escape(text, quote=False))
     told, at = [], 0
@@ -189,7 +194,7 @@ def mark(text: str, words: Iterable[str]) -> Markup:
 
 def _mark_html(html: str, words: Iterable[str]) -> str:
     """The sanitiser's output is well-formed: what stands between its tags is text."""
-    wanted = tuple(escape(word, quote=False) for word in words)
+    wanted = tuple(escape(word, quote=False) for word in _wanted(words))
     if not wanted:
         return html
     # What is written as a reference is one sign, and none of its letters a word.
@@ -208,5 +213,5 @@ def mark_in(html: Markup, words: Iterable[str]) -> Markup:
 
 def holds(text: str, words: Iterable[str]) -> bool:
     """Whether one of the words is in a text."""
-    wanted = tuple(words)
+    wanted = _wanted(words)
     return bool(wanted) and _pattern(wanted).search(text) is not None
