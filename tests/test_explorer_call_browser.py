@@ -102,9 +102,10 @@ def test_everything_hostile_stays_text(look, served):  # noqa: F811
     for id in served.made.calls["hostile"]:
         for tab in ("overview", "diff", "events", "http", "raw"):
             page = look(f"/calls/{id}?tab={tab}", width=400)
-            for fold in page.locator("details:not([open]) > summary").all()[:12]:
+            # The elements as they are now: a locator would look again, and what is open no longer counts.
+            for fold in page.query_selector_all("details:not([open]) > summary")[:12]:
                 if fold.is_visible():
-                    fold.click()
+                    fold.click(timeout=5000)
             page.wait_for_load_state("networkidle")
             assert page.evaluate("window.pwned === undefined")
             assert page.evaluate("document.documentElement.scrollWidth === innerWidth"), (id, tab)
