@@ -16,14 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from llm_proxy.journal.frames import route_facts
-from llm_proxy.proxy.authority import Authority, parse_authority
-from llm_proxy.proxy.callers import Caller, Guard
-from llm_proxy.proxy.router import NoRoute, PoolKey, Route
+from llm_proxy.proxy.authority import parse_base
+from llm_proxy.proxy.callers import Guard
+from llm_proxy.proxy.router import NoRoute, Route
 from llm_proxy.proxy.signed import SignedRelay
 from llm_proxy.wire import bedrock_paths
 from llm_proxy.wire.head import RequestHead
-from llm_proxy.wire.masking import masked_target
 from llm_proxy.wire.sigv4 import Key, Scope
 
 if TYPE_CHECKING:
@@ -75,8 +73,8 @@ class BedrockDoor:
         self.scope = Scope(config.region, SERVICE)
         self._guard = config.guard
         self._limit = config.max_concurrent
-        self._runtime = _endpoint(config.runtime)
-        self._control = _endpoint(config.control)
+        self._runtime = parse_base(config.runtime)
+        self._control = parse_base(config.control)
         self._inside = 0
         self._waiting: deque[SignedRelay] = deque()
         self._said_at = 0.0
@@ -88,22 +86,8 @@ class BedrockDoor:
             wanted = bedrock_paths.read(head.method, target)
         except bedrock_paths.NotSigned as error:
             raise NoRoute(error.status, "not_signed", error.message, PROVIDER) from None
-        scheme, authority = self._control if wanted.control else self._runtime
-        return Route(
-            provider=PROVIDER,
-            scheme=scheme,
-            authority=authority,
-            target=wanted.target,
-            masked=masked_target(target),
-            host=str(authority).encode(),
-            key=PoolKey(scheme, authority.host, authority.port or (443 if scheme == "https" else 80)),
-            listed=True,  # by configuration; a VPC endpoint's addresses are private
-            confidential=False,
-            why="bedrock",
-            facts=route_facts(PROVIDER, scheme, str(authority), "bedrock"),
-            door=self,
-            secret=secret,
-        )
+        base = self._control if wanted.control else self._runtime
+        return Route.at(base, wanted.target, provider=PROVIDER, why="bedrock", asked=target, door=self, secret=secret)
 
     def clock(self) -> float:
         """The time by AWS's clock, as far as it is known to differ from ours."""
@@ -124,10 +108,6 @@ class BedrockDoor:
 
     def refusal(self, client: ClientConnection, request: Request) -> str:
         """Why this caller is not served; empty where it is."""
-        transport = client.transport
-        assert transport is not None
-        if client.caller is None:
-            client.caller = Caller(transport)
         return self._guard.refusal(request.prepared.head, request.prepared.route.secret, client.caller)
 
     def relay(self, core: Core, client: ClientConnection, request: Request) -> SignedRelay:
@@ -170,17 +150,12 @@ class BedrockDoor:
         """For `/health/bedrock`."""
         return {
             "region": self.scope.region,
-            "endpoint": "{}://{}".format(*self._runtime),
+            "endpoint": str(self._runtime),
             "open": self._inside,
             "waiting": len(self._waiting),
             "max_concurrent": self._limit,
             "credentials": self.keys.state(),
         }
-
-
-def _endpoint(url: str) -> tuple[str, Authority]:
-    scheme, _, host = url.partition("://")
-    return scheme, parse_authority(host)
 
 
 def _admit(relay: SignedRelay) -> None:

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from llm_proxy.proxy import answers, explorer
+from llm_proxy.proxy.callers import Caller
 from llm_proxy.proxy.gate import Gate, Reason
 from llm_proxy.proxy.relay import Relay
 from llm_proxy.proxy.requests import Forbidden, Request
@@ -17,7 +18,6 @@ from llm_proxy.wire import bedrock_paths
 from llm_proxy.wire.head import MAX_HEAD, BadHead, RequestHead
 
 if TYPE_CHECKING:
-    from llm_proxy.proxy.callers import Caller
     from llm_proxy.proxy.core import Core
 
 # Read on while the answer is awaited, so that a client that leaves is noticed; more than this has to wait.
@@ -33,6 +33,7 @@ class ClientConnection(asyncio.Protocol):
     """A listener's connection."""
 
     __slots__ = (
+        "_caller",
         "_closing_at",
         "_core",
         "_full",
@@ -40,7 +41,6 @@ class ClientConnection(asyncio.Protocol):
         "_scanned",
         "arrived",
         "buffer",
-        "caller",
         "gate",
         "port",
         "relay",
@@ -52,7 +52,7 @@ class ClientConnection(asyncio.Protocol):
         self._core = core
         self.transport: asyncio.Transport | None = None
         self.gate: Gate
-        self.caller: Caller | None = None  # who that is, where a door has asked
+        self._caller: Caller | None = None  # where a door has asked
         self.port = 0  # the client's, where it is on this machine: by it the keeper finds the process
         self.relay: Relay | None = None
         self.buffer = b""  # bytes of the next request(s), not looked at yet
@@ -73,6 +73,14 @@ class ClientConnection(asyncio.Protocol):
                 self.refuse(503, "too_many_connections", "too many connections are open")
         except Exception as error:
             self._fault(error)
+
+    @property
+    def caller(self) -> Caller:
+        """Whose program this is; found out when a door asks for the first time."""
+        if self._caller is None:
+            assert self.transport is not None
+            self._caller = Caller(self.transport)
+        return self._caller
 
     def data_received(self, data: bytes) -> None:
         try:

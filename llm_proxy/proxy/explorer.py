@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from llm_proxy.proxy import answers
 from llm_proxy.proxy.authority import Authority
-from llm_proxy.proxy.callers import Caller
 from llm_proxy.proxy.core import Core
 from llm_proxy.proxy.dialler import DialFailed, Dialler
 from llm_proxy.proxy.relay import Relay
@@ -103,10 +102,6 @@ class ExplorerDoor:
 
     def refusal(self, client: ClientConnection, request: Request) -> str:
         """Another user of this machine may have come by a session: a cookie for 127.0.0.1 goes to all of its ports."""
-        transport = client.transport
-        assert transport is not None
-        if client.caller is None:
-            client.caller = Caller(transport)
         uid = client.caller.uid if sys.platform == "linux" else None
         if uid in (None, 0, os.geteuid()):
             return ""

@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
-from llm_proxy.journal.frames import route_facts
 from llm_proxy.proxy import answers
 from llm_proxy.proxy.authority import Base, parse_authority
-from llm_proxy.proxy.callers import Caller, Guard
+from llm_proxy.proxy.callers import Guard
 from llm_proxy.proxy.front import Front, dressed
 from llm_proxy.proxy.named import NamedRelay
-from llm_proxy.proxy.router import NoRoute, PoolKey, Route, bare_provider
+from llm_proxy.proxy.router import NoRoute, Route, bare_provider
 from llm_proxy.wire.head import RequestHead
 from llm_proxy.wire.hop import Instead
-from llm_proxy.wire.masking import masked_credential, masked_target
+from llm_proxy.wire.masking import masked_credential
 
 if TYPE_CHECKING:
     from llm_proxy.proxy.client import ClientConnection
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from llm_proxy.proxy.requests import Request
 
 WHY = "named model"
-NOWHERE = "no-upstream"  # in the record of a request that named no model of ours
+_NOWHERE = Base("http", parse_authority("no-upstream"))  # in the record of a request that named no model of ours
 
 _CALL = re.compile(
     rb"(?:/v1)?/(chat/completions|completions|embeddings|responses|api/chat|messages(?:/count_tokens)?)(\?.*)?"
@@ -89,30 +88,12 @@ class ModelsDoor:
         provider = "anthropic" if match[1].startswith(b"messages") else "openai"
         if head.method != b"POST":
             raise NoRoute(405, "method_not_allowed", "named models are called with POST", provider)
-        return Route(
-            provider=provider,
-            scheme="http",
-            authority=parse_authority(NOWHERE),
-            target=target,
-            masked=masked_target(target),
-            host=NOWHERE.encode(),
-            key=PoolKey("", "", 0),
-            listed=True,
-            confidential=False,
-            why=WHY,
-            facts=route_facts(provider, "http", NOWHERE, WHY),
-            door=self,
-            instead=Instead(self._dropped),
-        )
+        return Route.at(_NOWHERE, target, provider=provider, why=WHY, door=self, instead=Instead(self._dropped))
 
     def refusal(self, client: ClientConnection, request: Request) -> str:
         """Why this caller is not served; empty where it is. Who has brought the token has been let in already."""
         if self.front.token:
             return ""
-        transport = client.transport
-        assert transport is not None
-        if client.caller is None:
-            client.caller = Caller(transport)
         head = request.prepared.head
         return self._guard.refusal(head, b"", client.caller, page=self.front.is_page(head))
 
@@ -145,18 +126,11 @@ class ModelsDoor:
         sent = base.prefix + b"/" + path + query
         key = model.api_key.encode("latin-1")
         fields = [(b"Authorization", b"Bearer " + key)] + [(b"x-api-key", key)] * (provider == "anthropic")
-        return Route(
+        return Route.at(
+            base,
+            sent,
             provider=provider,
-            scheme=base.scheme,
-            authority=base.authority,
-            target=sent,
-            masked=masked_target(sent),
-            host=str(base.authority).encode(),
-            key=PoolKey(base.scheme, base.authority.host, base.port),
-            listed=True,  # by configuration
-            confidential=False,
             why=WHY,
-            facts=route_facts(provider, base.scheme, str(base.authority), WHY),
             door=self,
             instead=Instead(
                 self._dropped,

@@ -133,6 +133,44 @@ class Route:
     instead: Instead | None = field(default=None, repr=False)
     patience: float = 0.0
 
+    @classmethod
+    def at(
+        cls,
+        base: Base,
+        target: bytes,
+        *,
+        provider: str,
+        why: str,
+        asked: bytes | None = None,
+        listed: bool = True,
+        confidential: bool = False,
+        door: Door | None = None,
+        secret: bytes = b"",
+        instead: Instead | None = None,
+        patience: float = 0.0,
+    ) -> Route:
+        """To `target` at an upstream, whose own prefix is in it already. `asked`: recorded in the place of it.
+
+        What configuration names is `listed`: a LAN's or a VPC endpoint's addresses are private.
+        """
+        return cls(
+            provider=provider,
+            scheme=base.scheme,
+            authority=base.authority,
+            target=target,
+            masked=masked_target(target if asked is None else asked),
+            host=str(base.authority).encode(),
+            key=PoolKey(base.scheme, base.authority.host, base.port),
+            listed=listed,
+            confidential=confidential,
+            why=why,
+            facts=route_facts(provider, base.scheme, str(base.authority), why),
+            door=door,
+            secret=secret,
+            instead=instead,
+            patience=patience,
+        )
+
 
 class NoRoute(Exception):
     """No route: `status` and words for the caller, in the shape of `provider`'s errors."""
@@ -223,19 +261,8 @@ class Router:
         if missing is not None and missing.fullmatch(target):
             target = b"/v1" + target
         target = base.prefix + target
-        return Route(
-            provider=provider,
-            scheme=base.scheme,
-            authority=base.authority,
-            target=target,
-            masked=masked_target(target),
-            host=str(base.authority).encode(),
-            key=PoolKey(base.scheme, base.authority.host, base.port),
-            listed=True,  # by configuration
-            confidential=CONFIDENTIAL.fullmatch(target) is not None,
-            why="bare path",
-            facts=route_facts(provider, base.scheme, str(base.authority), "bare path"),
-        )
+        confidential = CONFIDENTIAL.fullmatch(target) is not None
+        return Route.at(base, target, provider=provider, why="bare path", confidential=confidential)
 
     def _towards(self, head: RequestHead, provider: str, named: str, target: bytes, why: str) -> Route:
         if target.startswith(CODEX + b"/") and named == HOSTS["openai"]:
@@ -257,19 +284,13 @@ class Router:
             )
             raise NoRoute(403, "upstream_not_allowed", message)
         scheme = listed or ("http" if authority.is_loopback else "https")
-        port = authority.port or (443 if scheme == "https" else 80)
-        return Route(
+        return Route.at(
+            Base(scheme, authority),
+            target,
             provider=provider,
-            scheme=scheme,
-            authority=authority,
-            target=target,
-            masked=masked_target(target),
-            host=str(authority).encode(),
-            key=PoolKey(scheme, authority.host, port),
+            why=why,
             listed=listed is not None,
             confidential=CONFIDENTIAL.fullmatch(target) is not None,
-            why=why,
-            facts=route_facts(provider, scheme, str(authority), why),
         )
 
 

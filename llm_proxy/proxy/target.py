@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
-from llm_proxy.journal.frames import route_facts
 from llm_proxy.proxy.authority import Base
-from llm_proxy.proxy.callers import Caller, Guard
+from llm_proxy.proxy.callers import Guard
 from llm_proxy.proxy.relay import Relay
-from llm_proxy.proxy.router import CONFIDENTIAL, HOSTS, SECRET_PATH, PoolKey, Route, bare_provider
+from llm_proxy.proxy.router import CONFIDENTIAL, HOSTS, SECRET_PATH, Route, bare_provider
 from llm_proxy.wire.head import RequestHead
 from llm_proxy.wire.hop import Instead
-from llm_proxy.wire.masking import masked_credential, masked_target
+from llm_proxy.wire.masking import masked_credential
 
 if TYPE_CHECKING:
     from llm_proxy.proxy.client import ClientConnection
@@ -41,10 +40,7 @@ class TargetDoor:
     """One for a proxy; it has no state."""
 
     def __init__(self, config: Target) -> None:
-        base = config.base
-        self._base = base
-        self._host = str(base.authority).encode()
-        self._key = PoolKey(base.scheme, base.authority.host, base.port)
+        self._base = config.base
         self._guard = config.guard
         self._guarded = bool(config.headers)
         fields = [(name.encode("ascii"), value.encode("latin-1")) for name, value in config.headers]
@@ -65,18 +61,12 @@ class TargetDoor:
         base = self._base
         provider = _BY_HOST.get(base.authority.host) or bare_provider(head, target) or "openai"
         target = base.prefix + target
-        return Route(
+        return Route.at(
+            base,
+            target,
             provider=provider,
-            scheme=base.scheme,
-            authority=base.authority,
-            target=target,
-            masked=masked_target(target),
-            host=self._host,
-            key=self._key,
-            listed=True,  # by configuration
-            confidential=CONFIDENTIAL.fullmatch(target) is not None,
             why="single target",
-            facts=route_facts(provider, base.scheme, str(base.authority), "single target"),
+            confidential=CONFIDENTIAL.fullmatch(target) is not None,
             door=self if self._guarded else None,
             secret=secret,
             instead=instead,
@@ -84,10 +74,6 @@ class TargetDoor:
 
     def refusal(self, client: ClientConnection, request: Request) -> str:
         """Why this caller is not served; empty where it is."""
-        transport = client.transport
-        assert transport is not None
-        if client.caller is None:
-            client.caller = Caller(transport)
         return self._guard.refusal(request.prepared.head, request.prepared.route.secret, client.caller)
 
     def relay(self, core: Core, client: ClientConnection, request: Request) -> Relay:
