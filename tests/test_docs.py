@@ -1,7 +1,9 @@
 """The documentation says what the program does: settings, options, variables."""
 
+import ast
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,45 @@ def test_the_examples_of_log_entries_show_documented_fields_only():
     assert [line["type"] for line in lines] == ["session_start", "request", "response"]
     assert [untold(line) for line in lines] == [[], [], []]
     assert untold(lines[1] | {"answer": 42}) == ["request.answer"]
+
+
+def _codes():
+    """Every code of an error of ours, as the proxy's source has them: beside a status, or of a failed connection."""
+    for path in (ROOT / "llm_proxy/proxy").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            given = [part.value if isinstance(part, ast.Constant) else None for part in node.args]
+            if given and ast.unparse(node.func) == "DialFailed":
+                yield given[0]
+            for status, code in pairwise(given):
+                if isinstance(status, int) and 400 <= status < 600 and isinstance(code, str):
+                    yield code
+
+
+def test_every_error_of_ours_can_be_looked_up():
+    """The page that goes by what one sees has each code, and none that does not exist."""
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    table = re.search(r"^\| code \|.*?\n\n", page, re.MULTILINE | re.DOTALL)[0]
+    told = {code for row in table.strip().splitlines()[2:] for code in re.findall(r"`([a-z0-9_]+)`", row.split("|")[1])}
+    made = set(_codes()) | {"not_signed"}  # whose status comes from the path's grammar
+    assert len(made) > 25 and told == made
+
+
+def test_the_index_names_every_page():
+    """docs/README.md leads to each page beside it."""
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages == set(re.findall(r"\]\(([a-z-]+\.md)\)", (ROOT / "docs/README.md").read_text()))
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_links_within_pages_lead_to_headings(page):
+    """What stands behind # is a heading of that page, as forges name them."""
+    for file, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text()):
+        target = page.parent / file if file else page
+        headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+        assert anchor in {_anchor(heading) for heading in headings}, f"{page.name}: {file}#{anchor}"
+
+
+def _anchor(heading):
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
