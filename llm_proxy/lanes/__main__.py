@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from llm_proxy.lanes.lane import Cursors, Lane, State
-from llm_proxy.lanes.options import Options, options
+from llm_proxy.lanes.options import TABLES, Options, options
 from llm_proxy.lanes.sink import make
 from llm_proxy.sinks.outbox import Outbox
 
@@ -114,7 +114,7 @@ class Lanes:
 
 
 def main() -> int:
-    given = options(sys.argv[1])
+    given = options(sys.argv[1], os.environ.pop(TABLES, "{}"))
     os.umask(0o077)
     given.place.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(given.place / "lanes.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -1,14 +1,17 @@
-"""What the process of the lanes is told: one JSON argument from the service, because it reads no settings.
+"""What the process of the lanes is told by the service, because it reads no settings.
 
-Leaves out where the values come from.
+One JSON argument, and what the settings say of each sink in an environment variable: command lines are for everybody
+on the machine to read, and sinks may have passwords. Leaves out where the values come from.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+TABLES = "LLM_PROXY_LANES"  # the environment variable
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,7 @@ class Options:
 
     state: str
     folder: str
-    sinks: tuple[tuple[str, dict[str, Any]], ...] = ()
+    sinks: tuple[tuple[str, dict[str, Any]], ...] = field(default=(), repr=False)
     name: str = ""
 
     @property
@@ -30,11 +33,18 @@ class Options:
         return Path(self.state, "lanes", self.name) if self.name else Path(self.state)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        """All but what is said of the sinks."""
+        return json.dumps(asdict(replace(self, sinks=tuple((name, {}) for name, _ in self.sinks))))
+
+    def variables(self) -> dict[str, str]:
+        """The rest, for the environment."""
+        return {TABLES: json.dumps(dict(self.sinks))}
 
 
-def options(given: str) -> Options:
+def options(given: str, tables: str = "{}") -> Options:
     """The options from their JSON. Raises ValueError, naming what is wrong."""
     import msgspec  # who only writes them does without
 
-    return msgspec.json.decode(given.encode(), type=Options)
+    told = msgspec.json.decode(tables.encode(), type=dict[str, dict[str, Any]])
+    read = msgspec.json.decode(given.encode(), type=Options)
+    return replace(read, sinks=tuple((name, told.get(name, {})) for name, _ in read.sinks))

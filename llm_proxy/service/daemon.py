@@ -25,11 +25,23 @@ from llm_proxy.errors import AlreadyRunning, CannotListen, ConfigError, CrashLoo
 from llm_proxy.journal.writer import Journal, JournalBusy, has_ring, writer_lock
 from llm_proxy.proxy.explorer import Explorer
 from llm_proxy.proxy.server import Proxy, ProxyConfig
-from llm_proxy.service import activation, attached, bedrock, crashes, environment, models, passing, state, target
+from llm_proxy.service import (
+    activation,
+    attached,
+    bedrock,
+    crashes,
+    environment,
+    models,
+    orphans,
+    passing,
+    remote,
+    state,
+    target,
+)
 from llm_proxy.service.exploring import Exploring
 from llm_proxy.service.exploring import options as exploring_options
 from llm_proxy.service.keeping import arguments
-from llm_proxy.service.listen import Listeners, is_loopback, listen, listen_again
+from llm_proxy.service.listen import Listeners, listen, listen_again
 from llm_proxy.service.manager import Manager
 from llm_proxy.service.supervise import Supervisor
 from llm_proxy.service.voice import Voice, VoiceHandler
@@ -121,7 +133,7 @@ class Daemon:
         proxy.core.witness = self._witness()
         await proxy.listen(self.listeners.sockets)
         self._start_keeper()
-        for warning in self.listeners.warnings:
+        for warning in (*self.listeners.warnings, *remote.warnings(self.settings)):
             log.warning("%s", warning)
         self._announce()
         loop = asyncio.get_running_loop()
@@ -144,6 +156,7 @@ class Daemon:
         """What is done beside carrying, from the start on."""
         yield self._retry_journal(proxy)
         yield self._settle_the_dead()
+        yield orphans.bury()
         if self.exploring is not None and proxy.explorer is not None:
             yield self.exploring.watch(proxy.explorer)
 
@@ -226,8 +239,9 @@ class Daemon:
         self.journal.on_drained = self._journal_has_grown
         self.keeper.start()
         if passing.sinks(self.settings) and self.lanes is None:
-            told = passing.options(self.settings, self.door).to_json()
-            self.lanes = Supervisor("llm_proxy.lanes", (told,), errors=f"{self.journal.folder}/lanes.err")
+            told = passing.options(self.settings, self.door)
+            errors = f"{self.journal.folder}/lanes.err"
+            self.lanes = Supervisor("llm_proxy.lanes", (told.to_json(),), errors=errors, variables=told.variables())
             self.lanes.start()
 
     def _journal_has_grown(self) -> None:
@@ -288,7 +302,8 @@ class Daemon:
             origins=(*settings.origins, *models.pages(settings)),
             allow=settings.allow,
             policy=settings.policy,
-            remote_routes=settings.remote_routes or is_loopback(settings.host),
+            remote_routes=remote.is_open(settings),
+            remote=remote.configured(settings),
             environment=dict(os.environ),
             connect_timeout=settings.connect_timeout,
             header_timeout=settings.header_timeout,

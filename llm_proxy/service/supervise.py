@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
 log = logging.getLogger(__name__)
@@ -24,13 +24,19 @@ _HEALTHY_AFTER = 10.0  # a life this long forgives the deaths before it
 class Supervisor:
     """Runs `python -m MODULE ARGUMENTS`. Owned by the event loop, except `wake`, which any thread may call."""
 
-    def __init__(self, module: str, arguments: Sequence[str], *, errors: str) -> None:
-        """`errors` is the file that takes the child's stderr: a pipe could fill, or break with us."""
+    def __init__(
+        self, module: str, arguments: Sequence[str], *, errors: str, variables: Mapping[str, str] | None = None
+    ) -> None:
+        """`errors` is the file that takes the child's stderr: a pipe could fill, or break with us.
+
+        `variables` are added to its environment, which other users cannot read, as they can its command line.
+        """
         # -P: never import from the folder the daemon happened to be started in
         isolation = "-I" if sys.flags.isolated else "-P"
         self._command = (sys.executable, isolation, "-m", module, *arguments)
         self._name = module.rpartition(".")[2]
         self._errors = errors
+        self._variables = dict(variables or {})
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._pipe_guard = threading.Lock()  # a closed descriptor's number may be another file's the next moment
@@ -111,6 +117,7 @@ class Supervisor:
                 stdin=self._reading,
                 stdout=errors,
                 stderr=errors,
+                env={**os.environ, **self._variables},
                 # Ctrl-C in our terminal asks us to drain; the child must outlast that. And Linux shares processors
                 # between sessions: in one of its own it can step back behind us.
                 start_new_session=True,
