@@ -22,9 +22,12 @@ class Access:
         self._origins = frozenset(origin.lower() for origin in origins)
         self._good_hosts: set[bytes] = set()
 
-    def refusal(self, head: RequestHead) -> str | None:
-        """Why a request is not served, in words for whoever sent it; None: it is."""
-        if head.host not in self._good_hosts and not self.is_good_host(head.host):
+    def refusal(self, head: RequestHead, *, trusted: bool = False) -> str | None:
+        """Why a request is not served, in words for whoever sent it; None: it is.
+
+        `trusted`: it brings a token, which no page has that re-points its own name at us; then any Host is good.
+        """
+        if not trusted and head.host not in self._good_hosts and not self.is_good_host(head.host):
             return (
                 f"Host {head.host.decode('latin-1')!r} is neither a loopback name nor listed in [listen] hosts; "
                 "requests of web pages for other names are not served"

@@ -20,6 +20,10 @@ from typing import NamedTuple
 from llm_proxy.proxy.transport import local_port
 from llm_proxy.wire.head import RequestHead, Role
 
+OWN_FIELD = b"x-llm-proxy-token"  # for callers whose other fields hold the provider's key
+
+_HOW = "as X-LLM-Proxy-Token, as a bearer token, as x-api-key or as /secret/{secret} before the path"
+
 _ON_LINUX = sys.platform == "linux"
 _TABLES = "/proc/self/net"
 _MAPPED_PREFIX = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
@@ -70,18 +74,24 @@ class Guard:
         """The fields in which one of the secrets came, by their lower-case names: no upstream may see those."""
         return frozenset(name for name, value in _presented(head) if _is_one_of(value, self.secrets))
 
+    def opened_by(self, head: RequestHead, in_path: bytes) -> bool:
+        """Whether one of the secrets came, in a field or in the path."""
+        return self.opened_by_path(in_path) or any(_is_one_of(key, self.secrets) for _, key in _presented(head) if key)
+
+    def opened_by_path(self, in_path: bytes) -> bool:
+        """Whether one of them stood in the path."""
+        return bool(in_path) and _is_one_of(in_path, self.secrets)
+
     def refusal(self, head: RequestHead, in_path: bytes, caller: Caller, *, page: bool = False) -> str:
         """Why a request is not served, for whoever sent it; empty where it is. `in_path` is a secret in the path;
         `page`: it comes from a page that the operator has listed for this.
         """
-        if any(_is_one_of(value, self.secrets) for value in (in_path, *(key for _, key in _presented(head))) if value):
+        if self.opened_by(head, in_path):
             return ""
         if self.required:
-            return (
-                "the local secret is asked for, as a bearer token, as x-api-key or as /secret/{secret} before the path"
-            )
+            return f"a secret is asked for, {_HOW}"
         if caller.peer is None:
-            return "callers on other machines need the token that listen.token names, as a bearer token or as x-api-key"
+            return f"callers on other machines need the token that listen.token names, {_HOW}"
         if not page and any(field.role in (Role.ORIGIN, Role.FETCH_SITE) for _, field in head.special):
             return "this spends the user's credentials: it is not for browsers"
         if not _ON_LINUX or caller.uid == os.geteuid():
@@ -165,10 +175,10 @@ def _hex(host: str, mapped: bool) -> str:
 
 
 def _presented(head: RequestHead) -> list[tuple[bytes, bytes]]:
-    """What a request brings in the places where clients put a key: field and key."""
+    """What a request brings in our own field and in the places where clients put a key: field and key."""
     found = []
     for _, field in head.special:
-        if field.name == b"x-api-key":
+        if field.name in (OWN_FIELD, b"x-api-key"):
             found.append((field.name, field.value))
         elif field.name == b"authorization":
             scheme, _, token = field.value.partition(b" ")

@@ -44,7 +44,7 @@ class Front:
 
     def decides(self, head: RequestHead, target: bytes) -> bool:
         """Whether the token, or a preflight's own rules, stand in the place of those on Host and Origin."""
-        return is_preflight(head) or (bool(self.token) and not _is_open(target))
+        return is_preflight(head) or (bool(self.token) and not is_open(target))
 
     def keys(self, head: RequestHead) -> frozenset[bytes]:
         """The fields in which the token came: no upstream may see those."""
@@ -56,7 +56,7 @@ class Front:
         """The answer to whoever may not pass, or only asks whether it may, and the code it counts under; else None."""
         if is_preflight(head):
             return "preflight", _preflight(head, self.cors(head))
-        if not self.token or _is_open(target) or self.keys(head):
+        if not self.token or is_open(target) or self.keys(head):
             return None
         message = f"the token is asked for, in the field {self.shown} or as a bearer token"
         answer = answers.error(401, "unauthorized", message, provider=provider, close=True)
@@ -128,7 +128,9 @@ def _preflight(head: RequestHead, lines: bytes) -> bytes:
     return b"HTTP/1.1 204 No Content\r\n" + lines + b"\r\n"
 
 
-def _is_open(target: bytes) -> bool:
-    """Answered to everybody; the explorer has a guard of its own."""
+def is_open(target: bytes) -> bool:
+    """Answered to everybody: `/health`, and the explorer, which has a guard of its own."""
     path = target.partition(b"?")[0]
+    if path == b"/llm-proxy/metrics":
+        return False
     return path == b"/health" or path.startswith((b"/health/", b"/llm-proxy/")) or path == b"/llm-proxy"

@@ -38,7 +38,7 @@ _VERSIONED = re.compile(rb"/v[0-9][^/]*\Z")
 _SHOWN = 50  # names in a message
 # The client's own proofs of who it is, and what only its connection to us is about.
 _NOT_PASSED = frozenset(
-    b"authorization x-api-key api-key x-goog-api-key cookie expect origin content-encoding "
+    b"authorization x-api-key x-llm-proxy-token api-key x-goog-api-key cookie expect origin content-encoding "
     b"access-control-request-method access-control-request-headers".split()
 )
 _CREATED = 1_677_649_999  # seconds; SDKs want a number, and nobody knows when

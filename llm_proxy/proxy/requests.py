@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llm_proxy.proxy.access import Access
 from llm_proxy.proxy.front import Front
 from llm_proxy.proxy.router import Route, Router
 from llm_proxy.wire import hop
 from llm_proxy.wire.head import BadHead, RequestHead, parse_request
+
+if TYPE_CHECKING:
+    from llm_proxy.proxy.remote import Remote
 
 REMEMBERED = 64
 REMEMBERED_LENGTH = 8192  # bytes of a head; longer ones are parsed each time
@@ -68,12 +72,15 @@ def origin_form(head: RequestHead) -> bytes:
 
 
 class Requests:
-    """Reads heads. `front`: who has its token need not be judged by Host and Origin."""
+    """Reads heads. `front`: who has its token need not be judged by Host and Origin. `remote`: by Host."""
 
-    def __init__(self, access: Access, router: Router, front: Front | None = None) -> None:
+    def __init__(
+        self, access: Access, router: Router, front: Front | None = None, remote: Remote | None = None
+    ) -> None:
         self._access = access
         self._router = router
         self._front = front
+        self._remote = remote
         self._known: dict[bytes, Prepared] = {}
 
     def known(self, raw: bytes) -> Request | None:
@@ -93,7 +100,12 @@ class Requests:
         target = origin_form(head)
         if self._front is not None and self._front.decides(head, target):
             return head, target
-        refusal = self._access.refusal(head)
+        remote = self._remote
+        if remote is None:
+            refusal = self._access.refusal(head)
+        else:
+            refusal = self._access.refusal(head, trusted=remote.is_brought(head, target))
+            refusal = refusal or remote.refusal_of_own(head, target)
         if refusal is not None:
             raise Forbidden(refusal)
         return head, target

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llm_proxy.proxy.explorer import ExplorerDoor
     from llm_proxy.proxy.models import ModelsDoor
     from llm_proxy.proxy.relay import Relay
+    from llm_proxy.proxy.remote import Remote
     from llm_proxy.proxy.requests import Request
     from llm_proxy.proxy.target import TargetDoor
 
@@ -198,6 +199,7 @@ class Router:
         target: TargetDoor | None = None,
         models: ModelsDoor | None = None,
         bases: Mapping[str, Base] | None = None,
+        remote: Remote | None = None,
     ) -> None:
         """`bases`: where bare API paths of a provider go instead of its own host."""
         self.explorer: ExplorerDoor | None = None
@@ -208,6 +210,7 @@ class Router:
         self._bedrock = bedrock
         self._policy = policy
         self._enabled = enabled
+        self._remote = remote
         self._known: dict[tuple[bytes, ...], Route] = {}
 
     def route(self, head: RequestHead, target: bytes) -> Route:
@@ -238,8 +241,16 @@ class Router:
             raise NoRoute(
                 404,
                 "not_served",
-                "this listener is not on loopback: pass-through routes are off (listen.remote_routes)",
+                "other machines can reach this port, and it has no token: set listen.token (LLM_PROXY_LISTEN_TOKEN), "
+                "which callers then bring; or listen.remote_routes, which serves whoever comes",
             )
+        if self._remote is None:
+            return self._pass_through(head, target)
+        target, secret, instead = self._remote.without(head, target)
+        door = self._remote if self._remote.asked else None
+        return replace(self._pass_through(head, target), door=door, secret=secret, instead=instead)
+
+    def _pass_through(self, head: RequestHead, target: bytes) -> Route:
         first, _, rest = target[1:].partition(b"/")
         provider = PROVIDERS.get(first.decode("latin-1"))
         if provider is not None and rest:

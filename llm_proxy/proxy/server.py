@@ -24,6 +24,7 @@ from llm_proxy.proxy.dialler import Dialler
 from llm_proxy.proxy.explorer import Explorer, ExplorerDoor
 from llm_proxy.proxy.listener import Limits, Listener, descriptors, limits
 from llm_proxy.proxy.models import Models, ModelsDoor
+from llm_proxy.proxy.remote import Remote
 from llm_proxy.proxy.report import Report
 from llm_proxy.proxy.requests import Requests
 from llm_proxy.proxy.router import Policy, Router
@@ -46,6 +47,7 @@ class ProxyConfig:
     allow: tuple[str, ...] = ()
     policy: str = "public"
     remote_routes: bool = True
+    remote: Remote | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     connect_timeout: float = 30.0
     header_timeout: float = 1800.0
@@ -84,9 +86,12 @@ class Proxy:
             target=TargetDoor(config.target) if config.target is not None else None,
             models=models,
             bases=config.bases,
+            remote=config.remote,
         )
         self.core = Core(
-            requests=Requests(Access(config.hosts, config.origins), router, models.front if models else None),
+            requests=Requests(
+                Access(config.hosts, config.origins), router, models.front if models else None, config.remote
+            ),
             dialler=Dialler(connect_timeout=config.connect_timeout, environment=config.environment),
             tee=self.tee,
             record_limit=config.record_limit,

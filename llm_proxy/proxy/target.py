@@ -28,7 +28,7 @@ _BY_HOST = {host: provider for provider, host in HOSTS.items()}
 @dataclass(frozen=True, slots=True)
 class Target:
     """What is configured. `headers` are (name, value); with them the target spends the user's credentials, and `guard`
-    is asked who may do so.
+    is asked who may do so. Where it requires a secret it is asked without them too.
     """
 
     base: Base
@@ -42,7 +42,7 @@ class TargetDoor:
     def __init__(self, config: Target) -> None:
         self._base = config.base
         self._guard = config.guard
-        self._guarded = bool(config.headers)
+        self._guarded = bool(config.headers) or config.guard.required
         fields = [(name.encode("ascii"), value.encode("latin-1")) for name, value in config.headers]
         self._instead = Instead(
             frozenset(name.lower() for name, _ in fields),
@@ -52,12 +52,12 @@ class TargetDoor:
 
     def route(self, head: RequestHead, target: bytes) -> Route:
         """The route of any request."""
-        secret, instead = b"", None
-        if self._guarded:
-            if self._guard.secrets and (opened := SECRET_PATH.fullmatch(target)) is not None:
+        secret, instead = b"", self._instead
+        if self._guard.secrets:
+            opened = SECRET_PATH.fullmatch(target)
+            if opened is not None and (self._guarded or self._guard.opened_by_path(unquote_to_bytes(opened[1]))):
                 secret, target = unquote_to_bytes(opened[1]), opened[2]
-            ours = self._guard.keys(head)
-            instead = self._instead._replace(names=self._instead.names | ours)
+            instead = instead._replace(names=instead.names | self._guard.keys(head))
         base = self._base
         provider = _BY_HOST.get(base.authority.host) or bare_provider(head, target) or "openai"
         target = base.prefix + target
@@ -69,7 +69,7 @@ class TargetDoor:
             confidential=CONFIDENTIAL.fullmatch(target) is not None,
             door=self if self._guarded else None,
             secret=secret,
-            instead=instead,
+            instead=instead if instead.names else None,
         )
 
     def refusal(self, client: ClientConnection, request: Request) -> str:

@@ -11,6 +11,7 @@ from llm_proxy.errors import ConfigError
 from llm_proxy.proxy.authority import BadAuthority, Base, parse_base
 from llm_proxy.proxy.callers import Guard
 from llm_proxy.proxy.target import Target
+from llm_proxy.service import remote
 from llm_proxy.service.listen import is_loopback
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ def configured(settings: Settings) -> Target | None:
     return Target(
         base=_base(URL, settings.target_url),
         headers=settings.target_headers,
-        guard=Guard((settings.token,) if settings.token else ()),
+        guard=Guard(
+            (settings.token,) if settings.token else (),
+            required=not settings.target_headers and remote.is_asked(settings),
+        ),
     )
 
 

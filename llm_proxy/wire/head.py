@@ -72,6 +72,7 @@ _ROLES = {
     b"anthropic-version": Role.IDENTITY,
     b"x-api-key": Role.IDENTITY,
     b"x-goog-api-key": Role.IDENTITY,
+    b"x-llm-proxy-token": Role.IDENTITY,  # for us alone
     b"trailer": Role.TRAILER,
 }
 

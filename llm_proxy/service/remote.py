@@ -1,0 +1,36 @@
+"""From the settings to who may use a port that other machines can reach. Leaves out asking them (`proxy.remote`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_proxy.proxy.remote import Remote
+from llm_proxy.service.listen import is_loopback
+
+if TYPE_CHECKING:
+    from llm_proxy.settings import Settings
+
+
+def is_asked(settings: Settings) -> bool:
+    """Whether who brings no token is not served: others reach the port, and nobody has said that they all may."""
+    return bool(settings.token) and not is_loopback(settings.host) and not settings.remote_routes
+
+
+def is_open(settings: Settings) -> bool:
+    """Whether there are pass-through routes at all. Whoever is let in by `named.token` alone gets none."""
+    return is_loopback(settings.host) or settings.remote_routes or (is_asked(settings) and not settings.named_token)
+
+
+def configured(settings: Settings) -> Remote | None:
+    """None where there is no token."""
+    return Remote(settings.token, asked=is_asked(settings)) if settings.token else None
+
+
+def warnings(settings: Settings) -> tuple[str, ...]:
+    """What start-up says where nobody could use what is served."""
+    if is_open(settings) or settings.target_url or settings.models:
+        return ()
+    return (
+        f"host is {settings.host}, which other machines can reach, and there is no token: calls are refused. Set "
+        "listen.token (LLM_PROXY_LISTEN_TOKEN, at least 16 signs), which callers then bring, or listen on 127.0.0.1",
+    )
