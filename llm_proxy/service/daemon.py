@@ -207,7 +207,7 @@ class Daemon:
             door = f"{self.bedrock.line}\n"
             exports += f"\nand for Claude Code on Bedrock:\n\n{environment.bedrock_exports(self.listeners.port)}"
         upstreams = "".join(f"bare API paths of {name} go to {base}\n" for name, base in self.bases.items())
-        return f"{upstreams}{door}\nTo use it, paste into a shell:\n\n{exports}"
+        return f"{upstreams}{door}{remote.line(self.settings)}\nTo use it, paste into a shell:\n\n{exports}"
 
     def _withdraw(self) -> None:
         """Stop being found, before anything is closed."""

@@ -26,6 +26,13 @@ def configured(settings: Settings) -> Remote | None:
     return Remote(settings.token, asked=is_asked(settings)) if settings.token else None
 
 
+def line(settings: Settings) -> str:
+    """What start-up says beside the addresses; empty where nothing is asked for."""
+    if not is_asked(settings):
+        return ""
+    return "Callers bring the token of listen.token: as X-LLM-Proxy-Token, or as /secret/{token} before the path.\n"
+
+
 def warnings(settings: Settings) -> tuple[str, ...]:
     """What start-up says where nobody could use what is served."""
     if is_open(settings) or settings.target_url or settings.models:
