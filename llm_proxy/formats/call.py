@@ -18,11 +18,16 @@ Entry = dict[str, Any]
 
 @dataclass(slots=True)
 class Call:
-    """One call. `request` and `response` are None where there is none, or its log has gone."""
+    """One call. `request` and `response` are None where there is none, or its log has gone.
+
+    `start` and `fork` are the entries that begin its session's file, where whoever read the call read them too.
+    """
 
     row: CallRow
     request: Entry | None
     response: Entry | None
+    start: Entry | None = None
+    fork: Entry | None = None
     _digest: Digest | None = field(default=None, init=False)
 
     @property

@@ -5,12 +5,9 @@ Decides only: touches neither the database (`ingest`) nor, but through what it i
 
 from __future__ import annotations
 
-import calendar
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
-from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain
 from typing import Any, NamedTuple
@@ -195,7 +192,7 @@ def _session(line: Line) -> SessionFact:
         columns["parent_seq"] = parent_seq
     if entry.get("type") == "fork":
         columns["forked"] = 1
-    return SessionFact(_whose(line)[0], _moment(entry), columns)
+    return SessionFact(_whose(line)[0], understood.moment_of(entry), columns)
 
 
 # --- calls
@@ -204,7 +201,7 @@ def _session(line: Line) -> SessionFact:
 def _asked(request: Entry) -> dict[str, Any]:
     return {
         "seq": _number(request.get("seq")),
-        "started": _moment(request),
+        "started": understood.moment_of(request),
         "method": _text(request.get("method"), 64),
         "path": _text(request.get("path"), 1024),
     }
@@ -245,7 +242,7 @@ def _answer(response: Entry, told: Entry, answer: Answer) -> dict[str, Any]:
     answered = ending == "client_gone" or (status is not None and status < 400)
     return {
         "seq": _number(response.get("seq")),
-        "ended": _moment(response),
+        "ended": understood.moment_of(response),
         # An answer that never came took no time that could be averaged.
         "ttfb": waited_ms(response),
         "total": _number(timing.get("total_ms")),
@@ -349,31 +346,3 @@ def _number(value: Any) -> int | None:
 
 def _upstream(line: Line) -> str:
     return _text(_object(line.entry.get("_meta")).get("host"), 1024)
-
-
-_MOMENT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:Z|([+-])(\d\d):(\d\d))", re.ASCII)
-
-
-def _moment(entry: Entry) -> int | None:
-    """The entry's time in nanoseconds since 1970."""
-    ts = _object(entry.get("_meta")).get("ts", entry.get("ts"))
-    match = _MOMENT.fullmatch(ts) if isinstance(ts, str) else None
-    if match is None:
-        return None
-    minute, second, fraction, sign, hours, minutes = match.groups()
-    seconds = _minute(minute)
-    if seconds is None:
-        return None
-    if sign:
-        seconds -= int(sign + "1") * (int(hours) * 3600 + int(minutes) * 60)
-    return (seconds + int(second)) * 1_000_000_000 + int((fraction or "").ljust(9, "0"))
-
-
-@lru_cache(1024)
-def _minute(said: str) -> int | None:
-    numbers = tuple(int(part) for part in re.split("[-T:]", said))
-    try:
-        # Years beyond this do not fit in 63 bits of nanoseconds.
-        return calendar.timegm((*numbers, 0)) if 1970 <= numbers[0] < 2262 else None
-    except ValueError:
-        return None

@@ -6,7 +6,6 @@ Leaves out which calls (`sinks.outbox`) and what becomes of them (`lane`).
 from __future__ import annotations
 
 from collections import OrderedDict
-from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from llm_proxy.sinks.outbox import Posted, Waiting
 
 Entry = dict[str, Any]
 
-_REMEMBERED = 1024  # session files of which the first entry is kept
+_REMEMBERED = 1024  # session files of which the first entries are kept
 _LONGEST_SEARCH = 64 << 20  # bytes of a file that are searched for a request whose place is not known
 
 
@@ -33,7 +32,7 @@ class Reader:
     """Reads calls from their places. Not to be shared between threads."""
 
     def __init__(self) -> None:
-        self._starts: OrderedDict[tuple[str, str], Entry] = OrderedDict()
+        self._starts: OrderedDict[tuple[str, str], tuple[Entry, Entry]] = OrderedDict()
 
     def call(self, waiting: Waiting) -> Call:
         """Raises Gone; OSError where the log cannot be read just now."""
@@ -42,8 +41,9 @@ class Reader:
         if response is None:
             raise Gone(f"{posted.file} at {posted.offset}")
         request = self._entry(waiting.request) if waiting.request else self._search(posted)
-        start = self._start(posted.logs, posted.file)
-        return Call(row_of(UUID(bytes=posted.call), request or {}, response, start, waiting), request, response)
+        start, fork = self._start(posted.logs, posted.file)
+        row = row_of(UUID(bytes=posted.call), request or {}, response, start, waiting)
+        return Call(row, request, response, start or None, fork or None)
 
     def _entry(self, posted: Posted) -> Entry | None:
         """The entry, or None where it is not there (any more); a file may have been compressed meanwhile."""
@@ -70,18 +70,26 @@ class Reader:
             pass
         return None
 
-    def _start(self, logs: str, file: str) -> Entry:
+    def _start(self, logs: str, file: str) -> tuple[Entry, Entry]:
+        """The `session_start` of a file, and the `fork` behind it; empty where there is none."""
         known = self._starts.get((logs, file))
         if known is None:
-            try:
-                found = next(iter(log_reader.entries(Path(logs, file))), None)
-            except FileNotFoundError:
-                found = None
-            known = found[2] if found is not None and found[2].get("type") == "session_start" else {}
-            self._starts[logs, file] = known
+            known = self._starts[logs, file] = _beginning(Path(logs, file))
             if len(self._starts) > _REMEMBERED:
                 self._starts.popitem(last=False)
         return known
+
+
+def _beginning(path: Path) -> tuple[Entry, Entry]:
+    try:
+        found = (entry for _, _, entry in log_reader.entries(path))
+        start = next(found, {})
+        if start.get("type") != "session_start":
+            return {}, {}
+        fork = next(found, {}) if "parent_seq" in start else {}
+    except FileNotFoundError:
+        return {}, {}
+    return start, fork if fork.get("type") == "fork" else {}
 
 
 def row_of(id: UUID, request: Entry, response: Entry, start: Entry, waiting: Waiting) -> CallRow:
@@ -99,8 +107,8 @@ def row_of(id: UUID, request: Entry, response: Entry, start: Entry, waiting: Wai
         id=str(id),
         session=str(meta.get("session") or ""),
         seq=_number(response.get("seq")) or 0,
-        started_ns=_moment(request) or _moment(response) or 0,
-        ended_ns=_moment(response),
+        started_ns=understood.moment_of(request) or understood.moment_of(response) or 0,
+        ended_ns=understood.moment_of(response),
         provider=str(start.get("provider") or ""),
         upstream=str(meta.get("host") or ""),
         project=str(client.get("project") or ""),
@@ -142,15 +150,6 @@ def _object(value: Any) -> Entry:
 
 def _number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _moment(entry: Entry) -> int | None:
-    """Nanoseconds since 1970, as far as `datetime` tells them."""
-    try:
-        when = datetime.fromisoformat(str(_object(entry.get("_meta")).get("ts")))
-        return int(when.timestamp()) * 10**9 + when.microsecond * 1000
-    except (ValueError, OverflowError):
-        return None
 
 
 def _dollars(price: Entry) -> Decimal | None:

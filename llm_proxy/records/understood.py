@@ -7,8 +7,11 @@ stands in the log: facts without texts. Leaves out what each API says (`dialects
 from __future__ import annotations
 
 import base64
+import calendar
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from llm_proxy.dialects import registry
@@ -138,6 +141,35 @@ def fields(entry: Entry) -> Iterator[tuple[str, str]]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:Z|([+-])(\d\d):(\d\d))", re.ASCII)
+
+
+def moment_of(entry: Entry) -> int | None:
+    """The entry's time in nanoseconds since 1970; None where it tells none."""
+    meta = entry.get("_meta")
+    ts = (meta if isinstance(meta, dict) else entry).get("ts", entry.get("ts"))
+    match = _MOMENT.fullmatch(ts) if isinstance(ts, str) else None
+    if match is None:
+        return None
+    minute, second, fraction, sign, hours, minutes = match.groups()
+    seconds = _minute(minute)
+    if seconds is None:
+        return None
+    if sign:
+        seconds -= int(sign + "1") * (int(hours) * 3600 + int(minutes) * 60)
+    return (seconds + int(second)) * 1_000_000_000 + int((fraction or "").ljust(9, "0"))
+
+
+@lru_cache(1024)
+def _minute(said: str) -> int | None:
+    numbers = tuple(int(part) for part in re.split("[-T:]", said))
+    try:
+        # Years beyond this do not fit in 63 bits of nanoseconds.
+        return calendar.timegm((*numbers, 0)) if 1970 <= numbers[0] < 2262 else None
+    except ValueError:
+        return None
 
 
 # --- a digest as it stands in the log
