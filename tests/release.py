@@ -56,6 +56,7 @@ class Releases:
             archive.add(wheel, f"{name}/{wheel.name}")
             archive.add(source / "packaging/launcher.sh", f"{name}/launcher.sh")
         wheel.unlink()
+        shutil.copy(ROOT / "scripts/install.sh", page)
         add_sums(page)
 
     def environ(self):
@@ -98,8 +99,8 @@ def copy_sources(folder, version):
 
 
 def add_sums(page):
-    """Write SHA256SUMS for the archives of a release's folder, as sha256sum does."""
-    names = sorted(path.name for path in page.glob("*.tar.gz"))
+    """Write SHA256SUMS for the files of a release's folder, as sha256sum does."""
+    names = sorted(path.name for path in page.iterdir() if path.name != "SHA256SUMS")
     sums = [f"{hashlib.sha256((page / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
     (page / "SHA256SUMS").write_text("".join(sums))
 

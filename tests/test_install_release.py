@@ -107,7 +107,8 @@ def test_every_shell_can_run_it(person, releases, serve, shell):
     server = serve(releases.page)
     done = person.install(server.script, "--dry-run", shell=[program(shell[0]), *shell[1:]])
     assert (done.returncode, done.stderr) == (0, "")
-    (sum_line,) = (releases.page / f"download/v{NEW}/SHA256SUMS").read_text().splitlines()
+    sums = (releases.page / f"download/v{NEW}/SHA256SUMS").read_text().splitlines()
+    (sum_line,) = (line for line in sums if line.endswith(f" llm-proxy-{NEW}.tar.gz"))
     for words in (
         f"install llm-proxy {NEW} from {server.url}/download/v{NEW}/llm-proxy-{NEW}.tar.gz",
         sum_line.split()[0],
