@@ -18,9 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from llm_proxy.lanes.lane import Cursors, Lane, State
+from llm_proxy.lanes.cursors import Cursors
+from llm_proxy.lanes.lane import Lane, State
 from llm_proxy.lanes.options import TABLES, Options, options
-from llm_proxy.lanes.sink import make
+from llm_proxy.lanes.sink import UnknownSink, Unusable, make
 from llm_proxy.sinks.outbox import Outbox
 
 TICK = 1.0  # seconds: the keeper settles shortly after the wake-up that both are given
@@ -49,7 +50,8 @@ class Lanes:
             try:
                 sink = make(name, Path(given.folder), told)
             except Exception as error:  # one sink's trouble: a class of somebody's may raise anything
-                self.broken[name] = State("broken", last_error=repr(error), last_error_at=time.time())
+                why = str(error) if isinstance(error, Unusable | UnknownSink) else repr(error)
+                self.broken[name] = State("broken", last_error=why, last_error_at=time.time())
             else:
                 self.lanes.append(Lane(name, sink, self.outbox, self.cursors, self.place / "parked", all_calls))
 

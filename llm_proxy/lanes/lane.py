@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
+import random
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llm_proxy.formats.call import Call
+from llm_proxy.lanes.cursors import Cursors
 from llm_proxy.lanes.reading import Gone, Reader
-from llm_proxy.lanes.sink import Refused, Sink
+from llm_proxy.lanes.sink import Pace, Refused, Sink
 from llm_proxy.sinks.outbox import Outbox, Waiting
 
-BATCH = 100  # calls handed to a sink at once
-BATCH_BYTES = 16 << 20  # of log lines; a single larger call is a batch of its own
 ATTEMPTS = 3  # at a call that the sink itself cannot take
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 60.0  # seconds; a random quarter is taken off
+_REMEMBERED = 256  # notes that are not looked up again
 
 
 @dataclass(slots=True)
@@ -39,44 +39,64 @@ class State:
     passed: int = 0
     parked: int = 0
     gone: int = 0  # their log was deleted before they could be passed on
+    retries: int = 0  # how often something had to be offered again
     last_error: str = ""
     last_error_at: float = 0.0
 
 
-class Cursors:
-    """How far each lane is, and what its sink must remember. One small SQLite file. Raises sqlite3.Error."""
+class Parking:
+    """What cannot be passed on, told in a file; where it stands in the logs, not what it says."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        with closing(self._open()) as db:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute(
-                "CREATE TABLE IF NOT EXISTS lanes"
-                " (sink TEXT PRIMARY KEY, position INTEGER NOT NULL, ledger TEXT NOT NULL) WITHOUT ROWID"
-            )
+    def __init__(self, folder: Path, sink: str) -> None:
+        self._folder = folder
+        self._sink = sink
 
-    def of(self, sink: str) -> tuple[int, dict[str, Any]] | None:
-        with closing(self._open()) as db:
-            row = db.execute("SELECT position, ledger FROM lanes WHERE sink = ?", (sink,)).fetchone()
-        return (int(row[0]), json.loads(row[1])) if row else None
+    def add(self, row: Waiting, error: str, what: Mapping[str, Any]) -> None:
+        told = {"sink": self._sink, "error": error[:1000], "at": time.time(), **what}
+        told |= {"logs": row.response.logs, "file": row.response.file, "offset": row.response.offset}
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._folder / f"{self._sink}.jsonl"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "ab") as file:
+            file.write(json.dumps(told).encode() + b"\n")
 
-    def set(self, sink: str, position: int, ledger: dict[str, Any]) -> None:
-        with closing(self._open()) as db:
-            db.execute("INSERT OR REPLACE INTO lanes VALUES (?, ?, ?)", (sink, position, json.dumps(ledger)))
 
-    def known(self) -> bool:
-        """Whether any sink has ever had a lane here."""
-        with closing(self._open()) as db:
-            return db.execute("SELECT 1 FROM lanes").fetchone() is not None
+class Desk:
+    """Notes and what is put aside, until the calls count as passed on."""
 
-    def lowest(self, sinks: Sequence[str]) -> int:
-        """What all of these have passed on."""
-        positions = [known[0] for sink in sinks if (known := self.of(sink)) is not None]
-        return min(positions, default=0)
+    def __init__(self, sink: str, cursors: Cursors) -> None:
+        self._sink = sink
+        self._cursors = cursors
+        self._known: OrderedDict[str, str | None] = OrderedDict()
+        self.notes: dict[str, str] = {}
+        self.aside: list[tuple[Call, str, Mapping[str, Any]]] = []
 
-    def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=30.0, isolation_level=None)
+    def note(self, key: str) -> str | None:
+        if key in self.notes:
+            return self.notes[key]
+        if key not in self._known:
+            self._remember(key, self._cursors.note(self._sink, key))
+        return self._known[key]
+
+    def keep(self, key: str, text: str) -> None:
+        self.notes[key] = text
+
+    def put_aside(self, call: Call, error: str, what: Mapping[str, Any]) -> None:
+        self.aside.append((call, error, what))
+
+    def clear(self, *, held: bool = False) -> None:
+        """What was kept is forgotten, or where `held` it stands in the database now."""
+        if held:
+            for key, text in self.notes.items():
+                self._remember(key, text)
+        self.notes = {}
+        self.aside = []
+
+    def _remember(self, key: str, text: str | None) -> None:
+        self._known[key] = text
+        self._known.move_to_end(key)
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
 
 
 @dataclass
@@ -96,8 +116,13 @@ class Lane:
         self._stop = threading.Event()
         self._reader = Reader()
         self._thread = threading.Thread(target=self._run, name=f"lane {self.name}", daemon=True)
+        self._pace: Pace = getattr(self.sink, "pace", Pace())
+        self._desk = Desk(self.name, self.cursors)
+        self._parking = Parking(self.parking, self.name)
         self._attempts = 0
+        self._failures = 0  # in a row
         self._one_by_one = 0
+        self._gathers_until = 0.0
 
     def start(self) -> None:
         self._thread.start()
@@ -111,13 +136,15 @@ class Lane:
     def standing(self) -> dict[str, Any]:
         """How it stands; what came while the sink takes its time over others is counted too."""
         told = asdict(self.state)
+        counted = getattr(self.sink, "counted", None)
+        if counted is not None:
+            told["own"] = dict(counted)
         known = self.cursors.of(self.name) if told["since"] else None
         return told | ({"waiting": self.outbox.count(known[0])} if known is not None else {})
 
     # -- in the thread
 
     def _run(self) -> None:
-        pause = FIRST_PAUSE
         position: int | None = None
         while True:
             try:
@@ -125,21 +152,23 @@ class Lane:
                     position = self._begin()
                 reached = self._step(position)
             except Exception as error:  # whatever it is: this lane's trouble alone
+                self._desk.clear()
                 self._trouble(error)
-                if self._stop.wait(pause):
+                if self._stop.is_set():
                     return
-                pause = min(pause * 2, LONGEST_PAUSE)
+                self._stop.wait(self._pause(error))
                 continue
-            pause = FIRST_PAUSE
-            self.state.state = "ok"
             if reached is not None:
+                self._failures = 0
                 position = reached
             elif self._stop.is_set():
                 self.sink.close()
                 return
             else:
-                self.news.wait()
+                self.news.wait(max(0.0, self._gathers_until - time.monotonic()) if self._gathers_until else None)
                 self.news.clear()
+            if not self._failures:
+                self.state.state = "ok"
 
     def _begin(self) -> int:
         """Where this lane is."""
@@ -150,42 +179,74 @@ class Lane:
         resume = getattr(self.sink, "resume", None)
         if resume is not None:
             resume(known[1])
+        attend = getattr(self.sink, "attend", None)
+        if attend is not None:
+            attend(self._desk)
         return known[0]
 
     def _step(self, position: int) -> int | None:
-        """Pass on the next calls; how far that went, None where there is nothing."""
-        found = self.outbox.after(position, 1 if self._one_by_one else BATCH)
-        if not found:
-            self.state.waiting, self.state.since = 0, 0.0
+        """Pass on the next calls; how far that went, None where there is nothing, or too little yet."""
+        rows = self._next(position)
+        if not rows:
             return None
-        self.state.waiting = len(found) if len(found) < BATCH else self.outbox.count(position)
-        self.state.since = self.state.since or time.time()
-        rows = _fitting(found)
-        calls = [call for row in rows if (call := self._read(row)) is not None]
+        found = [(row, self._read(row)) for row in rows]
+        calls = [call for _, call in found if call is not None]
+        taken = len(calls)
         try:
             if calls:
-                self.sink.write(calls)
+                said = self.sink.write(calls)
+                taken = taken if said is None else max(1, said)
         except (OSError, Refused):  # the world's fault: again, as long as it takes
             raise
         except Exception as error:
             self._poisoned(rows, error)
         else:
-            self.state.passed += len(calls)
+            self.state.passed += taken
             self._attempts = 0
             self._one_by_one = max(0, self._one_by_one - len(rows))
-        position = rows[-1].number
-        self.cursors.set(self.name, position, getattr(self.sink, "ledger", {}))
+        return self._passed(_first(found, taken))
+
+    def _next(self, position: int) -> Sequence[Waiting]:
+        """A batch. Nothing where there is nothing, or not enough and the time for more is not over."""
+        limit = 1 if self._one_by_one else self._pace.calls
+        found = self.outbox.after(position, limit)
+        rows = _fitting(found, self._pace.octets)
+        if not found:
+            self.state.waiting, self.state.since, self._gathers_until = 0, 0.0, 0.0
+            return ()
+        now = time.monotonic()
+        self.state.since = self.state.since or time.time()
+        self.state.waiting = len(found)
+        self._gathers_until = self._gathers_until or now + self._pace.gather
+        full = len(found) == limit or len(rows) < len(found)
+        if not full and not self._failures and not self._stop.is_set() and now < self._gathers_until:
+            return ()
+        self._gathers_until = 0.0
+        return rows
+
+    def _passed(self, found: Sequence[tuple[Waiting, Call | None]]) -> int:
+        """These are done with: from here on nobody asks for them again."""
+        position = found[-1][0].number
+        places = {id(call): row for row, call in found}
+        for call, error, what in self._desk.aside:
+            self._parking.add(places[id(call)], error, what)
+        self.cursors.set(self.name, position, getattr(self.sink, "ledger", {}), self._desk.notes)
+        if self._desk.aside:
+            self._tell(self._desk.aside[-1][1])
+        self.state.parked += len(self._desk.aside)
+        self.state.gone += sum(call is None for _, call in found)
+        self._desk.clear(held=True)
         return position
 
     def _read(self, row: Waiting) -> Call | None:
         try:
             return self._reader.call(row)
         except Gone:
-            self.state.gone += 1
             return None
 
     def _poisoned(self, rows: Sequence[Waiting], error: Exception) -> None:
         """A call that the sink cannot take. Raises `error` again until it is known which one, and that it is so."""
+        self._desk.clear()
         if len(rows) > 1:
             self._one_by_one = len(rows)
             raise error
@@ -194,30 +255,42 @@ class Lane:
             raise error
         self._attempts = 0
         self._one_by_one = max(0, self._one_by_one - 1)
-        self._park(rows[0], error)
-
-    def _park(self, row: Waiting, error: Exception) -> None:
+        self._parking.add(rows[0], repr(error), {})
         self.state.parked += 1
-        self._trouble(error)
-        self.parking.mkdir(mode=0o700, parents=True, exist_ok=True)
-        told = {"sink": self.name, "error": repr(error)[:1000], "at": time.time()}
-        told |= {"logs": row.response.logs, "file": row.response.file, "offset": row.response.offset}
-        path = self.parking / f"{self.name}.jsonl"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "ab") as file:
-            file.write(json.dumps(told).encode() + b"\n")
+        self._tell(repr(error))
 
     def _trouble(self, error: Exception) -> None:
-        self.state.state = "retrying"
-        self.state.last_error = f"{error}" if isinstance(error, OSError | Refused) else repr(error)
+        self._failures += 1
+        self.state.retries += 1
+        if self._failures > self._pace.tolerated or getattr(error, "lasting", False):
+            self.state.state = "retrying"
+        self._tell(f"{error}" if isinstance(error, OSError | Refused) else repr(error))
+
+    def _tell(self, error: str) -> None:
+        self.state.last_error = error
         self.state.last_error_at = time.time()
 
+    def _pause(self, error: Exception) -> float:
+        """Seconds until the next attempt: twice as many each time, and not the same for all who wait for one server."""
+        growing = FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16)
+        return max(min(growing, LONGEST_PAUSE) * random.uniform(0.75, 1.0), getattr(error, "after", 0.0))
 
-def _fitting(rows: Sequence[Waiting]) -> Sequence[Waiting]:
-    """The first of these whose lines are not too much at once."""
+
+def _first(found: Sequence[tuple[Waiting, Call | None]], taken: int) -> Sequence[tuple[Waiting, Call | None]]:
+    """Up to the call of that number, with those after it that have no log any more."""
+    for number, (_, call) in enumerate(found):
+        if call is not None:
+            if not taken:
+                return found[:number]
+            taken -= 1
+    return found
+
+
+def _fitting(rows: Sequence[Waiting], octets: int) -> Sequence[Waiting]:
+    """The first of these whose lines are not too much at once; a single larger one is a batch of its own."""
     size = 0
     for number, row in enumerate(rows):
         size += row.response.length + (row.request.length if row.request else 0)
-        if size > BATCH_BYTES and number:
+        if size > octets and number:
             return rows[:number]
     return rows

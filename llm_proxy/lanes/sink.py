@@ -8,6 +8,7 @@ it is called (`lane`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,14 +18,59 @@ GROUP = "llm_proxy.sinks"
 
 
 class Refused(Exception):
-    """The other side would not take it now; the same calls are offered again later. OSError counts as this too."""
+    """The other side would not take it now; the same calls are offered again later. OSError counts as this too.
+
+    `after` is how many seconds that is at least; what is `lasting` needs a person, and is told at once.
+    """
+
+    def __init__(self, message: str, *, after: float = 0.0, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.after = after
+        self.lasting = lasting
+
+
+class Unusable(Exception):
+    """The options of a sink are wrong. The message tells a person what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a sink wants its calls: its attribute `pace`.
+
+    At most so many `calls` and bytes of their log lines at once; fewer calls wait `gather` seconds for others. The
+    first so many failures in a row are `tolerated`: they are told of, but the sink counts as well.
+    """
+
+    calls: int = 100
+    octets: int = 16 << 20
+    gather: float = 0.0
+    tolerated: int = 0
+
+
+class Desk(Protocol):
+    """What a lane does for a sink with a method `attend(desk)`, which it calls before it brings calls.
+
+    What a sink keeps and puts aside while it writes holds from the moment at which those calls count as passed on,
+    and is forgotten where `write` raises.
+    """
+
+    def note(self, key: str) -> str | None:
+        """What was kept under that name. Raises sqlite3.Error."""
+
+    def keep(self, key: str, text: str) -> None:
+        """Keep it until a month has passed without its being kept again."""
+
+    def put_aside(self, call: Call, error: str, what: Mapping[str, Any]) -> None:
+        """Tell in `parked/NAME.jsonl` of a part of a call that cannot be passed on."""
 
 
 class Sink(Protocol):
     """Made once per run, called by one thread."""
 
-    def write(self, calls: Sequence[Call]) -> None:
+    def write(self, calls: Sequence[Call]) -> int | None:
         """Take finished calls, in the order in which they ended. Raises Refused or OSError to be given them again.
+
+        Whoever takes only the first ones says how many, at least 1; the others are offered next.
 
         Any other exception means that the sink cannot take a call; it is tried three times, then parked. After a crash
         the last calls may come once more: their `row.id` tells.
@@ -39,9 +85,11 @@ class UnknownSink(Exception):
 
 
 BUILT_IN = {
+    "loki": ("llm_proxy.lanes.loki", "Loki"),
     "daily": ("llm_proxy.lanes.daily", "Daily"),
     "csv": ("llm_proxy.lanes.csv_log", "CsvLog"),
     "dataset": ("llm_proxy.lanes.dataset_log", "DatasetLog"),
+    "otlp": ("llm_proxy.lanes.otlp", "Otlp"),
 }
 
 
