@@ -1,0 +1,175 @@
+"""The OTLP sink: a span per call, and histograms over all, to any OpenTelemetry backend by OTLP/HTTP.
+
+Spans have the same ids whenever they are sent, so that what comes twice after a crash is the same span. Histograms are
+cumulative, and their totals are remembered together with how far the lane is, so that every call is counted once. The
+official exporter sends; trying again is the lane's, which knows no end. Leaves out what is told (`formats.otel`,
+`formats.otel_metrics`) and the SDK (`otlp_http`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_proxy.formats.call import Call
+from llm_proxy.formats.otel import Span, span_of
+from llm_proxy.formats.otel_metrics import Key, Series, Totals
+from llm_proxy.lanes.sink import Refused, Unusable
+
+if TYPE_CHECKING:
+    from llm_proxy.lanes.otlp_http import Answer, Point, Sender
+
+PACKAGES = ("opentelemetry-sdk>=1.45,<2", "opentelemetry-exporter-otlp-proto-http>=1.45,<2")
+
+# Statuses that speak of what was sent; with any other one the same may be taken another time.
+_NEVER = frozenset({400, 413, 415, 422})
+_BUSY = frozenset({408, 429})
+
+_PORTION = 2 << 20  # characters of attributes sent at once: receivers take 4 MB at least
+_LONGEST_WAIT = 300.0  # seconds that a receiver may ask for
+_QUIET = 60 * 10**9  # nanoseconds
+
+
+class Rejected(Exception):
+    """The receiver does not want what it was sent, and would not another time."""
+
+
+class Otlp:
+    """`options`: those of `passing`: `endpoint`, `headers`, `traces`, `metrics`, `content`, `service_name`,
+    `compression`, `timeout`, `certificate`, `instance`, `version`. What is empty is as the standard environment
+    variables say. Raises Unusable, naming what is missing or wrong."""
+
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+        for name in ("opentelemetry", "urllib3"):  # what they say may hold the receiver's address
+            logging.getLogger(name).addHandler(logging.NullHandler())
+            logging.getLogger(name).propagate = False
+        if not options.get("endpoint") and os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "").startswith("grpc"):
+            raise Unusable("OTEL_EXPORTER_OTLP_PROTOCOL is grpc, and llm-proxy speaks OTLP/HTTP: set otlp.endpoint")
+        self._sender = _sender(options)
+        self._content = bool(options.get("content"))
+        self._traces = bool(options.get("traces", True))
+        self._metrics = bool(options.get("metrics", True))
+        self._totals = Totals()
+        self._taken: frozenset[str] = frozenset()  # calls whose spans were taken, of a batch that is not done
+        self.counted: dict[str, Any] = {"rejected_spans": 0, "rejected_points": 0, "warning": ""}
+
+    @property
+    def ledger(self) -> dict[str, Any]:
+        return self._totals.to_json()
+
+    def resume(self, ledger: Mapping[str, Any]) -> None:
+        self._totals = Totals.from_json(ledger)
+
+    def write(self, calls: Sequence[Call]) -> None:
+        spans = {call.row.id: span_of(call, with_content=self._content) for call in calls}
+        if self._traces:
+            for portion in _portions({id: span for id, span in spans.items() if id not in self._taken}):
+                self._send_spans(portion.values())
+                self._taken |= portion.keys()
+        if self._metrics:
+            self._count(spans.values())
+        self._taken = frozenset()
+
+    def close(self) -> None:
+        self._sender.close()
+
+    def _send_spans(self, spans: Iterable[Span]) -> None:
+        answer = self._sender.send_spans(list(spans))
+        if not answer.sent:
+            raise Rejected("the exporter could not encode it")
+        if answer.status in _NEVER:
+            raise Rejected(f"{self._sender.place} answered {answer.status} {answer.words}".strip())
+        self._or_later(answer)
+        # The protocol forbids to send them once more: nobody knows which ones were thrown away.
+        self._note("spans", answer)
+
+    def _count(self, spans: Iterable[Span]) -> None:
+        """A batch counts once its totals have arrived. Those that nobody wants are no loss: the next bring them."""
+        before, totals = self._totals, self._totals.plus(spans)
+        changed = totals.changed(before)
+        if not changed:
+            return
+        now = max(time.time_ns(), *(totals.series[key].at_ns + 2 for key in changed))
+        answer = self._sender.send_metrics(totals.start_ns, list(_points(before, totals, changed, now)))
+        if answer.status is not None and 400 <= answer.status < 500 and answer.status not in _BUSY:
+            self._warn(
+                f"{self._sender.place} does not take metrics ({answer.status} {answer.words}); otlp.metrics = false"
+            )
+        else:
+            self._or_later(answer)
+            self._note("points", answer)
+        self._totals = totals.sent(changed, now)
+
+    def _or_later(self, answer: Answer) -> None:
+        """Raises Refused unless it was taken."""
+        if answer.status is None:
+            raise Refused(f"{self._sender.place} cannot be reached: {answer.words}")
+        if not 200 <= answer.status < 300:
+            after = min(_seconds(answer.retry_after), _LONGEST_WAIT)
+            lasting = answer.status < 500 and answer.status not in _BUSY
+            words = f"{self._sender.place} answered {answer.status} {answer.words}".strip()
+            raise Refused(words, after=after, lasting=lasting)
+
+    def _note(self, what: str, answer: Answer) -> None:
+        """What was thrown away of something that was taken; a receiver may also only warn."""
+        if answer.rejected or answer.words:
+            self.counted[f"rejected_{what}"] += answer.rejected
+            self._warn(f"{self._sender.place} threw away {answer.rejected} {what}: {answer.words}")
+
+    def _warn(self, words: str) -> None:
+        """What cannot be mended by trying again; said once."""
+        if words != self.counted["warning"]:
+            self.counted["warning"] = words
+            print(f"otlp: {words}", file=sys.stderr, flush=True)
+
+
+def _sender(options: Mapping[str, Any]) -> Sender:
+    try:
+        from llm_proxy.lanes.otlp_http import Sender
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("llm_proxy"):
+            raise
+        wanted = " ".join(f"'{package}'" for package in PACKAGES)
+        raise Unusable(f"{error.name} is missing; get it with: {sys.executable} -m pip install {wanted}") from None
+    return Sender(options)
+
+
+def _portions(spans: Mapping[str, Span]) -> Iterator[dict[str, Span]]:
+    """As many at a time as a receiver takes."""
+    portion: dict[str, Span] = {}
+    size = 0
+    for id, span in spans.items():
+        length = sum(len(value) for value in span.attributes.values() if isinstance(value, str))
+        if portion and size + length > _PORTION:
+            yield portion
+            portion, size = {}, 0
+        portion[id] = span
+        size += length
+    if portion:
+        yield portion
+
+
+def _points(before: Totals, totals: Totals, changed: Iterable[Key], now: int) -> Iterator[Point]:
+    """What changed, as it is now; and where nothing was told for a while also as it was until now: backends compute
+    increases from two points, and usual senders repeat theirs every minute."""
+    for key in changed:
+        old = before.series.get(key) or Series((0,) * len(totals.series[key].buckets))
+        if now - old.at_ns > _QUIET:
+            yield key, old, now - 1
+        yield key, totals.series[key], now
+
+
+def _seconds(retry_after: str) -> float:
+    """Seconds, or until a date; 0 for what is neither."""
+    if retry_after.strip().isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
