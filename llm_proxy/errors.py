@@ -35,6 +35,10 @@ class SetupFailed(LlmProxyError):
     """A step of setup or uninstall could not be done. The steps before it hold, and both can be run again."""
 
 
+class CannotUpgrade(LlmProxyError):
+    """No other version can be had, or not by this program. The one that runs is as it was."""
+
+
 class StateUnusable(LlmProxyError):
     """The state folder cannot be made, or is not ours alone. Traffic can still be carried without it."""
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -516,18 +516,29 @@ def test_a_file_taken_away_while_it_is_open_is_noticed(place: Place) -> None:
     run.close()
 
 
-def test_a_damaged_database_is_moved_aside(place: Place) -> None:
+def _noise(state: Path) -> None:
+    for path in state.iterdir():
+        path.write_bytes(b"not a database at all " * 500)
+
+
+def _newer(state: Path) -> None:
+    """As a later version may leave it that was rolled back: another number, other tables."""
+    with closing(sqlite3.connect(state / "sessions.db")) as database:
+        database.executescript("PRAGMA user_version = 99; ALTER TABLE settled ADD COLUMN more; DROP TABLE turns")
+
+
+@pytest.mark.parametrize(("spoil", "words"), [(_noise, "damaged"), (_newer, "of version 99, newer than")])
+def test_a_database_that_is_of_no_use_is_moved_aside(place: Place, spoil: Callable[[Path], None], words: str) -> None:
     """It is a cache of what may be forgotten: recording goes on, in new files."""
     fill(place.journal, [Call(1, session="s")])
     place.settle()
-    for path in place.state.iterdir():
-        path.write_bytes(b"not a database at all " * 500)
+    spoil(place.state)
     more = Call(1, session="s")
     fill(place.journal, [more])
     place.settle()
     assert place.told()[(str(more.id), "response")] == 1
     assert list(place.state.glob("sessions.db.damaged-*"))
-    assert "damaged" in str(place.snapshot()["last_error"])
+    assert words in str(place.snapshot()["last_error"])
     with sqlite3.connect(place.state / "sessions.db") as database:
         assert database.execute("SELECT count(*) FROM sessions").fetchone() == (1,)
     database.close()

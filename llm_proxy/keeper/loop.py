@@ -218,9 +218,9 @@ class Keeper:
     # -- beginning
 
     def _open(self) -> None:
-        self.store, moved = open_store(self.database, str(self.journal))
-        if moved:
-            self.snapshot.trouble("the session database was damaged; a new one was begun")
+        self.store, trouble = open_store(self.database, str(self.journal))
+        if trouble:
+            self.snapshot.trouble(f"{trouble}; a new one was begun")
         start = self._start()
         self.reader = Reader(self.journal, start)
         self.assembler = Assembler(self.store.settled() if start else (), start or Position(0, 0))

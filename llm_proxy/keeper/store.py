@@ -29,7 +29,8 @@ MOST_TURNS = 500_000
 
 
 class StoreDamaged(Exception):
-    """The database cannot be read. It holds nothing that the log files do not tell; start a new one."""
+    """The database cannot be read, or is a newer program's. It holds nothing that the log files do not tell; start a
+    new one."""
 
 
 class Key(NamedTuple):
@@ -358,6 +359,8 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             (applied,) = self._db.execute("PRAGMA user_version").fetchone()
+            if applied > len(MIGRATIONS):  # after a rollback; what its tables hold by then is not known
+                raise StoreDamaged(f"the session database is of version {applied}, newer than {len(MIGRATIONS)}")
             for number, script in enumerate(MIGRATIONS[applied:], start=applied + 1):
                 for statement in script.split(";"):
                     self._db.execute(statement)
@@ -389,13 +392,13 @@ class Store:
         return int(self._db.execute(query, (self._journal,)).fetchone()[0])
 
 
-def open_store(path: Path, journal: str) -> tuple[Store, bool]:
-    """The store, and whether a damaged one had to be moved aside for it."""
+def open_store(path: Path, journal: str) -> tuple[Store, str]:
+    """The store, and why another had to be moved aside for it, if one had to."""
     try:
-        return Store(path, journal), False
-    except StoreDamaged:
+        return Store(path, journal), ""
+    except StoreDamaged as error:
         _move_aside(path, path.stat().st_ino)
-        return Store(path, journal), True
+        return Store(path, journal), str(error)
 
 
 def _session(row: tuple[Any, ...] | None) -> Session | None:

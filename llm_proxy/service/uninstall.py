@@ -148,7 +148,10 @@ class _Uninstall:
     def places(self) -> None:
         self._tree(self.state)
         self._tree(self.versions)
-        if _is_our_launcher(launcher := Path(paths.home()) / ".local/bin/llm-proxy"):
+        launcher = Path(paths.home()) / ".local/bin/llm-proxy"
+        for draft in launcher.parent.glob(".llm-proxy.[0-9]*"):  # of an installation that was killed
+            self.steps.do("program", f"remove {draft}", draft.unlink)
+        if _is_our_launcher(launcher):
             self.steps.do("program", f"remove {launcher}", launcher.unlink)
         elif not Path(sys.prefix).is_relative_to(self.versions):
             text = f"the program itself was installed otherwise and stays: {process.program()}"
