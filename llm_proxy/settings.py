@@ -235,6 +235,17 @@ def _yes_or_no() -> Rule:
     return Rule("true or false", read)
 
 
+def _switch() -> Rule:
+    yes_or_no = _yes_or_no()
+
+    def read(value: object) -> str:
+        if isinstance(value, str) and value.strip().lower() == "auto":
+            return "auto"
+        return "true" if yes_or_no.read(value) else "false"
+
+    return Rule("true, false or auto", read)
+
+
 def _folder() -> Rule:
     def read(value: object) -> str:
         if not isinstance(value, str) or not value.strip() or "\0" in value:
@@ -434,7 +445,8 @@ def size_text(size: int) -> str:
 
 
 def _setting(name: str, default: Any, rule: Rule, sentence: str) -> Any:
-    return field(default=default, metadata={"name": name, "rule": rule, "sentence": sentence})
+    metadata = {"name": name, "rule": rule, "sentence": sentence}
+    return field(default=default, metadata=metadata, repr=not rule.secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -670,6 +682,50 @@ class Settings:
     )
     own_sinks: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = _setting(
         "sink", (), _own_sinks(), "Options for sinks of your own, a table for each by its name."
+    )
+    otlp_enabled: str = _setting(
+        "otlp.enabled",
+        "auto",
+        _switch(),
+        "Send traces and metrics to an OpenTelemetry backend; auto: where an endpoint is named.",
+    )
+    otlp_endpoint: str = _setting(
+        "otlp.endpoint",
+        "",
+        _text(_BASE, "a URL such as http://localhost:4318, without query or password"),
+        "Where OTLP/HTTP is taken; `/v1/traces` and `/v1/metrics` are put behind it.",
+    )
+    otlp_headers: tuple[tuple[str, str], ...] = _setting(
+        "otlp.headers", (), _headers(), "Header fields that go with everything sent there, such as a key."
+    )
+    otlp_content: str = _setting(
+        "otlp.content",
+        "auto",
+        _switch(),
+        "Put what was said into the spans; auto: as OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT says, else not.",
+    )
+    otlp_traces: bool = _setting("otlp.traces", True, _yes_or_no(), "Send a span per call.")
+    otlp_metrics: bool = _setting("otlp.metrics", True, _yes_or_no(), "Send histograms of tokens and times.")
+    otlp_service_name: str = _setting(
+        "otlp.service_name",
+        "",
+        _text(r"[^\x00-\x1f\x7f]{1,255}", "a name"),
+        "What the backend calls this service; `llm-proxy` where neither this nor OTEL_SERVICE_NAME says.",
+    )
+    otlp_compression: str = _setting(
+        "otlp.compression",
+        "",
+        _text(r"gzip|none", "gzip or none"),
+        "How what is sent is compressed; gzip where neither this nor OTEL_EXPORTER_OTLP_COMPRESSION says.",
+    )
+    otlp_timeout: float = _setting(
+        "otlp.timeout",
+        0.0,
+        _seconds(0, 60),
+        "How long the backend may take; 0: as OTEL_EXPORTER_OTLP_TIMEOUT says, else 10.",
+    )
+    otlp_certificate: str = _setting(
+        "otlp.certificate", "", _file(), "Certificates (PEM) to trust instead of the usual ones."
     )
     retention_days: float = _setting(
         "retention.days", 0.0, _days(), "Age at which session files are deleted; also from the index and all sums."

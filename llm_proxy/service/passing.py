@@ -5,21 +5,31 @@ Leaves out running it (`supervise`) and what it does (`lanes`).
 
 from __future__ import annotations
 
+import os
+import platform
+import re
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
+from uuid import NAMESPACE_URL, uuid5
 
-from llm_proxy import paths
+from llm_proxy import __version__, paths
 from llm_proxy.lanes.options import Options
 
 if TYPE_CHECKING:
     from llm_proxy.settings import Settings
 
 SESSIONS = "sessions"  # the session logs, which the keeper writes
+OTLP = "otlp"  # goes by its settings, listed or not
 
 
 def sinks(settings: Settings) -> tuple[str, ...]:
     """Those that have lanes."""
-    return tuple(dict.fromkeys(name for name in settings.sinks if name != SESSIONS))
+    listed = dict.fromkeys(name for name in settings.sinks if name != SESSIONS)
+    if _sends_otlp(settings):
+        listed[OTLP] = None
+    elif settings.otlp_enabled == "false":
+        listed.pop(OTLP, None)
+    return tuple(listed)
 
 
 def name(settings: Settings, door: str) -> str:
@@ -42,6 +52,7 @@ def lines(settings: Settings) -> tuple[str, ...]:
         "daily": f"recordings: {settings.daily_folder}/recordings-YYYY-MM-DD.jsonl",
         "csv": f"CSV: {settings.csv_file}",
         "dataset": f"dataset: {settings.dataset_folder}",
+        OTLP: f"OpenTelemetry: {_otlp_place(settings)}",
     }
     return tuple(said.get(name, f"sink of your own: {name}") for name in sinks(settings))
 
@@ -61,7 +72,50 @@ def options(settings: Settings, door: str = "") -> Options:
             "rotate": settings.dataset_rotate,
             "max_size": settings.dataset_max_size,
         },
+        OTLP: _otlp(settings, name(settings, door)),
     }
     own = {name: dict(table) for name, table in settings.own_sinks}
     listed = tuple((name, told.get(name) or own.get(name, {})) for name in sinks(settings))
     return Options(state=paths.state_folder(), folder=settings.log_dir, sinks=listed, name=name(settings, door))
+
+
+# --- OTLP: the standard variables are the daemon's own, and may have been set for other programs
+
+
+def _sends_otlp(settings: Settings) -> bool:
+    """By ours, else by the one standard variable that names a place; never by those that only say how."""
+    if settings.otlp_enabled != "auto":
+        return settings.otlp_enabled == "true"
+    if settings.otlp_endpoint:
+        return True
+    place = re.match(r"https?://[^/?#]+", os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""))
+    disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    # 4317 is where gRPC is spoken, which we do not speak.
+    grpc = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") == "grpc" or (place is not None and place[0].endswith(":4317"))
+    return place is not None and not disabled and not grpc
+
+
+def _otlp_place(settings: Settings) -> str:
+    """Without a path, which may be secret."""
+    if not settings.otlp_endpoint:
+        return "where OTEL_EXPORTER_OTLP_ENDPOINT says, else http://localhost:4318"
+    return "/".join(settings.otlp_endpoint.split("/")[:3])
+
+
+def _otlp(settings: Settings, lanes: str) -> dict[str, Any]:
+    asked = os.environ.get("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "").lower()
+    by_variable = asked in ("true", "span_only", "span_and_event")
+    return {
+        "endpoint": settings.otlp_endpoint,
+        "headers": settings.otlp_headers,
+        "content": by_variable if settings.otlp_content == "auto" else settings.otlp_content == "true",
+        "traces": settings.otlp_traces,
+        "metrics": settings.otlp_metrics,
+        "service_name": settings.otlp_service_name,
+        "compression": settings.otlp_compression,
+        "timeout": settings.otlp_timeout,
+        "certificate": settings.otlp_certificate,
+        "version": __version__,
+        # Whose totals these are: they live in this folder.
+        "instance": str(uuid5(NAMESPACE_URL, f"llm-proxy:{platform.node()}:{paths.state_folder()}:{lanes}")),
+    }
