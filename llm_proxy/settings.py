@@ -385,6 +385,28 @@ def _repeats_a_repetition(pattern: str) -> bool:
     return within(_parser.parse(pattern), False)
 
 
+def _server() -> Rule:
+    """A URL that may hold credentials, which are for nobody to see."""
+    from urllib.parse import urlsplit
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or len(value) > 2048:
+            raise ValueError
+        text = value.strip()
+        parts = urlsplit(text)
+        if text and (
+            re.fullmatch(r"[!-~]+", text) is None
+            or parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or parts.fragment
+            or parts.port == 0  # asking for it raises ValueError where it is none
+        ):
+            raise ValueError
+        return text
+
+    return Rule("a URL such as http://127.0.0.1:3100, or nothing", read, secret=True)
+
+
 _SINK = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII)
 
 
@@ -650,7 +672,7 @@ class Settings:
     sinks: tuple[str, ...] = _setting(
         "sinks",
         ("sessions",),
-        _list_of(_SINK, "names of sinks: sessions, daily, csv, dataset, or one of your own"),
+        _list_of(_SINK, "names of sinks: sessions, daily, csv, dataset, loki, or one of your own"),
         "What the record is written to; without `sessions`, session logs go two days after their last line.",
     )
     daily_folder: str = _setting(
@@ -682,6 +704,71 @@ class Settings:
     )
     own_sinks: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = _setting(
         "sink", (), _own_sinks(), "Options for sinks of your own, a table for each by its name."
+    )
+    loki_enabled: bool = _setting(
+        "loki.enabled", False, _yes_or_no(), "Send each call to Grafana Loki too; the same as `loki` in `sinks`."
+    )
+    loki_url: str = _setting(
+        "loki.url", "", _server(), "Where Loki takes entries; a URL without a path gets `/loki/api/v1/push`."
+    )
+    loki_auth_token: str = _setting(
+        "loki.auth_token",
+        "",
+        replace(_text(r"[\x21-\x7e]{1,4096}", "a token without spaces"), secret=True),
+        "Sent as a bearer token.",
+    )
+    loki_username: str = _setting(
+        "loki.username", "", _text(r"[^\x00-\x1f\x7f:]{1,256}", "a name without a colon"), "Who sends (basic auth)."
+    )
+    loki_password: str = _setting(
+        "loki.password",
+        "",
+        replace(_text(r"[^\x00-\x1f\x7f]{1,4096}", "a password"), secret=True),
+        "The password, or the key, that goes with it.",
+    )
+    loki_tenant: str = _setting(
+        "loki.tenant",
+        "",
+        _text(r"[A-Za-z0-9!_.*'()|-]{1,150}", "a tenant's id"),
+        "Whose entries they are, where Loki has several tenants (`X-Scope-OrgID`).",
+    )
+    loki_ca_file: str = _setting(
+        "loki.ca_file", "", _file(), "Certificates (PEM) by which Loki is known, instead of the system's."
+    )
+    loki_batch_size: int = _setting("loki.batch_size", 1000, _whole(1, 100_000), "Most entries in one push.")
+    loki_max_batch_bytes: int = _setting(
+        "loki.max_batch_bytes", MIB, _size(64 * KIB, 64 * MIB), "Largest push, before compression."
+    )
+    loki_batch_wait: float = _setting(
+        "loki.batch_wait",
+        5.0,
+        Rule('a time such as "5s" or "500ms", or seconds', _duration),
+        "How long fewer entries wait for others.",
+    )
+    loki_retry_max: int = _setting(
+        "loki.retry_max",
+        5,
+        _whole(1, 1000),
+        "Attempts in a row that may fail before the sink counts as unhealthy; it goes on trying, without an end.",
+    )
+    loki_use_gzip: bool = _setting("loki.use_gzip", True, _yes_or_no(), "Compress what is pushed.")
+    loki_environment: str = _setting(
+        "loki.environment",
+        "development",
+        _text(r"[^\x00-\x1f\x7f]{1,128}", "a name"),
+        "The label `environment` of everything.",
+    )
+    loki_machine: str = _setting(
+        "loki.machine",
+        "",
+        _text(r"[^\x00-\x1f\x7f]{1,128}", "a name"),
+        "The label `machine` of everything; this host's name where it is empty.",
+    )
+    loki_max_line: int = _setting(
+        "loki.max_line",
+        250 * KIB,
+        _size(KIB, 8 * MIB),
+        "Longest line; of what is longer the content is left out, with a note of where it is. Loki's limit is 256 KiB.",
     )
     otlp_enabled: str = _setting(
         "otlp.enabled",

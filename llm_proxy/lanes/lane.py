@@ -138,7 +138,7 @@ class Lane:
         told = asdict(self.state)
         counted = getattr(self.sink, "counted", None)
         if counted is not None:
-            told["own"] = dict(counted)
+            told["counted"] = dict(counted)
         known = self.cursors.of(self.name) if told["since"] else None
         return told | ({"waiting": self.outbox.count(known[0])} if known is not None else {})
 

@@ -107,7 +107,7 @@ class Pusher:
         self._plan = plan
         self._octets = plan.octets
         self._attempts = 0  # at entries of which none was taken, while none has ever been
-        self.counted = {"entries": 0, "pushes": 0, "octets": 0}
+        self.counted = {"entries": 0, "pushes": 0, "bytes": 0}
 
     def fits(self, number: int, octets: int) -> bool:
         """Whether so many entries of that size go in one push."""
@@ -168,7 +168,7 @@ class Pusher:
             body = gzip.compress(body, _LEVEL, mtime=0)
             headers["Content-Encoding"] = "gzip"
         self.counted["pushes"] += 1
-        self.counted["octets"] += len(body)
+        self.counted["bytes"] += len(body)
         return self._plan.poster.post(body, headers)
 
     def _judged(self, part: list[Entry], answer: Answer) -> tuple[list[list[Entry]], list[Rejected]]:

@@ -1,4 +1,5 @@
-"""What the proxy says of itself and of those around it: `/health`, `/health/sinks`, `/health/bedrock`, `/metrics`.
+"""What the proxy says of itself and of those around it: `/health`, `/health/sinks`, `/health/loki`,
+`/health/bedrock`, `/metrics`.
 
 Made when asked for, from what is in memory and a few small files. Leaves out how bytes are carried.
 """
@@ -10,6 +11,7 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from llm_proxy.journal.writer import JournalState
@@ -39,7 +41,9 @@ _SINK_METRICS = (
     ("llm_proxy_sink_passed_total", "Calls the sink has got.", lambda lane: lane.passed),
     ("llm_proxy_sink_parked_total", "Calls it could not take, which were put aside.", lambda lane: lane.parked),
     ("llm_proxy_sink_gone_total", "Calls whose log was deleted before the sink got them.", lambda lane: lane.gone),
+    ("llm_proxy_sink_retries_total", "How often something was offered to the sink again.", lambda lane: lane.retries),
 )
+_ENTRIES = 2  # in the log, of a call
 Gauges = dict[str, tuple[str, Iterable[Sample]]]
 
 
@@ -59,6 +63,7 @@ class Report:
         return {
             b"/health": self._health,
             b"/health/bedrock": self._health_bedrock,
+            b"/health/loki": self._health_loki,
             b"/health/sinks": self._health_sinks,
             b"/metrics": self._metrics,
         }
@@ -133,6 +138,26 @@ class Report:
         good = recording == "ok" and all(lane.state == "ok" for lane in lanes.values())
         return answers.answer(200 if good else 503, json.dumps(body).encode())
 
+    def _health_loki(self) -> bytes:
+        """The reference program's names, and what is true."""
+        lane = self._lanes().get("loki")
+        if lane is None:
+            body: dict[str, object] = {"status": "disabled", "last_error": None, "last_error_time": None}
+            return answers.answer(404, json.dumps(body).encode())
+        good = lane.state == "ok"
+        body = {
+            "status": "ok" if good else "unhealthy",
+            "state": lane.state,
+            "lag": {"entries": lane.waiting * _ENTRIES, "seconds": lane.lag},
+            "entries_sent": lane.counted.get("entries", 0),
+            "entries_dropped": lane.gone * _ENTRIES,
+            "entries_parked": lane.parked,
+            "retries": lane.retries,
+            "last_error": lane.last_error or None,
+            "last_error_time": _utc(lane.last_error_at) if lane.last_error_at else None,
+        }
+        return answers.answer(200 if good else 503, json.dumps(body).encode())
+
     def _health_bedrock(self) -> bytes:
         """Decode errors are the keeper's: a client gets its bytes whatever they mean."""
         troubles = self._keeper().get("troubles")
@@ -199,4 +224,17 @@ class Report:
             "1 for the state the sink is in.",
             [Sample({"sink": sink, "state": lane.state}, 1) for sink, lane in lanes.items()],
         )
+        sent = [(sink, lane.counted) for sink, lane in lanes.items() if lane.counted]
+        if sent:
+            gauges["llm_proxy_sink_sent_total"] = (
+                "What the sink itself counts of what it has sent.",
+                [Sample({"sink": sink, "what": what}, n) for sink, counted in sent for what, n in counted.items()],
+            )
         return gauges
+
+
+def _utc(seconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return ""

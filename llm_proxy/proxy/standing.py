@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 LAGGING = 60.0  # seconds a lane may be behind before it is said to lag
 SILENT = 30.0  # seconds; a process of lanes that lives says so more often
+_COUNTED = re.compile("[a-z_]{1,32}")
+_MOST_COUNTED = 16
 _MOST = 1e18  # a number beyond it, and infinity, is somebody's mistake
 DISK_EVERY = 10.0  # seconds between two looks at how full the disks are
 
@@ -69,7 +72,8 @@ def number(told: Mapping[str, Any], name: str) -> float:
 class Lane:
     """One sink's lane. `state` is ok, lagging, retrying, broken, silent (its process says nothing) or down (there is
     none). `waiting`, `passed`, `parked` and `gone` are calls; `lag` is seconds since all had been passed on; times are
-    seconds since 1970, 0 for never.
+    seconds since 1970, 0 for never. `retries` is how often something was offered again, `counted` what the sink itself
+    counts, by names of its own.
     """
 
     state: str
@@ -78,6 +82,8 @@ class Lane:
     passed: int = 0
     parked: int = 0
     gone: int = 0
+    retries: int = 0
+    counted: Mapping[str, int] = field(default_factory=dict)
     last_error: str = ""
     last_error_at: float = 0.0
 
@@ -103,17 +109,23 @@ def _lane(told: object, trouble: str, now: float) -> Lane:
         state = "broken"
     elif state == "ok" and lag > LAGGING:
         state = "lagging"
-    waiting, passed, parked, gone = (int(number(told, name)) for name in ("waiting", "passed", "parked", "gone"))
+    counts = {name: int(number(told, name)) for name in ("waiting", "passed", "parked", "gone", "retries")}
     return Lane(
         trouble or state,
-        waiting,
-        round(lag, 3),
-        passed,
-        parked,
-        gone,
+        lag=round(lag, 3),
+        **counts,
+        counted=_counted(told.get("counted")),
         last_error=str(told.get("last_error") or ""),
         last_error_at=number(told, "last_error_at"),
     )
+
+
+def _counted(told: object) -> dict[str, int]:
+    """Those that can be a metric's label and value."""
+    if not isinstance(told, dict):
+        return {}
+    names = [name for name in told if _COUNTED.fullmatch(name)][:_MOST_COUNTED]
+    return {name: int(number(told, name)) for name in names}
 
 
 class Disks:

@@ -10,6 +10,7 @@ import platform
 import re
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 from uuid import NAMESPACE_URL, uuid5
 
 from llm_proxy import __version__, paths
@@ -18,13 +19,17 @@ from llm_proxy.lanes.options import Options
 if TYPE_CHECKING:
     from llm_proxy.settings import Settings
 
+LOKI_PATH = "/loki/api/v1/push"  # where a URL does not say
 SESSIONS = "sessions"  # the session logs, which the keeper writes
+LOKI = "loki"
 OTLP = "otlp"  # goes by its settings, listed or not
 
 
 def sinks(settings: Settings) -> tuple[str, ...]:
     """Those that have lanes."""
     listed = dict.fromkeys(name for name in settings.sinks if name != SESSIONS)
+    if settings.loki_enabled:
+        listed[LOKI] = None
     if _sends_otlp(settings):
         listed[OTLP] = None
     elif settings.otlp_enabled == "false":
@@ -52,6 +57,7 @@ def lines(settings: Settings) -> tuple[str, ...]:
         "daily": f"recordings: {settings.daily_folder}/recordings-YYYY-MM-DD.jsonl",
         "csv": f"CSV: {settings.csv_file}",
         "dataset": f"dataset: {settings.dataset_folder}",
+        LOKI: f"Loki: {_loki_place(settings)}",
         OTLP: f"OpenTelemetry: {_otlp_place(settings)}",
     }
     return tuple(said.get(name, f"sink of your own: {name}") for name in sinks(settings))
@@ -72,11 +78,41 @@ def options(settings: Settings, door: str = "") -> Options:
             "rotate": settings.dataset_rotate,
             "max_size": settings.dataset_max_size,
         },
+        LOKI: loki(settings),
         OTLP: _otlp(settings, name(settings, door)),
     }
     own = {name: dict(table) for name, table in settings.own_sinks}
     listed = tuple((name, told.get(name) or own.get(name, {})) for name in sinks(settings))
     return Options(state=paths.state_folder(), folder=settings.log_dir, sinks=listed, name=name(settings, door))
+
+
+def loki(settings: Settings) -> dict[str, Any]:
+    """Credentials in the URL are taken out of it; those with a setting of their own win."""
+    parts = urlsplit(settings.loki_url)
+    place = parts._replace(netloc=parts.netloc.rpartition("@")[2])
+    if place.netloc and place.path in ("", "/"):
+        place = place._replace(path=LOKI_PATH)
+    return {
+        "url": place.geturl(),
+        "auth_token": settings.loki_auth_token,
+        "username": settings.loki_username or unquote(parts.username or ""),
+        "password": settings.loki_password or unquote(parts.password or ""),
+        "tenant": settings.loki_tenant,
+        "ca_file": settings.loki_ca_file,
+        "batch_size": settings.loki_batch_size,
+        "max_batch_bytes": settings.loki_max_batch_bytes,
+        "batch_wait": settings.loki_batch_wait,
+        "retry_max": settings.loki_retry_max,
+        "use_gzip": settings.loki_use_gzip,
+        "environment": settings.loki_environment or "development",
+        "machine": settings.loki_machine or platform.node(),
+        "max_line": settings.loki_max_line,
+    }
+
+
+def _loki_place(settings: Settings) -> str:
+    parts = urlsplit(settings.loki_url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else "NOWHERE: loki.url is empty"
 
 
 # --- OTLP: the standard variables are the daemon's own, and may have been set for other programs
