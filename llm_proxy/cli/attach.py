@@ -5,20 +5,19 @@ Exit status: 0 done, 1 something could not be done, 2 wrong usage.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from llm_proxy import paths
+from llm_proxy.cli import usage
 from llm_proxy.errors import CannotAttach, UsageError
 
 if TYPE_CHECKING:
     from llm_proxy.service.attach import Report, Standing
 
-LOGINS = ("api-key", "chatgpt")
 _VERBS = {
     (False, "created"): "created",
     (False, "changed"): "changed",
@@ -29,16 +28,9 @@ _VERBS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog.removeprefix('llm-proxy ')}: {message}; llm-proxy --help shows what there is")
-
-
 def attach(arguments: Sequence[str]) -> int:
     """Attach the named clients, or list all. Raises UsageError, StateUnusable."""
-    parser = _parser("attach")
-    parser.add_argument("--login", choices=LOGINS, default="")
-    given = parser.parse_args(arguments)
+    given = usage.parse("attach", arguments)
     from llm_proxy.service import attach as service
     from llm_proxy.service import clients
 
@@ -61,9 +53,7 @@ def attach(arguments: Sequence[str]) -> int:
 
 def detach(arguments: Sequence[str]) -> int:
     """Detach the named clients, or all. Raises UsageError, StateUnusable."""
-    parser = _parser("detach")
-    parser.add_argument("--all", action="store_true")
-    given = parser.parse_args(arguments)
+    given = usage.parse("detach", arguments)
     if given.all == bool(given.names):
         raise UsageError("detach takes the names of clients, or --all")
     from llm_proxy.service import attach as service
@@ -71,14 +61,6 @@ def detach(arguments: Sequence[str]) -> int:
     names = None if given.all else given.names
     reports = service.detach(paths.state_folder(), names, dry=given.dry_run)
     return _print_reports(reports, dry=given.dry_run, as_json=given.json)
-
-
-def _parser(name: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"llm-proxy {name}", add_help=False, allow_abbrev=False)
-    parser.add_argument("names", nargs="*")
-    for flag in ("--dry-run", "--json"):
-        parser.add_argument(flag, action="store_true")
-    return parser
 
 
 def _port(folder: str) -> int:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from llm_proxy import __version__
-from llm_proxy.cli.options import Options, help_of, help_page, parse
 from llm_proxy.errors import AlreadyRunning, ConfigError, CrashLoop, LlmProxyError, SetupFailed, UsageError
 
 if TYPE_CHECKING:
+    from llm_proxy.cli.options import Options
     from llm_proxy.service.steps import Steps
     from llm_proxy.settings import Loaded
 
@@ -27,9 +27,6 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command and exit with its status."""
     try:
         word = WORDS.get(arguments[0]) if arguments else None
-        if word and arguments[1:] in (["--help"], ["-h"]):
-            sys.stdout.write(help_of(arguments[0]))
-            sys.exit(0)
         status = word(arguments[1:]) if word else _flagged(arguments)
         sys.stdout.flush()
     except LlmProxyError as exc:
@@ -54,12 +51,19 @@ def _without_output(status: int) -> int:
 
 
 def _flagged(arguments: Sequence[str]) -> int:
+    from llm_proxy.cli import usage
+    from llm_proxy.cli.options import parse
+
+    if len(arguments) > 1 and usage.has(arguments, "-h", "--help"):
+        return _about(arguments[:1])
     options = parse(arguments)
     return COMMANDS[options.command](options)
 
 
 def _run(arguments: Sequence[str]) -> int:
     """Become the command that follows; as shells do, 127 where there is none and 126 where it cannot be run."""
+    if arguments[:1] in (["--help"], ["-h"]):
+        return _about(["run"])
     command = list(arguments[1:] if arguments[:1] == ["--"] else arguments)
     if not command or (command == list(arguments) and command[0].startswith("-")):
         raise UsageError("run takes a command: llm-proxy run -- COMMAND [ARGUMENT...]")
@@ -222,13 +226,26 @@ def _version(options: Options) -> int:
 
 
 def _help(options: Options) -> int:
-    print(help_page(), end="")
+    return _about(())
+
+
+def _help_word(arguments: Sequence[str]) -> int:
+    from llm_proxy.cli import usage
+
+    return _about(usage.parse("help", arguments).words)
+
+
+def _about(words: Sequence[str]) -> int:
+    from llm_proxy.cli import usage
+
+    print(usage.about(words), end="")
     return 0
 
 
 def _forget_the_command_line() -> None:
     """A daemon lives for months: what only served to read its arguments need not stay in memory."""
-    for name in ("argparse", "gettext", "tomllib", "tomllib._parser", "tomllib._re", "llm_proxy.cli.options"):
+    ours = (f"llm_proxy.cli.{name}" for name in ("options", "usage", "grammar"))
+    for name in ("argparse", "gettext", "textwrap", "tomllib", "tomllib._parser", "tomllib._re", *ours):
         sys.modules.pop(name, None)
 
 
@@ -262,10 +279,12 @@ def _word(module: str, name: str = "") -> Callable[[Sequence[str]], int]:
 WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "attach": _word("attach"),
     "compare": _word("compare"),
+    "completions": _word("completions"),
     "detach": _word("attach", "detach"),
     "doctor": _word("doctor"),
     "explore": _word("explore"),
     "export": _word("export"),
+    "help": _help_word,
     "import": _word("import_"),
     "prices": _word("prices"),
     "reindex": _word("reindex"),
@@ -278,5 +297,6 @@ WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "start": _word("start"),
     "stats": _word("stats"),
     "tail": _word("tail"),
+    "upgrade": _word("upgrade"),
     "view": _word("view"),
 }

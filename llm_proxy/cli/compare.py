@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from llm_proxy.cli import filters, show
+from llm_proxy.cli import filters, show, usage
 from llm_proxy.dialects.digest import Usage
 from llm_proxy.service.compare import Comparison, Noted, Recorded
 from llm_proxy.service.compare import compare as held
@@ -16,11 +16,7 @@ _SHOWN = 10  # of each kind
 
 def compare(arguments: Sequence[str]) -> int:
     """Raises UsageError, ConfigError, IndexTrouble."""
-    parser = filters.parser("compare")
-    for name in ("from", "to"):
-        parser.add_argument(f"--{name}", default="", dest=f"{name}_")
-    parser.add_argument("--utc", action="store_true")
-    given = filters.parse(parser, arguments)
+    given = usage.parse("compare", arguments)
     since, until = filters.moment("--from", given.from_), filters.moment("--to", given.to_, end=True)
     found = held(filters.places_from(given), since, until, os.environ)
     if given.json:

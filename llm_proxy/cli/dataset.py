@@ -22,12 +22,6 @@ _ALL = "data"  # the only part, where nothing is split
 Output = Callable[[str], AbstractContextManager[IO[bytes]]]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--style", choices=tuple(dataset.STYLES))
-    parser.add_argument("--split", default="")
-    parser.add_argument("--include-private", action="store_true")
-
-
 def check(given: argparse.Namespace) -> None:
     """Raises UsageError."""
     options = {"--style": given.style, "--split": given.split, "--include-private": given.include_private}

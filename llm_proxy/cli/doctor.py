@@ -5,18 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from llm_proxy.errors import UsageError
-
-_FLAGS = {"--json", "--online"}
+from llm_proxy.cli import usage
 
 
 def doctor(arguments: Sequence[str]) -> int:
     """Raises UsageError."""
-    given = set(arguments)
-    if unknown := given - _FLAGS:
-        raise UsageError(f"doctor takes --online and --json, not {min(unknown)}")
+    given = usage.parse("doctor", arguments)
     from llm_proxy.service import doctor as service
 
-    results = service.examine(os.environ, online="--online" in given)
-    print(service.as_json(results) if "--json" in given else service.as_text(results))
+    results = service.examine(os.environ, online=given.online)
+    print(service.as_json(results) if given.json else service.as_text(results))
     return service.exit_status(results)

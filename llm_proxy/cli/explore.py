@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from llm_proxy.cli import filters
+from llm_proxy.cli import usage
 from llm_proxy.cli.options import explore_port
 
 
 def explore(arguments: Sequence[str]) -> int:
     """Raises UsageError, ConfigError, CannotListen, StateUnusable."""
-    parser = filters.Parser(prog="llm-proxy explore", add_help=False, allow_abbrev=False)
-    for option in ("--port", "--log-dir", "--config"):
-        parser.add_argument(option)
-    parser.add_argument("--print", action="store_true", dest="print_only")
-    given = filters.parse(parser, arguments)
+    given = usage.parse("explore", arguments)
     port = explore_port(given.port, "--port")
     from llm_proxy import settings
     from llm_proxy.service import explore as exploring

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from llm_proxy.cli import dataset, filters, show
+from llm_proxy.cli import dataset, filters, show, usage
 from llm_proxy.errors import UsageError
 from llm_proxy.formats import markdown
 from llm_proxy.formats.call import Call
@@ -19,21 +19,14 @@ from llm_proxy.index.queries import CallRow, Filter
 from llm_proxy.index.record import Record
 from llm_proxy.service.ask import record
 
-FORMATS = ("jsonl", "taco", "csv", "har", "markdown", "parquet", "dataset")
-
 
 def export(arguments: Sequence[str]) -> int:
     """Raises UsageError, ConfigError, IndexTrouble, ExtraMissing."""
-    if any(word.lstrip("-").partition("=")[0] == "recordings" for word in arguments if word.startswith("-")):
+    if usage.has(arguments, "--recordings"):
         from llm_proxy.cli import recordings
 
         return recordings.export(arguments)
-    parser = filters.parser("export")
-    filters.add_filters(parser)
-    parser.add_argument("--format", choices=FORMATS, default="jsonl")
-    parser.add_argument("--output", default="-")
-    dataset.add_options(parser)
-    given = filters.parse(parser, arguments)
+    given = usage.parse("export", arguments)
     dataset.check(given)
     wanted = filters.filter_from(given)
     with record(filters.places_from(given)) as opened:

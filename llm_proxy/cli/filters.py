@@ -9,8 +9,7 @@ import argparse
 import os
 import re
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from llm_proxy.errors import UsageError
 from llm_proxy.records import moments
@@ -22,34 +21,11 @@ if TYPE_CHECKING:
 _STATUS = re.compile(r"[1-5][0-9]{2}|[1-5]xx|none")
 
 
-class Parser(argparse.ArgumentParser):
-    """Wrong usage is a `UsageError` of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog.removeprefix('llm-proxy ')}: {message}; llm-proxy --help shows what there is")
-
-
-def parser(word: str) -> Parser:
-    """The parser of one command, which takes `--json` and says where the logs are."""
-    made = Parser(prog=f"llm-proxy {word}", add_help=False, allow_abbrev=False)
-    made.add_argument("--json", action="store_true")
-    made.add_argument("--log-dir", default="")
-    made.add_argument("--config")
-    return made
-
-
 def places_from(given: argparse.Namespace) -> Places:
     """Raises ConfigError."""
     from llm_proxy.service.ask import places
 
     return places(os.environ, given.config, given.log_dir)
-
-
-def add_filters(to: argparse.ArgumentParser) -> None:
-    for name in ("from", "to", "provider", "model", "project", "session", "status"):
-        to.add_argument(f"--{name}", default="", dest=f"{name}_", metavar=name.upper())
-    to.add_argument("--errors", action="store_true")
-    to.add_argument("--utc", action="store_true")
 
 
 def filter_from(given: argparse.Namespace) -> Filter:
@@ -81,9 +57,3 @@ def moment(option: str, text: str, *, end: bool = False, now: float | None = Non
         return moments.moment(text, time.time() if now is None else now, end=end)
     except ValueError:
         raise UsageError(f"{option} must be {moments.MOMENTS}, got {text!r}") from None
-
-
-def parse(made: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """As the parser does, with a single dash taken for two, as users of the reference programs type."""
-    words = [f"-{word}" if re.match(r"-[a-z]{2}", word) else word for word in arguments]
-    return made.parse_args(words)

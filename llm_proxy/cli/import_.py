@@ -11,21 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from llm_proxy import settings
-from llm_proxy.cli import filters, show
+from llm_proxy.cli import filters, show, usage
 from llm_proxy.formats.reading.files import Skipped
 from llm_proxy.service import importing
 
 
 def import_(arguments: Sequence[str]) -> int:
     """Raises UsageError, ConfigError, NotFound, IndexTrouble, StateUnusable."""
-    parser = filters.parser("import")
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--dry-run", action="store_true")
-    given = filters.parse(parser, arguments)
+    given = usage.parse("import", arguments)
     configured = settings.load({}, os.environ, given.config).settings
     with _progress() as progress:
         done = importing.bring(
-            given.path, filters.places_from(given), configured, progress=progress, dry_run=given.dry_run
+            Path(given.path), filters.places_from(given), configured, progress=progress, dry_run=given.dry_run
         )
     if given.json:
         show.print_json(_object(done, dry_run=given.dry_run))

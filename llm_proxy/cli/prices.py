@@ -8,7 +8,7 @@ from dataclasses import asdict
 from decimal import Decimal
 
 from llm_proxy import settings
-from llm_proxy.cli import filters, show
+from llm_proxy.cli import filters, show, usage
 from llm_proxy.errors import UsageError
 from llm_proxy.service import prices as service
 
@@ -29,9 +29,7 @@ def prices(arguments: Sequence[str]) -> int:
 
 
 def _show(arguments: Sequence[str]) -> int:
-    parser = filters.parser("prices show")
-    parser.add_argument("model", nargs="?", default="")
-    given = filters.parse(parser, arguments)
+    given = usage.parse("prices show", arguments)
     configured = settings.load({}, os.environ, given.config).settings
     if not given.model:
         _say_used(service.used(), configured, as_json=given.json)
@@ -99,16 +97,12 @@ def _shown(price: Decimal) -> str:
 
 
 def _update(arguments: Sequence[str]) -> int:
-    parser = filters.parser("prices update")
-    parser.add_argument("--url", default="")
-    given = filters.parse(parser, arguments)
+    given = usage.parse("prices update", arguments)
     return _tell_taken(service.update(given.url), 0, as_json=given.json)
 
 
 def _import(arguments: Sequence[str]) -> int:
-    parser = filters.parser("prices import")
-    parser.add_argument("file")
-    given = filters.parse(parser, arguments)
+    given = usage.parse("prices import", arguments)
     return _tell_taken(*service.import_file(given.file), as_json=given.json)
 
 
@@ -128,10 +122,7 @@ def reprice(arguments: Sequence[str]) -> int:
     """Raises UsageError, ConfigError, IndexTrouble, StateUnusable."""
     from llm_proxy.service import reprice as service
 
-    parser = filters.parser("reprice")
-    filters.add_filters(parser)
-    parser.add_argument("--dry-run", action="store_true")
-    given = filters.parse(parser, arguments)
+    given = usage.parse("reprice", arguments)
     configured = settings.load({}, os.environ, given.config).settings
     done = service.reprice(filters.filter_from(given), filters.places_from(given), configured, dry_run=given.dry_run)
     if given.json:

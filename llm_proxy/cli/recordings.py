@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_proxy.cli import filters, show
+from llm_proxy.cli import filters, show, usage
 from llm_proxy.cli.export import output
 from llm_proxy.cli.view import bodies
 from llm_proxy.errors import NotFound
@@ -56,18 +56,6 @@ class _Folder:
             print(f"{self.odd} lines are no recordings and are left out", file=sys.stderr)
 
 
-def _parser(word: str) -> filters.Parser:
-    parser = filters.Parser(prog=f"llm-proxy {word} --recordings", add_help=False, allow_abbrev=False)
-    parser.add_argument("--recordings", default="./recordings")
-    parser.add_argument("--json", action="store_true")
-    return parser
-
-
-def _add_choices(parser: filters.Parser) -> None:
-    for name in ("from", "to", "provider"):
-        parser.add_argument(f"--{name}", default="", dest=f"{name}_")
-
-
 def _chosen(folder: _Folder, given: argparse.Namespace) -> Iterator[tuple[taco.Seen, bytes]]:
     since, until = filters.moment("--from", given.from_), filters.moment("--to", given.to_, end=True)
     for seen, _, line in folder:
@@ -86,10 +74,7 @@ def _provider(name: str) -> str:
 
 def export(arguments: Sequence[str]) -> int:
     """Lines of calls that began in a span of days, byte for byte. Raises UsageError, NotFound."""
-    parser = _parser("export")
-    _add_choices(parser)
-    parser.add_argument("--output", default="export.jsonl")
-    given = filters.parse(parser, arguments)
+    given = usage.parse("export --recordings", arguments)
     folder = _Folder(given.recordings)
     number = 0
     with output(given.output) as out:
@@ -141,9 +126,7 @@ class _Sums:
 
 def stats(arguments: Sequence[str]) -> int:
     """Raises UsageError, NotFound."""
-    parser = _parser("stats")
-    _add_choices(parser)
-    given = filters.parse(parser, arguments)
+    given = usage.parse("stats --recordings", arguments)
     folder = _Folder(given.recordings)
     total, providers = _Sums(), dict[str, _Sums]()
     for seen, _ in _chosen(folder, given):
@@ -165,9 +148,7 @@ def stats(arguments: Sequence[str]) -> int:
 
 def view(arguments: Sequence[str]) -> int:
     """One recording, by its id or the beginning of one; without any the newest. Raises UsageError, NotFound."""
-    parser = _parser("view")
-    parser.add_argument("id", nargs="?", default="")
-    given = filters.parse(parser, arguments)
+    given = usage.parse("view --recordings", arguments)
     seen, place = _found(_Folder(given.recordings), given.id)
     line = line_at(place)
     try:

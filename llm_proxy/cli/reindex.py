@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from llm_proxy import settings
-from llm_proxy.cli import filters, show
+from llm_proxy.cli import filters, show, usage
 from llm_proxy.index.ingest import Progress
 from llm_proxy.service import upkeep
 
 
 def reindex(arguments: Sequence[str]) -> int:
     """A new index from the logs. Raises UsageError, ConfigError, IndexTrouble."""
-    given = filters.parse(filters.parser("reindex"), arguments)
+    given = usage.parse("reindex", arguments)
     where = filters.places_from(given)
     with _bar() as told:
         calls = upkeep.reindex(where, told)
@@ -29,9 +29,7 @@ def reindex(arguments: Sequence[str]) -> int:
 
 def retention(arguments: Sequence[str]) -> int:
     """What the settings say of old logs, now. Raises UsageError, ConfigError, StateUnusable."""
-    parser = filters.parser("retention")
-    parser.add_argument("--dry-run", action="store_true")
-    given = filters.parse(parser, arguments)
+    given = usage.parse("retention", arguments)
     configured = settings.load({}, os.environ, given.config).settings
     steps = []
     for done in upkeep.retain(filters.places_from(given), configured, dry=given.dry_run):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm_proxy import settings
-from llm_proxy.cli import filters, show
+from llm_proxy.cli import show, usage
 from llm_proxy.errors import UsageError
 from llm_proxy.service import scan as service
 
@@ -24,9 +24,7 @@ _NAMED = 20  # files in the advice
 
 def scan(arguments: Sequence[str]) -> int:
     """0: nothing found, 1: something, or a file could not be read. Raises UsageError, ConfigError, StateUnusable."""
-    parser = filters.parser("scan")
-    parser.add_argument("path", nargs="?", default="")
-    given = filters.parse(parser, arguments)
+    given = usage.parse("scan", arguments)
     flags = {"log_dir": given.log_dir} if given.log_dir else {}
     configured = settings.load(flags, os.environ, given.config).settings
     path = Path(given.path or configured.log_dir).absolute()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC
 from typing import Any
 
-from llm_proxy.cli import filters, show
+from llm_proxy.cli import filters, show, usage
 from llm_proxy.errors import UsageError
 from llm_proxy.index import syntax
 from llm_proxy.index.queries import Hit
@@ -21,11 +21,7 @@ from llm_proxy.service.ask import record
 
 def search(arguments: Sequence[str]) -> int:
     """Exit status 1 where nothing was found. Raises UsageError, ConfigError, IndexTrouble."""
-    parser = filters.parser("search")
-    filters.add_filters(parser)
-    parser.add_argument("words", nargs="*")
-    parser.add_argument("--limit", type=int, default=20)
-    given = filters.parse(parser, arguments)
+    given = usage.parse("search", arguments)
     words = " ".join(given.words).strip()
     if not words:
         raise UsageError("search takes the words to look for")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llm_proxy.cli import filters, show
+from llm_proxy.cli import filters, show, usage
 from llm_proxy.errors import UsageError
 from llm_proxy.index.queries import SessionRow
 from llm_proxy.service.ask import record
@@ -27,10 +27,7 @@ _COLUMNS = (
 
 def sessions(arguments: Sequence[str]) -> int:
     """Raises UsageError, ConfigError, IndexTrouble."""
-    parser = filters.parser("sessions")
-    filters.add_filters(parser)
-    parser.add_argument("--limit", type=int, default=50)
-    given = filters.parse(parser, arguments)
+    given = usage.parse("sessions", arguments)
     if given.limit < 1:
         raise UsageError(f"--limit must be a whole number from 1, got {given.limit}")
     wanted = filters.filter_from(given)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llm_proxy.cli import filters, show
+from llm_proxy.cli import filters, show, usage
 from llm_proxy.index.queries import StatRow
 from llm_proxy.service.ask import record
 
-_BY = ("total", "day", "model", "project", "session", "provider")
 # With how soon they are left out where there is no room.
 _NUMBERS = (
     *(("CALLS", 0), ("ERRORS", 0), ("P50", 2), ("P95", 1), ("P99", 6), ("TTFT", 5)),
@@ -19,14 +18,11 @@ _NUMBERS = (
 
 def stats(arguments: Sequence[str]) -> int:
     """Raises UsageError, ConfigError, IndexTrouble."""
-    if any(word.lstrip("-").partition("=")[0] == "recordings" for word in arguments if word.startswith("-")):
+    if usage.has(arguments, "--recordings"):
         from llm_proxy.cli import recordings
 
         return recordings.stats(arguments)
-    parser = filters.parser("stats")
-    filters.add_filters(parser)
-    parser.add_argument("--by", choices=_BY, default="total")
-    given = filters.parse(parser, arguments)
+    given = usage.parse("stats", arguments)
     wanted = filters.filter_from(given)
     with record(filters.places_from(given)) as opened:
         rows = opened.index.stats(wanted, given.by, utc=given.utc)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llm_proxy.cli import filters, show
+from llm_proxy.cli import filters, show, usage
 from llm_proxy.errors import IndexTrouble, UsageError
 from llm_proxy.index.queries import CallRow, Filter
 from llm_proxy.service.ask import Places, record
@@ -19,10 +19,7 @@ _LATE = 600 * 10**9  # ns; a call that began this long ago and was never seen op
 
 def tail(arguments: Sequence[str]) -> int:
     """Raises UsageError, ConfigError, IndexTrouble."""
-    parser = filters.parser("tail")
-    filters.add_filters(parser)
-    parser.add_argument("-n", "--lines", type=int, default=10)
-    given = filters.parse(parser, arguments)
+    given = usage.parse("tail", arguments)
     if given.lines < 0:
         raise UsageError(f"--lines must be a whole number from 0, got {given.lines}")
     wanted = filters.filter_from(given)

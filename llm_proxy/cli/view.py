@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from llm_proxy.cli import filters, show
+from llm_proxy.cli import filters, show, usage
 from llm_proxy.errors import NotFound
 from llm_proxy.formats import markdown
 from llm_proxy.index.queries import CallRow, SessionRow
@@ -19,15 +19,11 @@ _SHOWN = 20  # candidates listed for an ambiguous prefix
 
 def view(arguments: Sequence[str]) -> int:
     """Raises UsageError, ConfigError, IndexTrouble, NotFound."""
-    if any(word.lstrip("-").partition("=")[0] == "recordings" for word in arguments if word.startswith("-")):
+    if usage.has(arguments, "--recordings"):
         from llm_proxy.cli import recordings
 
         return recordings.view(arguments)
-    parser = filters.parser("view")
-    parser.add_argument("id", nargs="?", default="last")
-    parser.add_argument("--raw", action="store_true")
-    parser.add_argument("--utc", action="store_true")
-    given = filters.parse(parser, arguments)
+    given = usage.parse("view", arguments)
     with record(filters.places_from(given)) as opened:
         row = _find(opened, given.id, utc=given.utc)
         calls = [row] if isinstance(row, CallRow) else opened.index.calls_of(row.id)
