@@ -133,9 +133,9 @@ class Lanes:
         self.process.stdin.flush()
 
     def rss(self):
-        """Bytes of memory of its own."""
-        fields = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().split("Private_Dirty:")
-        return int(fields[1].split()[0]) * 1024
+        """Bytes of memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
     def stop(self, limit=15):
         """The seconds it took to end."""

@@ -126,7 +126,8 @@ class Store:
         if size > limits.line:
             raise Refused(f"Max entry size '{limits.line}' bytes exceeded, entry of '{size}' bytes")
         if ts < now - limits.oldest:
-            raise Refused(f"entry with timestamp {ts} ignored, reason: 'timestamp too old'")
+            oldest = _rfc3339(now - limits.oldest)
+            raise Refused(f"entry has timestamp too old: {_rfc3339(ts)}, oldest acceptable timestamp is: {oldest}")
         if ts > now + limits.ahead:
             raise Refused(f"entry with timestamp {ts} ignored, reason: 'timestamp too new'")
         if ts < stream.newest - limits.window:
@@ -157,6 +158,10 @@ class Store:
         with self._lock:
             self._streams.clear()
             self.accepted = self.duplicates = self.refused = 0
+
+
+def _rfc3339(ns: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ns // 10**9))
 
 
 Value = tuple[int, str, tuple[tuple[str, str], ...]]
