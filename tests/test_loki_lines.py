@@ -156,6 +156,7 @@ def test_tools_that_the_provider_runs_are_not_the_clients():
     content = [
         {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}},
         {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []},
+        {"type": "server_tool_use", "id": "srvtoolu_2", "name": "web_fetch", "input": {}},
         {"type": "tool_use", "id": "toolu_1", "name": "Read", "input": {}},
     ]
     claude = ("/v1/messages", {"messages": []}, {"type": "message", "content": content})
@@ -222,6 +223,28 @@ def test_one_error_long_ago_is_over():
     (*_, found), _ = told([*calls, agents.call(("/v1/messages", request, use), 4)])
     assert json.loads(only(found, "turn_start").text)["error_recovered"] is False
     assert label(only(found, "turn_end"), "is_retry") == "false"
+
+
+def test_a_tool_that_works_again_ends_its_retries():
+    """Counted while the same tool is called after an error, from nothing once it is not."""
+    calls = conversation("anthropic")
+    request = json.loads(calls[2].request["body"])
+    use = [{"type": "tool_use", "id": "t9", "name": "Read", "input": {}}]
+    calls[2] = agents.call(("/v1/messages", request, {"type": "message", "content": use}), 3)
+    found, _ = told(calls)
+    assert [(end(one)["tool_streak"], end(one)["retry_count"]) for one in found] == [(1, 0), (2, 1), (3, 0)]
+
+
+def test_a_call_without_a_result_does_not_shift_the_names():
+    """Where results have neither ids nor names, they belong to the last answer."""
+    said = [
+        {"role": "assistant", "tool_calls": [{"function": {"name": "Stopped", "arguments": {}}}]},
+        {"role": "user", "content": "do something else"},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "Read", "arguments": {}}}]},
+        {"role": "tool", "content": "text"},
+    ]
+    (found,), _ = told([agents.call(("/api/chat", {"messages": said}, {"message": {"content": "x"}, "done": True}))])
+    assert label(only(found, "tool_result"), "tool_name") == "Read"
 
 
 # --- shapes
