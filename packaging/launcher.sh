@@ -1,7 +1,18 @@
 #!/bin/sh
-# The `llm-proxy` command. scripts/install.sh fills in the interpreter and puts this on the PATH in one rename.
+# The `llm-proxy` command. Whoever installs it fills in the interpreter: scripts/install.sh, which puts this on the PATH in
+# one rename, with a path; a wheel with the one that lies beside the command.
 # Every new shell waits for `--env`: it is answered here, without Python, wherever the daemon's state is plain to see, and
 # so is `run`. Every doubt and everything else goes to llm_proxy.cli. environment.py and state.py hold the same rules.
+
+# The interpreter in the folder of this script, which uv and pipx reach by links.
+beside() {
+    set -- "$0"
+    while [ -h "$1" ]; do
+        set -- "$1" "$(readlink "$1")"
+        case $2 in /*) set -- "$2" ;; *) set -- "${1%/*}/$2" ;; esac
+    done
+    printf '%s\n' "${1%/*}/python"
+}
 
 number() { case $1 in '' | 0* | *[!0123456789]* | ????????????????????*) return 1 ;; esac; }
 

@@ -1,0 +1,1 @@
+"""What `scripts/release` runs: one module per kind of file that a release holds."""
