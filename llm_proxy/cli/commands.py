@@ -51,10 +51,10 @@ def _without_output(status: int) -> int:
 
 
 def _flagged(arguments: Sequence[str]) -> int:
-    from llm_proxy.cli import usage
+    from llm_proxy.cli import grammar, usage
     from llm_proxy.cli.options import parse
 
-    if len(arguments) > 1 and usage.has(arguments, "-h", "--help"):
+    if len(arguments) > 1 and usage.has(arguments, *grammar.HELP.names):
         return _about(arguments[:1])
     options = parse(arguments)
     return COMMANDS[options.command](options)

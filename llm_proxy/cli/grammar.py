@@ -104,7 +104,7 @@ _RECORDINGS = Option(
 _RUNNING = (_PORT, _HOST, _LOG_DIR, _CONFIG)
 _CHANGING = (_DRY_RUN, Option(("--json",), "each step as JSON, at the end"))
 _ASKING = (_JSON, _LOG_DIR._replace(default=""), _CONFIG)
-_FILTERS = (
+FILTERS = (
     _FROM,
     _TO,
     _PROVIDER,
@@ -207,7 +207,7 @@ COMMANDS = (
     _flag(
         "--announce-socket",
         "run",
-        "systemd listens on PORT for it; 0: no longer",
+        "a port that systemd holds for it; 0: no longer",
         value="PORT",
         number=True,
         more="In the units that --setup writes; nobody needs to type it.",
@@ -307,7 +307,7 @@ COMMANDS = (
         "sessions",
         "look",
         "conversations, the one used last first",
-        (*_FILTERS, _LIMIT._replace(default=50), *_ASKING),
+        (*FILTERS, _LIMIT._replace(default=50), *_ASKING),
         more=f"Forks and sub-agents stand under the one they came from. {_TIMES_ARE}",
         examples=("llm-proxy sessions --from 7d --project ledger",),
     ),
@@ -330,7 +330,7 @@ COMMANDS = (
         "search",
         "look",
         "messages that hold all the words",
-        (*_FILTERS, _LIMIT._replace(default=20), *_ASKING),
+        (*FILTERS, _LIMIT._replace(default=20), *_ASKING),
         (Argument("WORDS", '"a phrase", begin*, -without, and filters such as role:tool', "*"),),
         more=f"Exit status 1 where nothing is found. {_TIMES_ARE}",
         examples=("llm-proxy search timeout", "llm-proxy search '\"hash seed\" project:ledger -role:tool'"),
@@ -341,7 +341,7 @@ COMMANDS = (
         "calls as they begin and end",
         (
             Option(("-n", "--lines"), "begin with the last N (10)", "N", number=True, default=10),
-            *_FILTERS,
+            *FILTERS,
             *_ASKING,
         ),
         examples=("llm-proxy tail --errors",),
@@ -350,7 +350,7 @@ COMMANDS = (
         "stats",
         "look",
         "requests, errors, latency, tokens, cost",
-        (Option(("--by",), "a row for each", "WHAT", SUMS, default="total"), *_FILTERS, *_ASKING),
+        (Option(("--by",), "a row for each", "WHAT", SUMS, default="total"), *FILTERS, *_ASKING),
         more=_TIMES_ARE,
         examples=("llm-proxy stats --by model --from 7d",),
     ),
@@ -370,7 +370,7 @@ COMMANDS = (
             Option(("--style",), "of a dataset (messages)", "STYLE", STYLES),
             Option(("--split",), "of a dataset: a file for each part, train=0.9,val=0.1", "PARTS", default=""),
             Option(("--include-private",), "of a dataset: texts as they were recorded, who and when"),
-            *_FILTERS,
+            *FILTERS,
             *_ASKING,
         ),
         more=f"Oldest first. {_TIMES_ARE}",
@@ -442,7 +442,7 @@ COMMANDS = (
         "reprice",
         "care",
         "price recorded calls again, as of their day",
-        (_DRY_RUN, *_FILTERS, *_ASKING),
+        (_DRY_RUN, *FILTERS, *_ASKING),
         examples=("llm-proxy reprice --from 30d --dry-run",),
     ),
     Command(

@@ -144,7 +144,7 @@ def about(words: Sequence[str]) -> str:
     """What `llm-proxy help` says: of a command, of "all", of nothing: the page. Raises UsageError."""
     if not words:
         return page()
-    word = words[0]
+    word = _two_dashes(words)[0].partition("=")[0]
     commands = grammar.COMMANDS if word == "all" else grammar.forms(word) or grammar.forms(f"--{word}")
     bare = grammar.BY_NAME[""]
     if not commands and any(word.lstrip("-") == name.lstrip("-") for option in bare.options for name in option.names):

@@ -24,7 +24,7 @@ complete -c llm-proxy -n '__llm_proxy_words 1' -a upgrade -d 'take the newest re
 complete -c llm-proxy -n '__llm_proxy_words 1' -l uninstall -d 'undo what --setup did, remove the program; logs stay'
 complete -c llm-proxy -n '__llm_proxy_words 1' -l setup-shell -d 'only point new shells at it'
 complete -c llm-proxy -n '__llm_proxy_words 1' -l unsetup-shell -d 'take its lines out of the shells\' files again'
-complete -c llm-proxy -n '__llm_proxy_words 1' -l announce-socket -x -d 'systemd listens on PORT for it; 0: no longer'
+complete -c llm-proxy -n '__llm_proxy_words 1' -l announce-socket -x -d 'a port that systemd holds for it; 0: no longer'
 complete -c llm-proxy -n '__llm_proxy_words 1' -s t -l target-url -x -d 'one upstream for all paths, and a CSV file of the calls'
 complete -c llm-proxy -n '__llm_proxy_words 1' -a start -d 'run as Taco does: on port 4567, with daily recordings'
 complete -c llm-proxy -n '__llm_proxy_words 1' -l env -d 'lines that point a shell\'s LLM clients at the daemon'
