@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -300,6 +302,28 @@ def test_labels_and_lines_are_those_of_dashboards_that_exist():
     assert all(
         list(line.text) == list(line.text.strip()) and line.labels == tuple(sorted(line.labels)) for line in found
     )
+
+
+def test_the_page_tells_all_labels_and_metadata():
+    """docs/loki.md names exactly those that lines have, on the lines that have them."""
+    page = (Path(__file__).parent.parent / "docs/loki.md").read_text()
+    calls = [*conversation("anthropic"), agents.call(next(agents.bedrock()), 4, status=429)]
+    calls[-1].request["transport"] = calls[-1].response["transport"] = "bedrock"
+    calls[-1].response["headers"]["Anthropic-Ratelimit-Unified-Status"] = ["rejected"]
+    calls[0].fork = {"type": "fork"}
+    found = [line for one in told(calls)[0] for line in one]
+    for heading, pairs in (("### Labels", "labels"), ("### Structured metadata", "metadata")):
+        section = page.partition(heading)[2].partition("\n#")[0].partition("| `error_type` | |")[0]
+        rows = re.findall(r"^\| (`.*?`) \| (.*?) \|", section, re.MULTILINE)
+        assert {name for names, _ in rows for name in re.findall(r"`(.+?)`", names)} == {
+            name for line in found for name, _ in getattr(line, pairs)
+        }
+        for names, where in rows:
+            if where.startswith("`") and not where.startswith("`exchange`"):
+                for name in re.findall(r"`(.+?)`", names):
+                    on = {label(line, "log_type") for line in found if name in dict(getattr(line, pairs))}
+                    assert on == set(re.findall(r"`(.+?)`", where)), name
+    assert max(len(line.labels) for line in found) == 10
 
 
 def test_a_result_names_its_tool_in_a_label():
