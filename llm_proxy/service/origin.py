@@ -10,13 +10,11 @@ import json
 import shlex
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 DEB_PREFIX = Path("/usr/lib/llm-proxy")  # what packaging/deb/build fills
 DEB_PROGRAM = "/usr/bin/llm-proxy"
-DEB_UNITS = Path("/usr/lib/systemd/user")
 DEB_REMOVE = "sudo apt remove llm-proxy"
 
 
@@ -62,6 +60,8 @@ def _is_version(prefix: Path) -> bool:
 
 def _editable() -> Path | None:
     """Where the sources of an editable installation lie (PEP 610)."""
+    from importlib import metadata  # 25 ms, which not every start has to pay
+
     try:
         facts = json.loads(metadata.distribution("llm-proxy").read_text("direct_url.json") or "{}")
         if facts["dir_info"]["editable"] is True:

@@ -19,6 +19,7 @@ from typing import Any
 from llm_proxy import paths
 from llm_proxy.errors import SetupFailed
 from llm_proxy.service import activation, state
+from llm_proxy.service.origin import DEB_PROGRAM
 
 STOP_LIMIT = 35.0  # seconds: the drain's 25 s, the keeper's 4 s, and some
 _START_LIMIT = 20.0
@@ -29,8 +30,8 @@ HEALTH_LIMIT = 2.0
 def program() -> str:
     """The `llm-proxy` command of this very installation, for a service manager to run."""
     own = Path(sys.prefix) / "bin/llm-proxy"
-    launcher = Path(paths.home()) / ".local/bin/llm-proxy"
-    return str(launcher if _leads_to(launcher, own) else own)
+    launchers = (Path(paths.home()) / ".local/bin/llm-proxy", Path(DEB_PROGRAM))
+    return str(next((launcher for launcher in launchers if _leads_to(launcher, own)), own))
 
 
 def owner(folder: str) -> int:
@@ -118,7 +119,15 @@ def is_of_this_installation(pid: int) -> bool:
         words = psutil.Process(pid).cmdline()
     except psutil.Error:
         return False
-    return bool(words) and words[0] == sys.executable
+    return bool(words) and words[0] == sys.executable and not _was_replaced(pid)
+
+
+def _was_replaced(pid: int) -> bool:
+    """Whether a package has put another file into the place of the interpreter that it runs (seen on Linux)."""
+    try:
+        return not Path(f"/proc/{pid}/exe").samefile(sys.executable)
+    except OSError:
+        return False
 
 
 def _leads_to(launcher: Path, own: Path) -> bool:

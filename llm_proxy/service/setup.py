@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from llm_proxy import paths
 from llm_proxy.errors import CannotListen, SetupFailed, StateUnusable
-from llm_proxy.service import brew, launchd, listen, process, receipt, shells, state, systemd, units
+from llm_proxy.service import brew, launchd, listen, packaged, process, receipt, shells, state, systemd, units
 from llm_proxy.service.steps import Steps
 
 RUNNING, FAILED, SHELL_NOT_EDITED, NO_AUTOSTART = 0, 1, 3, 4
@@ -91,21 +91,22 @@ class _Setup:
             return False
         if self._brewed("linux"):
             return True
-        changed = self._write_units()
+        brought = packaged.folder()
+        changed = self._write_units(brought)
         if self.steps.failed:
             return True
-        self._start(manager, changed)
+        self._start(manager, changed, brought or unit_folder())
         self._linger(manager)
         return True
 
-    def _write_units(self) -> bool:
-        """Whether any of them changed."""
+    def _write_units(self, brought: Path | None) -> bool:
+        """Whether any of them changed. A package brings all but a socket unit with a port chosen for this user."""
         with_socket = self.wishes.socket_activation or self.receipt.port > 0
+        texts: dict[str, str] = {}
         try:
-            texts = {
-                units.SAFE: units.safe(self.program),
-                units.SERVICE: units.service(self.program, socket_activation=with_socket),
-            }
+            if brought is None:
+                texts[units.SAFE] = units.safe(self.program)
+                texts[units.SERVICE] = units.service(self.program, socket_activation=with_socket)
             if with_socket:
                 port, ipv6 = self._port_to_keep()
                 self.receipt.port = port
@@ -114,7 +115,24 @@ class _Setup:
             self.steps.say("unit", "failed", str(exc))
             return False
         outcomes = [self._write(unit_folder() / name, text.encode()) for name, text in texts.items()]
+        if brought is not None:
+            self.steps.say("unit", "unchanged", f"{brought / units.SERVICE} is the package's")
+            outcomes += [self._give_way(unit_folder() / name) for name in (units.SAFE, units.SERVICE)]
         return "done" in outcomes
+
+    def _give_way(self, path: Path) -> str:
+        """Take away a unit that an earlier setup wrote, since it would hide the package's; the outcome."""
+        if path.exists() and self.receipt.holds(path):
+            done = self.steps.do("file", f"remove {path}, which hides the package's", lambda: self._drop(path))
+            return "done" if done else "failed"
+        if path.exists() or path.is_symlink():
+            self.steps.say("file", "warning", f"{path} is yours and hides the package's")
+        return "unchanged"
+
+    def _drop(self, path: Path) -> None:
+        path.unlink()
+        del self.receipt.files[str(path)]
+        self.receipt.save()
 
     def _port_to_keep(self) -> tuple[int, bool]:
         """The port of last time, or a free one; and whether [::1] has it too."""
@@ -142,13 +160,13 @@ class _Setup:
         self.steps.say("file", outcome, text)
         return outcome
 
-    def _start(self, manager: systemd.Systemd, changed: bool) -> None:
+    def _start(self, manager: systemd.Systemd, changed: bool, folder: Path) -> None:
         steps = self.steps
         names = [units.SERVICE, *([units.SOCKET] if self.receipt.port else [])]
         self.receipt.autostart = "systemd"
         if not (
             steps.do("receipt", f"note it in {self.state}/{receipt.NAME}", self.receipt.save)
-            and steps.do("manager", "tell systemd of the units", lambda: _reload(manager))
+            and steps.do("manager", "tell systemd of the units", lambda: _reload(manager, folder))
         ):
             return
         pid, main = process.owner(self.state), manager.show(units.SERVICE, "MainPID")
@@ -263,9 +281,11 @@ class _Setup:
         self.steps.say("running", "done", f"llm-proxy runs on http://127.0.0.1:{run.port}")
 
 
-def _reload(manager: systemd.Systemd) -> None:
+def _reload(manager: systemd.Systemd, folder: Path) -> None:
+    """`folder` is where the service's unit is to come from, unless the user has one of their own."""
     manager.tell("daemon-reload")
-    found, wanted = manager.show(units.SERVICE, "FragmentPath"), unit_folder() / units.SERVICE
+    own = unit_folder() / units.SERVICE
+    found, wanted = manager.show(units.SERVICE, "FragmentPath"), own if own.exists() else folder / units.SERVICE
     if not found or Path(found).resolve() != wanted.resolve():
         raise SetupFailed(f"it takes {units.SERVICE} from {found or 'nowhere'}, not from {wanted}")
 

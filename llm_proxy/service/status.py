@@ -22,6 +22,7 @@ from llm_proxy.service import (
     attached,
     environment,
     launchd,
+    packaged,
     process,
     receipt,
     shells,
@@ -328,14 +329,14 @@ def _astray(clients: Sequence[Attached], port: int) -> Iterator[str]:
 
 
 def autostart(folder: str, environ: dict[str, str]) -> Autostart:
-    """By the receipt, and the manager it names. Takes a few seconds at most."""
-    known = receipt.load(folder)
-    if known is None:
-        return Autostart()
-    if known.autostart == "systemd":
+    """By the receipt and the manager it names, or a package's units. Takes a few seconds at most."""
+    known = receipt.load(folder) or receipt.Receipt(folder)
+    by_call = known.port > 0 or (packaged.folder() is not None and packaged.is_enabled(units.SOCKET))
+    by_package = packaged.folder() is not None and (by_call or packaged.is_enabled(units.SERVICE))
+    if known.autostart == "systemd" or (by_package and not known.autostart):
         manager = systemd.Systemd(environ)
         unit = manager.trouble or manager.show(units.SERVICE, "ActiveState")
-        return Autostart("systemd", unit, systemd.lingers(), socket_activation=known.port > 0)
+        return Autostart("systemd", unit, systemd.lingers(), socket_activation=by_call)
     if known.autostart == "launchd":
         return Autostart("launchd", _launchd_state())
     return Autostart(known.autostart)

@@ -1,8 +1,8 @@
 """`--uninstall`: undo what setup and the daemon did, in the order in which nothing is left pointing at nothing.
 
 Shells first, the program last; the journal becomes log files before state is removed. Whatever the user has changed
-is left and named. Every step may find its work done already. Leaves out what other tools installed; Homebrew is
-asked to stop its service.
+is left and named. Every step may find its work done already. Leaves out what other tools installed: Homebrew is
+asked to stop its service, a package's units are switched off, and what removes the program is said.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pathlib import Path
 
 from llm_proxy import paths, settings
 from llm_proxy.errors import CannotAttach, ConfigError, SetupFailed
-from llm_proxy.service import attached, brew, launchd, process, receipt, shells, systemd, units
+from llm_proxy.service import attached, brew, launchd, packaged, process, receipt, shells, systemd, units
 from llm_proxy.service.daemon import unsettled
 from llm_proxy.service.keeping import arguments
+from llm_proxy.service.origin import origin
 from llm_proxy.service.setup import unit_folder, why_not
 from llm_proxy.service.steps import Steps
 from llm_proxy.service.supervise import Supervisor
 
 _UNITS = (units.SOCKET, units.SERVICE, units.SAFE)  # stopped in this order, none starts another again
-_LINKS = {units.SOCKET: "sockets.target.wants", units.SERVICE: "default.target.wants"}
 _SETTLE_LIMIT = 60.0  # seconds for the keeper to turn a journal into log files
 
 
@@ -92,9 +92,10 @@ class _Uninstall:
 
     def _systemd(self) -> None:
         steps, folder = self.steps, unit_folder()
-        links = [folder / place / name for name, place in _LINKS.items()]
+        links = [folder / place / name for name, place in packaged.LINKS.items()]
         linked = {link.name for link in links if link.is_symlink()}
-        names = [name for name in _UNITS if name in linked or (folder / name).exists()]
+        brought = packaged.folder() is not None
+        names = [name for name in _UNITS if brought or name in linked or (folder / name).exists()]
         manager = systemd.Systemd(self.environ) if names else None
         if manager is not None and not manager.trouble:
             steps.do("service", f"stop and disable {', '.join(names)}", lambda: _disable(manager, names))
@@ -155,7 +156,7 @@ class _Uninstall:
             self.steps.do("program", f"remove {launcher}", launcher.unlink)
         elif not Path(sys.prefix).is_relative_to(self.versions):
             text = f"the program itself was installed otherwise and stays: {process.program()}"
-            self.steps.say("program", "unchanged", text)
+            self.steps.say("program", "unchanged", f"{text}; to remove it: {origin().remove}")
         for folder in sorted(self.folders, key=len, reverse=True):  # inner ones first
             with contextlib.suppress(OSError):  # not empty: somebody else uses it
                 if not self.steps.dry_run:

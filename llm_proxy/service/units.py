@@ -64,7 +64,7 @@ RestartSec=1
 _SOCKET = """\
 [Unit]
 Description=llm-proxy's port
-
+{condition}
 [Socket]
 {listen}Backlog=4096
 # what new shells look at: the port is good although no daemon runs
@@ -91,9 +91,27 @@ def safe(program: str) -> str:
 def socket(program: str, port: int, *, ipv6: bool) -> str:
     """The port is chosen once: systemd refuses port 0."""
     addresses = ("127.0.0.1", "[::1]") if ipv6 else ("127.0.0.1",)
+    return _socket(program, str(port), addresses, condition="")
+
+
+def packaged(program: str) -> dict[str, str]:
+    """By name, the units of a package that serves all users of a machine.
+
+    No port can be chosen for each, so it is made of 1 and the user id. Not on [::1], because a socket unit fails as a
+    whole where there is no IPv6.
+    """
+    return {
+        SERVICE: service(program),
+        SAFE: safe(program),
+        SOCKET: _socket(program, "1%U", ("127.0.0.1",), condition="ConditionUser=!@system\n"),
+    }
+
+
+def _socket(program: str, port: str, addresses: tuple[str, ...], *, condition: str) -> str:
     return _SOCKET.format(
+        condition=condition,
         listen="".join(f"ListenStream={address}:{port}\n" for address in addresses),
-        announce=command(program, "--announce-socket", str(port)),
+        announce=command(program, "--announce-socket", port),
         withdraw=command(program, "--announce-socket", "0"),
     )
 

@@ -17,6 +17,7 @@ from llm_proxy.errors import LlmProxyError
 from llm_proxy.service import block, environment, process, receipt, shells
 from llm_proxy.service.checks.daemon import listens
 from llm_proxy.service.checks.scene import Finding, Scene, edit, note, problem, quoted
+from llm_proxy.service.origin import DEB_PREFIX, DEB_REMOVE
 from llm_proxy.service.status import shown
 
 _SHELL_FILES = (
@@ -176,6 +177,8 @@ def _installs(environ: Mapping[str, str]) -> Iterator[Install]:
     launcher = home / ".local/bin/llm-proxy"
     if (data / "versions").is_dir() and launcher.exists():
         yield Install("install.sh", data / "versions", f"{quoted(launcher)} --uninstall")
+    if DEB_PREFIX.is_dir():
+        yield Install("apt", DEB_PREFIX, DEB_REMOVE)
     for prefix in _brew_prefixes(environ):
         if (prefix / "opt/llm-proxy").exists():
             yield Install("Homebrew", prefix / "opt/llm-proxy", "brew uninstall llm-proxy")
