@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 from hashlib import sha256
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -17,9 +19,15 @@ from llm_proxy.dialects.tool_use import results
 from llm_proxy.formats.call import Call
 from llm_proxy.formats.loki import LONGEST, REMEMBERED, SPAN, Common, Track, lines
 from llm_proxy.index.queries import Place
+from llm_proxy.lanes.reading import Reader
+from llm_proxy.records.exchange import Ending
 from llm_proxy.records.understood import moment_of
+from llm_proxy.sinks import session_jsonl
+from llm_proxy.sinks.outbox import Posted, Waiting
 from tests import agents
 from tests.calls import row
+from tests.fakeloki import Store
+from tests.goldens import golden, names
 from tests.spoiled import spoiled
 
 COMMON = Common("prod", "ann@desk", 262_000)
@@ -178,6 +186,27 @@ def test_tools_that_the_provider_runs_are_not_the_clients():
         assert json.loads(only(found, "tool_call").text)["tool_index"] == 0
 
 
+@pytest.mark.parametrize(
+    "name", names("anthropic-tool", "chat-tool", "responses-tool", "gemini-tool", "bedrock", "converse")
+)
+def test_streams_tell_what_plain_answers_tell(name):
+    """The tools called in recorded streams of every API, with their stop reasons and tokens."""
+    one = golden(name)
+    recorded = session_jsonl.response_entry(one._exchange((one.answer,), Ending.COMPLETE), "s", 1, "ann@desk")
+    about = {field: value for field, value in recorded.items() if field not in ("_meta", "type", "seq")}
+    call = agents.call((one.path, {}, {}), **about)
+    call.request["body"] = one.request.decode()
+    if "chunks" in about:
+        del call.response["body"]
+    (found,), _ = told([call])
+    made = [part for part in one.last.message.parts if part.kind == "tool_call"] if one.last.message else []
+    assert [label(line, "tool_name") for line in of(found, "tool_call")] == [part.name for part in made]
+    assert bool(made) == (name not in ("bedrock-error-stream", "bedrock-plain"))
+    assert label(only(found, "turn_end"), "stop_reason") == (one.last.stop_reason or None)
+    assert end(found)["output_tokens"] == (one.last.usage.output if one.last.usage else 0)
+    assert label(only(found, "request"), "stream") == ("true" if one.asked.stream else "false")
+
+
 # --- requests that come again
 
 
@@ -318,9 +347,9 @@ def test_the_page_tells_all_labels_and_metadata():
         assert {name for names, _ in rows for name in re.findall(r"`(.+?)`", names)} == {
             name for line in found for name, _ in getattr(line, pairs)
         }
-        for names, where in rows:
+        for named, where in rows:
             if where.startswith("`") and not where.startswith("`exchange`"):
-                for name in re.findall(r"`(.+?)`", names):
+                for name in re.findall(r"`(.+?)`", named):
                     on = {label(line, "log_type") for line in found if name in dict(getattr(line, pairs))}
                     assert on == set(re.findall(r"`(.+?)`", where)), name
     assert max(len(line.labels) for line in found) == 10
@@ -359,6 +388,45 @@ def test_a_fork_is_told_behind_the_start():
     (first, second, _), _ = told(calls)
     assert kinds(first)[:3] == ["session_start", "fork", "turn_start"] and "fork" not in kinds(second)
     assert json.loads(first[1].text) == calls[0].fork
+
+
+def test_the_beginning_of_a_session_is_read_with_its_calls(tmp_path):
+    """From the file: the start of any session, and of a fork the entry behind it."""
+    call = agents.call(next(agents.chat()))
+    fork = {"_meta": call.start["_meta"], "type": "fork", "from_seq": 3, "parent_session": "p"}
+    id = UUID(int=7)
+    for entry in (call.request, call.response):
+        entry["_meta"]["request_id"] = str(id)
+    for name, begun in (("forked", [call.start | {"parent_seq": 3}, fork]), ("plain", [call.start]), ("odd", [])):
+        places, at = [], 0
+        with (tmp_path / name).open("wb") as file:
+            for entry in (*begun, call.request, call.response):
+                data = session_jsonl.line(entry)
+                places.append(Posted(id.bytes, entry["type"], str(tmp_path), name, at, len(data)))
+                at += file.write(data)
+        read = Reader().call(Waiting(1, places[-1], places[-2]))
+        assert (read.start, read.fork) == (begun[0] if begun else None, fork if name == "forked" else None)
+        wanted = ["session_start", "fork"][: len(begun)]
+        assert kinds(told([read])[0][0]) == [*wanted, "turn_start", "request", "response", "tool_call", "turn_end"]
+
+
+def test_loki_takes_every_line():
+    """All conversations, oversize bodies among them, pushed twice: each line is kept once and nothing is refused."""
+    now = time.time_ns()
+    store = Store()
+    long = agents.call(next(agents.anthropic()), 9, session="long")
+    long.request["body"] = "é" * 200_000
+    found = [line for name in APIS for one in told(conversation(name))[0] for line in one]
+    found += told([long])[0][0]
+    shift = now - max(line.ts_ns for line in found)
+    for _ in range(2):
+        for line in found:
+            value = [str(line.ts_ns + shift), line.text, dict(line.metadata)]
+            assert store.push(
+                "fake", json.dumps({"streams": [{"stream": dict(line.labels), "values": [value]}]}).encode()
+            ) == (1, [])
+    different = {(line.labels, line.ts_ns, line.text) for line in found}
+    assert (store.accepted, store.duplicates) == (len(different), 2 * len(found) - len(different))
 
 
 def test_what_is_no_conversation_has_entries_only():
