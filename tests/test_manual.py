@@ -9,7 +9,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from llm_proxy import settings
+from llm_proxy import __version__, settings
 from llm_proxy.cli import commands, grammar, options, usage
 from llm_proxy.errors import UsageError
 from llm_proxy.formats import dataset
@@ -177,3 +177,34 @@ def test_the_man_page_shows_what_is_typed():
         for option in command.options:
             assert usage.spelled(option) in text
     assert 'eval "$(llm-proxy --env)"' in text and "'timeout project:ledger'" in text
+
+
+# --- the project's own papers
+
+
+def test_the_changelog_can_be_read_by_a_script():
+    """Versions in falling order, each dated or said to be unreleased; this one is among them."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    first, *released = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert first == "[Unreleased]"
+    found = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (Unreleased|\d{4}-\d\d-\d\d)", heading) for heading in released]
+    assert all(found) and [match[2] == "Unreleased" for match in found[1:]] == [False] * len(found[1:])
+    versions = [tuple(map(int, match[1].split("."))) for match in found]
+    assert versions == sorted(versions, reverse=True) and tuple(map(int, __version__.split(".")[:3])) in versions
+
+
+def test_what_a_source_release_must_have():
+    """Packages take completions and man page from it, and a stranger the papers."""
+    listed = re.search(
+        r"\[tool\.hatch\.build\.targets\.sdist\]\s*include = \[([^]]*)\]", (ROOT / "pyproject.toml").read_text()
+    )
+    included = set(re.findall(r'"([^"]+)"', listed[1]))
+    assert {"packaging", "docs", "scripts", "README.md", "LICENSE", "CHANGELOG.md"} <= included
+    for name in (
+        "packaging/llm-proxy.1",
+        "packaging/completions/_llm-proxy",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "LICENSE",
+    ):
+        assert (ROOT / name).stat().st_size > 500
