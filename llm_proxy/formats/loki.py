@@ -151,14 +151,12 @@ def _handed_back(track: Track, results: Iterable[Result]) -> tuple[list[tuple[Re
     pending, seen = dict(track.pending), set(track.seen)
     brought = [one for one in results if one.new or one.key in pending]
     fresh = {one.key: one for one in brought if one.key not in seen}
-    named = [(one, _name(one.name or pending.pop(key, ""))) for key, one in fresh.items()]
-    for key in fresh:
-        pending.pop(key, None)
+    named = [(one, _name(one.name or pending.get(key, ""))) for key, one in fresh.items()]
     return named, replace(
         track,
         failed=any(one.failed for one in brought),
         recovered=track.recovered if brought and not fresh else track.failed,
-        pending=tuple(pending.items()),
+        pending=tuple(one for one in track.pending if one[0] not in fresh),
         seen=(*track.seen, *fresh)[-REMEMBERED:],
     )
 
