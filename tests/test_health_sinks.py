@@ -59,6 +59,8 @@ async def test_a_lane_is_told_as_it_is(rigs, tmp_path):
         "passed": 7,
         "parked": 1,
         "gone": 2,
+        "retries": 0,
+        "counted": {},
         "last_error": "",
         "last_error_at": 0.0,
     }

@@ -212,7 +212,7 @@ class Lane:
         found = self.outbox.after(position, limit)
         rows = _fitting(found, self._pace.octets)
         if not found:
-            self.state.waiting, self.state.since, self._gathers_until = 0, 0.0, 0.0
+            self.state.waiting, self.state.since, self._gathers_until, self._failures = 0, 0.0, 0.0, 0
             return ()
         now = time.monotonic()
         self.state.since = self.state.since or time.time()

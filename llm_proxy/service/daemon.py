@@ -133,7 +133,7 @@ class Daemon:
         proxy.core.witness = self._witness()
         await proxy.listen(self.listeners.sockets)
         self._start_keeper()
-        for warning in (*self.listeners.warnings, *remote.warnings(self.settings)):
+        for warning in (*self.listeners.warnings, *remote.warnings(self.settings), *passing.warnings(self.settings)):
             log.warning("%s", warning)
         self._announce()
         loop = asyncio.get_running_loop()

@@ -63,6 +63,13 @@ def lines(settings: Settings) -> tuple[str, ...]:
     return tuple(said.get(name, f"sink of your own: {name}") for name in sinks(settings))
 
 
+def warnings(settings: Settings) -> tuple[str, ...]:
+    """What a person should know of sinks that cannot work; the daemon runs all the same."""
+    if LOKI not in sinks(settings) or settings.loki_url:
+        return ()
+    return ("Loki is switched on, but loki.url is empty: NOTHING IS SENT to Loki",)
+
+
 def options(settings: Settings, door: str = "") -> Options:
     told: dict[str, dict[str, Any]] = {
         "daily": {"folder": settings.daily_folder},

@@ -51,14 +51,13 @@ class Outbox:
     def __init__(self, path: Path, lanes: str = "") -> None:
         self._path = path
         self._lanes = lanes
+        self._made: set[str] = set()
 
     def last(self) -> int:
-        """The highest number ever given; 0 while the keeper, which starts beside us, has not made the table yet."""
-        if not self._path.exists():
+        """The highest number ever given; 0 where the keeper has not made the table yet."""
+        if not self._has("id"):
             return 0
         with closing(self._open()) as db:
-            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'outbox'").fetchone():
-                return 0
             row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").fetchone()
             return int(row[0]) if row else 0
 
@@ -70,6 +69,8 @@ class Outbox:
             FROM outbox r LEFT JOIN outbox q ON q.call = r.call AND q.type = 'request'
             WHERE r.type = 'response' AND r.id > ? AND r.lanes = ? GROUP BY r.id ORDER BY r.id LIMIT ?
         """
+        if not self._has("lanes"):
+            return []
         with closing(self._open()) as db:
             rows = db.execute(query, (number, self._lanes, limit)).fetchall()
         return [Waiting(row[0], Posted(*row[1:7]), Posted(*row[7:13]) if row[7] else None) for row in rows]
@@ -87,6 +88,13 @@ class Outbox:
         done = "SELECT call FROM outbox WHERE type = 'response' AND id <= ? AND lanes = ?"
         with closing(self._open()) as db:
             db.execute(f"DELETE FROM outbox WHERE call IN ({done})", (number, self._lanes))
+
+    def _has(self, column: str) -> bool:
+        """Whether the table is there, and as it is today: that is the keeper's business, which starts beside us."""
+        if column not in self._made and self._path.exists():
+            with closing(self._open()) as db:
+                self._made |= {name for (name,) in db.execute("SELECT name FROM pragma_table_info('outbox')")}
+        return column in self._made
 
     def _open(self) -> sqlite3.Connection:
         uri = f"{self._path.absolute().as_uri()}?mode=rw"
