@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import ssl
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,7 +17,10 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 
 REQUESTS = {"/v1/traces": ExportTraceServiceRequest, "/v1/metrics": ExportMetricsServiceRequest}
 RESPONSES = {"/v1/traces": ExportTraceServiceResponse, "/v1/metrics": ExportMetricsServiceResponse}
@@ -37,6 +42,7 @@ class Got:
     """A request that was taken or not: `status` is what was answered."""
 
     path: str
+    at: float  # monotonic
     headers: dict[str, str]
     raw: bytes  # as it was sent, decompressed
     request: Any
@@ -44,12 +50,12 @@ class Got:
 
 
 class Receiver:
-    """`replies` are used up in order, by path; when there are none, all is well. `always` holds for a path until it is taken away."""
+    """`replies` are used up in order, by path; when there are none, `judge` may say something, else all is well."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, context: ssl.SSLContext | None = None) -> None:
         self.got: list[Got] = []
         self.replies: dict[str, deque[Reply]] = {path: deque() for path in REQUESTS}
-        self.always: dict[str, Reply] = {}
+        self.judge: Callable[[str, Any], Reply | None] = lambda path, request: None
         self.news = threading.Condition()
         self._released = threading.Event()
         receiver = self
@@ -63,15 +69,22 @@ class Receiver:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """Senders may leave at any time."""
+
+        self._server = Server(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
+        if context is not None:
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.scheme = "http" if context is None else "https"
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
         self._released.set()
@@ -134,10 +147,11 @@ class Receiver:
         path = handler.path
         with self.news:
             queued = self.replies.get(path)
-            reply = queued.popleft() if queued else self.always.get(path, Reply(200 if path in REQUESTS else 404))
             request = REQUESTS[path].FromString(body) if path in REQUESTS else None
+            usual = self.judge(path, request) or Reply(200 if path in REQUESTS else 404)
+            reply = queued.popleft() if queued else usual
             headers = {name.lower(): value for name, value in handler.headers.items()}
-            self.got.append(Got(path, headers, body, request, 0 if reply.hangs else reply.status))
+            self.got.append(Got(path, time.monotonic(), headers, body, request, 0 if reply.hangs else reply.status))
             self.news.notify_all()
         if reply.hangs:
             self._released.wait(60)

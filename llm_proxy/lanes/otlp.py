@@ -56,7 +56,9 @@ class Otlp:
         self._traces = bool(options.get("traces", True))
         self._metrics = bool(options.get("metrics", True))
         self._totals = Totals()
-        self._taken: frozenset[str] = frozenset()  # calls whose spans were taken, of a batch that is not done
+        self._before = self._totals  # without the last batch
+        self._counted: frozenset[str] = frozenset()  # the calls of that batch
+        self._taken: set[str] = set()  # calls whose spans were taken, but whose batch is not done
         self.counted: dict[str, Any] = {"rejected_spans": 0, "rejected_points": 0, "warning": ""}
 
     @property
@@ -64,9 +66,11 @@ class Otlp:
         return self._totals.to_json()
 
     def resume(self, ledger: Mapping[str, Any]) -> None:
-        self._totals = Totals.from_json(ledger)
+        self._totals = self._before = Totals.from_json(ledger)
 
     def write(self, calls: Sequence[Call]) -> None:
+        if calls[0].row.id in self._counted:  # the lane could not remember that it had passed that batch on
+            self._totals = self._before
         spans = {call.row.id: span_of(call, with_content=self._content) for call in calls}
         if self._traces:
             for portion in _portions({id: span for id, span in spans.items() if id not in self._taken}):
@@ -74,7 +78,8 @@ class Otlp:
                 self._taken |= portion.keys()
         if self._metrics:
             self._count(spans.values())
-        self._taken = frozenset()
+        self._counted = frozenset(spans)
+        self._taken -= spans.keys()
 
     def close(self) -> None:
         self._sender.close()
@@ -92,15 +97,15 @@ class Otlp:
     def _count(self, spans: Iterable[Span]) -> None:
         """A batch counts once its totals have arrived. Those that nobody wants are no loss: the next bring them."""
         before, totals = self._totals, self._totals.plus(spans)
+        self._before = before
         changed = totals.changed(before)
         if not changed:
             return
         now = max(time.time_ns(), *(totals.series[key].at_ns + 2 for key in changed))
         answer = self._sender.send_metrics(totals.start_ns, list(_points(before, totals, changed, now)))
-        if answer.status is not None and 400 <= answer.status < 500 and answer.status not in _BUSY:
-            self._warn(
-                f"{self._sender.place} does not take metrics ({answer.status} {answer.words}); otlp.metrics = false"
-            )
+        if not answer.sent or _for_good(answer):
+            why = f"{answer.status} {answer.words}".strip() if answer.sent else "they cannot be encoded"
+            self._warn(f"{self._sender.place} takes no metrics ({why}); otlp.metrics = false sends none")
         else:
             self._or_later(answer)
             self._note("points", answer)
@@ -112,15 +117,15 @@ class Otlp:
             raise Refused(f"{self._sender.place} cannot be reached: {answer.words}")
         if not 200 <= answer.status < 300:
             after = min(_seconds(answer.retry_after), _LONGEST_WAIT)
-            lasting = answer.status < 500 and answer.status not in _BUSY
             words = f"{self._sender.place} answered {answer.status} {answer.words}".strip()
-            raise Refused(words, after=after, lasting=lasting)
+            raise Refused(words, after=after, lasting=_for_good(answer))
 
     def _note(self, what: str, answer: Answer) -> None:
         """What was thrown away of something that was taken; a receiver may also only warn."""
         if answer.rejected or answer.words:
             self.counted[f"rejected_{what}"] += answer.rejected
-            self._warn(f"{self._sender.place} threw away {answer.rejected} {what}: {answer.words}")
+            verb = f"threw away {answer.rejected} {what}" if answer.rejected else f"took the {what}, but says"
+            self._warn(f"{self._sender.place} {verb}: {answer.words}")
 
     def _warn(self, words: str) -> None:
         """What cannot be mended by trying again; said once."""
@@ -136,7 +141,9 @@ def _sender(options: Mapping[str, Any]) -> Sender:
         if error.name is None or error.name.startswith("llm_proxy"):
             raise
         wanted = " ".join(f"'{package}'" for package in PACKAGES)
-        raise Unusable(f"{error.name} is missing; get it with: {sys.executable} -m pip install {wanted}") from None
+        raise Unusable(
+            f"OpenTelemetry is not installed (no module {error.name}); {sys.executable} -m pip install {wanted} does that"
+        ) from None
     return Sender(options)
 
 
@@ -163,6 +170,11 @@ def _points(before: Totals, totals: Totals, changed: Iterable[Key], now: int) ->
         if now - old.at_ns > _QUIET:
             yield key, old, now - 1
         yield key, totals.series[key], now
+
+
+def _for_good(answer: Answer) -> bool:
+    """Only a person can change it: a wrong address, a key that does not count."""
+    return answer.status is not None and 300 <= answer.status < 500 and answer.status not in _BUSY
 
 
 def _seconds(retry_after: str) -> float:

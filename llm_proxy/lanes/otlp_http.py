@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +30,7 @@ from opentelemetry.sdk.metrics.export import (
     ResourceMetrics,
     ScopeMetrics,
 )
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
@@ -45,7 +44,6 @@ _DEFAULT = "http://localhost:4318"  # the exporter's own
 _TIMEOUT, _LONGEST_TIMEOUT = 10.0, 60.0  # seconds
 _LONGEST_ANSWER = 64 << 10  # bytes
 _LONGEST_WORDS = 300  # characters
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\uffff]+")
 _VARIABLE = "OTEL_EXPORTER_OTLP_"
 
 
@@ -76,7 +74,8 @@ class _Session(requests.Session):
 
     def request(self, method: Any, url: Any, *arguments: Any, **how: Any) -> requests.Response:
         try:
-            with super().request(method, url, *arguments, **(how | {"stream": True})) as response:
+            how |= {"stream": True, "verify": self.verify}  # else a variable for all programs beats our certificate
+            with super().request(method, url, *arguments, **how) as response:
                 # A receiver may be anybody: no more is read than an answer needs.
                 data = response.raw.read(_LONGEST_ANSWER, decode_content=True) or b""
         except Exception as error:
@@ -104,7 +103,7 @@ class _Session(requests.Session):
     def _plain(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "[masked]")
-        return _UNPRINTABLE.sub(" ", text).strip()[:_LONGEST_WORDS]
+        return "".join(one if one.isprintable() else " " for one in text[:_LONGEST_WORDS]).strip()
 
 
 class _Said(Exception):
@@ -123,6 +122,8 @@ def _reason(error: BaseException) -> str:
         chain.append(following)
         inner = [following.__cause__, following.__context__, getattr(following, "reason", None), *following.args]
         following = next((one for one in inner if isinstance(one, BaseException) and one not in chain), None)
+    if isinstance(chain[-1], TimeoutError):
+        return "timed out"
     told = (one.strerror or str(one.args[-1]) for one in reversed(chain) if isinstance(one, OSError) and one.errno)
     return next(told, type(chain[-1]).__name__)
 
@@ -237,7 +238,8 @@ def _resource(options: Mapping[str, Any]) -> Resource:
     facts = {"host.name": platform.node(), "service.version": str(options.get("version") or "")}
     if options.get("instance"):
         facts["service.instance.id"] = str(options["instance"])
-    found = Resource(facts, SCHEMA_URL).merge(Resource.create())
+    # What `create` finds includes an id of the process, and ours has to outlive it.
+    found = Resource.create(facts, SCHEMA_URL).merge(OTELResourceDetector().detect())
     service = str(options.get("service_name") or "")
     if not service and str(found.attributes.get("service.name", "")).startswith("unknown_service"):
         service = "llm-proxy"
