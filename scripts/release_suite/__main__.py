@@ -90,6 +90,8 @@ def build(found: Facts, kind: str, out: Path, *, deb: bool) -> list[str]:
 
 def _make_room(found: Facts, out: Path, others: list[str]) -> None:
     """An empty folder, but for tarballs of other platforms and packages for Debian. An earlier run's files go."""
+    if (missing := [name for name in others if not (out / name).exists()]) and not found.draft:
+        raise NotReleasable(f"{', '.join(missing)} must be in {out}: each is built on such a machine, with --draft")
     out.mkdir(parents=True, exist_ok=True)
     ours = {*found.sources, f"{found.name}.tar.gz", found.tarball(*facts.this_platform()), f"{found.name}.cdx.json"}
     ours |= {f"CHANGES-{found.version}.md", "install.sh", "llm-proxy.rb", "SHA256SUMS"}

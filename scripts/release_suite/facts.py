@@ -13,6 +13,7 @@ from pathlib import Path
 PLATFORMS = (("macos", "aarch64"), ("macos", "x86_64"), ("linux", "aarch64"), ("linux", "x86_64"))
 _SYSTEMS = {"Linux": "linux", "Darwin": "macos"}
 _MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+_DATED = re.compile(r"## \[.*\] - \d{4}-\d{2}-\d{2}\n")
 _DRAFTED = 1577836800  # 2020-01-01: the date of a draft that nothing else dates
 
 
@@ -60,7 +61,7 @@ def read(root: Path, *, base: str, draft: bool, environ: Mapping[str, str]) -> F
     wanting = list(_wanting(root, version, base))
     if wanting and not draft:
         raise NotReleasable(f"version {version} is not ready: {'; '.join(wanting)} (--draft builds it all the same)")
-    changes = section(changelog(root), version) or f"## [{version}] - not released\n"
+    changes = section(changelog(root), version) or f"## [{version}] - Unreleased\n"
     return Facts(root, version, _epoch(root, environ), base.rstrip("/"), draft, changes)
 
 
@@ -81,9 +82,8 @@ def version_of(root: Path) -> str:
 
 
 def section(changelog: str, version: str) -> str:
-    """The version's section, heading included, as Keep a Changelog has it: `## [V] - YYYY-MM-DD`. Empty without one."""
-    heading = rf"(?m)^## \[{re.escape(version)}\] - \d{{4}}-\d{{2}}-\d{{2}}\n(?:(?!## |\[[^]]+\]: ).*\n?)*"
-    found = re.search(heading, changelog)
+    """The version's section, heading included, as Keep a Changelog has it. Empty where there is none."""
+    found = re.search(rf"(?m)^## \[{re.escape(version)}\] - .*\n(?:(?!## |\[[^]]+\]: ).*\n)*", changelog + "\n")
     return found[0].rstrip() + "\n" if found else ""
 
 
@@ -92,13 +92,13 @@ def changelog(root: Path) -> str:
 
 
 def _wanting(root: Path, version: str, base: str) -> list[str]:
-    status = _git(root, "status", "--porcelain")
+    status, changes = _git(root, "status", "--porcelain"), section(changelog(root), version)
     return [
         text
         for text, holds in (
             ("it is no git checkout", status is None),
             ("the checkout has changes that are not committed", bool(status)),
-            (f"CHANGELOG.md has no section '## [{version}] - YYYY-MM-DD'", not section(changelog(root), version)),
+            (f"CHANGELOG.md has no section '## [{version}] - YYYY-MM-DD'", not _DATED.match(changes)),
             ("--base does not say where releases lie", not base),
         )
         if holds
