@@ -17,7 +17,7 @@ def test_version_and_help(command):
     assert command("--version").stdout == f"llm-proxy {__version__}\n"
     for flag in ("--help", "-h", "-help"):
         done = command(flag)
-        assert done.returncode == 0 and "--service" in done.stdout and done.stderr == ""
+        assert done.returncode == 0 and "--setup" in done.stdout and done.stderr == ""
 
 
 @pytest.mark.parametrize("arguments", [["--prot", "1"], ["serve"], ["--json"], ["--port"], ["--stat"]])
