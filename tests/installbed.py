@@ -165,7 +165,7 @@ def tools(folder, *extra, without=(), python=True):
 
 def stub(folder, name, text):
     """A command that is not what it should be: a shell script."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     path.unlink(missing_ok=True)
     path.write_text(f"#!/bin/sh\n{text}\n")
