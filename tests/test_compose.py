@@ -1,0 +1,384 @@
+"""The compose set-up: a file that the specification takes, services that find each other, and what each of them is given."""
+
+import contextlib
+import http.client
+import json
+import re
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import anthropic
+import pytest
+import yaml
+from compose_spec import PyCompose
+
+from tests.fakeloki import FakeLoki
+from tests.imagebed import DOCKERFILE, instructions
+from tests.recorded import Provider, converse
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "packaging/compose"
+DASHBOARD = json.loads((ROOT / "packaging/grafana/llm-proxy-loki.json").read_text())
+GIVEN = {"LLM_PROXY_LISTEN_TOKEN": "a-token-of-24-characters", "GRAFANA_PASSWORD": "a-password"}
+# What docs/loki.md gives as labels.
+LABELS = frozenset(
+    [
+        "app",
+        "provider",
+        "environment",
+        "machine",
+        "log_type",
+        "model",
+        "stream",
+        "has_tools",
+        "status_bucket",
+        "stop_reason",
+        "ratelimit_status",
+        "tool_name",
+        "is_retry",
+        "error_type",
+        "transport",
+    ]
+)
+
+
+class Missing(Exception):
+    """A variable without which compose does not start."""
+
+
+def compose(given=GIVEN):
+    """The file as compose reads it: variables put in, anchors followed. Raises Missing."""
+
+    def value(match):
+        name, how, word = match.groups()
+        if given.get(name):
+            return given[name]
+        if how == "?":
+            raise Missing(f"{name} {word}")
+        return word or ""
+
+    text = (FOLDER / "compose.yaml").read_text()
+    return yaml.safe_load(re.sub(r"\$\{(\w+)(?::([-?])([^}]*))?\}", value, text))
+
+
+SPEC = compose()
+SERVICES = SPEC["services"]
+
+
+# -- the file ------------------------------------------------------------------------------------------------------
+
+
+def check(spec):
+    """Raises ValueError where the specification's own types are not met."""
+    return PyCompose.from_json(json.dumps(spec))
+
+
+def test_the_specification_takes_it():
+    """By the types that the specification has; the same check refuses a key, a duration and a condition that it has not."""
+    assert check(SPEC).service_names() == list(SERVICES)
+    for place, key, value in (
+        (SERVICES["loki"], "helthcheck", {}),
+        (SERVICES["loki"]["healthcheck"], "interval", "soon"),
+        (SERVICES["grafana"]["depends_on"]["loki"], "condition", "service_fine"),
+    ):
+        kept = dict(place)
+        place[key] = value
+        with pytest.raises(ValueError):
+            check(SPEC)
+        place.clear()
+        place.update(kept)
+
+
+def test_it_does_not_start_without_token_and_password():
+    """Compose says which variable is missing, and where it belongs."""
+    for name in GIVEN:
+        with pytest.raises(Missing, match=rf"{name} is not set: copy \.env\.example to \.env"):
+            compose({**GIVEN, name: ""})
+
+
+def test_the_example_names_every_variable():
+    """No other, none with a value that anybody could leave in; optional ones stand there with their defaults."""
+    text, said = (FOLDER / "compose.yaml").read_text(), (FOLDER / ".env.example").read_text()
+    used = dict(re.findall(r"\$\{(\w+)(?::-([^}]*))?", text))
+    example = dict(re.findall(r"(?m)^#?([A-Z_]+)=(.*)$", said))
+    assert example == used and {name for name, value in example.items() if not value} == set(GIVEN)
+    assert re.findall(r"(?m)^([A-Z_]+)=", said) == list(GIVEN)
+
+
+def test_nothing_is_published_beyond_loopback():
+    """And Loki and Prometheus, which ask nobody who they are, not at all, nor have they a way out."""
+    for name, service in SERVICES.items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
+        assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
+        assert service.get("privileged", False) is False and "network_mode" not in service
+    assert SPEC["networks"]["inside"]["internal"] is True
+    for name in ("loki", "prometheus"):
+        assert SERVICES[name]["networks"] == ["inside"] and "ports" not in SERVICES[name]
+
+
+def test_versions_are_pinned_and_every_service_is_checked():
+    """Three numbers each, never `latest`; ours is built here and brings its check in the image."""
+    for name, service in SERVICES.items():
+        if "build" in service:
+            assert (FOLDER / service["build"]["context"] / service["build"]["dockerfile"]).resolve() == DOCKERFILE
+            assert "HEALTHCHECK" in dict(instructions(DOCKERFILE.read_text()))
+            continue
+        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", service["image"]), name
+        test = service["healthcheck"]["test"]
+        assert test[0] == "CMD" and "curl" not in test, name
+    for waited in SERVICES["grafana"]["depends_on"]:
+        assert "healthcheck" in SERVICES[waited]
+    assert "depends_on" not in SERVICES["llm-proxy"]  # Loki's trouble is no reason not to carry
+
+
+def mounts(service):
+    """(source, target, mode) of each."""
+    return [tuple([*volume.split(":"), "rw"][:3]) for volume in service.get("volumes", ())]
+
+
+def test_everything_that_is_mounted_exists():
+    """Files of this repository, read-only; volumes that are declared, each of one service."""
+    seen = []
+    for name, service in SERVICES.items():
+        for source, _, mode in mounts(service):
+            if source.startswith("."):
+                assert (FOLDER / source).exists() and mode == "ro", (name, source)
+            else:
+                seen.append(source)
+        assert set(service.get("networks", ())) <= set(SPEC["networks"])
+        assert set(service.get("secrets", ())) <= set(SPEC["secrets"])
+    assert sorted(seen) == sorted(SPEC["volumes"])
+    image = dict(instructions(DOCKERFILE.read_text()))
+    assert {target for _, target, _ in mounts(SERVICES["llm-proxy"])} == set(json.loads(image["VOLUME"]))
+
+
+def test_services_find_each_other_by_name():
+    """Every URL in the set-up names a service of a network that both have, at the port it listens on."""
+    ports = {"llm-proxy": 8080, "loki": 3100, "prometheus": 9090, "grafana": 3000}
+    loki = yaml.safe_load((FOLDER / "loki/config.yaml").read_text())
+    assert loki["server"]["http_listen_port"] == ports["loki"]
+    assert f"EXPOSE {ports['llm-proxy']}" in DOCKERFILE.read_text()
+    scraped = yaml.safe_load((FOLDER / "prometheus/prometheus.yml").read_text())["scrape_configs"]
+    sources = yaml.safe_load((FOLDER / "grafana/provisioning/datasources/llm-proxy.yaml").read_text())["datasources"]
+    links = [("prometheus", target) for job in scraped for one in job["static_configs"] for target in one["targets"]]
+    links += [("grafana", source["url"].removeprefix("http://")) for source in sources]
+    links += [("llm-proxy", re.search("//([^/]+)/", SERVICES["llm-proxy"]["environment"]["LLM_PROXY_LOKI_URL"])[1])]
+    assert len(links) == 5
+    for user, address in links:
+        name, port = address.split(":")
+        assert ports[name] == int(port)
+        assert set(SERVICES[user]["networks"]) & set(SERVICES[name]["networks"]), (user, name)
+
+
+def test_our_settings_there_are_settings_and_leave_time_to_stop(command):
+    """Each name and value is taken; drain, record and Loki together stay below the grace period."""
+    environment = SERVICES["llm-proxy"]["environment"]
+    page = (ROOT / "docs/settings.md").read_text()
+    for name in environment:
+        assert f"Environment: `{name}`" in page, name
+    grace = int(SERVICES["llm-proxy"]["stop_grace_period"].removesuffix("s"))
+    assert int(environment["LLM_PROXY_DRAIN_TIMEOUT"]) + 4 + 10 < grace
+    assert command("--env", env=environment).returncode == 0
+
+
+# -- Loki ----------------------------------------------------------------------------------------------------------
+
+
+def test_loki_keeps_what_we_send():
+    """A schema with structured metadata, room for our labels and lines, history taken, everything on the volume."""
+    config = yaml.safe_load((FOLDER / "loki/config.yaml").read_text())
+    limits = config["limits_config"]
+    (schema,) = config["schema_config"]["configs"]
+    assert schema["store"] == "tsdb" and schema["schema"] == "v13" and schema["index"]["period"] == "24h"
+    assert limits["allow_structured_metadata"] and limits["max_label_names_per_series"] >= len(LABELS) == 15
+    assert not limits["reject_old_samples"] and config["auth_enabled"] is False
+    assert config["compactor"]["retention_enabled"] and config["compactor"]["delete_request_store"] == "filesystem"
+    (volume,) = [target for source, target, _ in mounts(SERVICES["loki"]) if source == "loki"]
+    places = [config["common"]["path_prefix"], config["compactor"]["working_directory"]]
+    places += config["common"]["storage"]["filesystem"].values()
+    assert all(place == volume or place.startswith(f"{volume}/") for place in places)
+
+
+def queries():
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", ()):
+            yield panel["title"], target["expr"]
+
+
+def labels_of(expression):
+    """Names in the braces and behind `by`."""
+    names = {
+        name for inside in re.findall(r"\{([^}]*)\}", expression) for name in re.findall(r"(\w+)(?:=~|!=|=)", inside)
+    }
+    return names | {name.strip() for inside in re.findall(r"by \(([^)]*)\)", expression) for name in inside.split(",")}
+
+
+def fields_of(expression):
+    """(name it gets, name in the line) of `json` stages."""
+    return re.findall(r'\| json (\w+)="(\w+)"', expression)
+
+
+@pytest.fixture(scope="module")
+def provider():
+    started = Provider()
+    yield started
+    started.stop()
+
+
+def test_the_dashboard_asks_for_what_is_sent(start, provider):
+    """Calls of three SDKs and a tool that failed, with the settings of the set-up: each label and field is one of those."""
+    with FakeLoki() as loki:
+        environment = SERVICES["llm-proxy"]["environment"] | {"LLM_PROXY_LOKI_URL": loki.url}
+        del environment["LLM_PROXY_LISTEN_TOKEN"]
+        daemon = start("--port", "0", env=environment)
+        converse(daemon, provider.port)
+        base = f"{daemon.url}/anthropic/127.0.0.1:{provider.port}"
+        with anthropic.Anthropic(base_url=base, api_key="k", max_retries=0) as client:
+            use = {"type": "tool_use", "id": "toolu_1", "name": "Bash", "input": {}}
+            result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "no", "is_error": True}
+            said = [("user", "do it"), ("assistant", [use]), ("user", [result])]
+            client.messages.create(
+                model="claude-x", max_tokens=9, messages=[{"role": role, "content": content} for role, content in said]
+            )
+        deadline = time.monotonic() + 30
+        while len([one for one in loki.entries() if one.json["type"] == "turn_end"]) < 10:
+            assert time.monotonic() < deadline, [one.json["type"] for one in loki.entries()]
+            time.sleep(0.1)
+        entries = loki.entries()
+    sent = {name for one in entries for name, _ in one.labels}
+    assert sent <= LABELS and {"status_bucket", "stop_reason", "tool_name", "error_type", "model"} <= sent
+    assert {dict(one.labels)["environment"] for one in entries} == {"development"}
+    kinds = {one.json["type"]: set(one.json) for one in entries}
+    for title, expression in queries():
+        assert labels_of(expression) <= LABELS, title
+        asked = re.findall(r'log_type="(\w+)"', expression)
+        assert set(asked) <= {*kinds, "tool_call"}, title
+        for _, field in fields_of(expression):
+            assert all(field in kinds[kind] for kind in asked), (title, field)
+
+
+def test_the_dashboard_is_one_that_grafana_takes():
+    """As the other one: places that do not overlap, ids once each, the data source left to choose, variables that are used."""
+    assert DASHBOARD["id"] is None and DASHBOARD["uid"] == "llm-proxy-loki"
+    panels, taken = DASHBOARD["panels"], set()
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert place["x"] + place["w"] <= 24 and not cells & taken, panel["title"]
+        taken |= cells
+        for target in panel.get("targets", ()):
+            assert target["datasource"] == panel["datasource"] == {"type": "loki", "uid": "${datasource}"}
+    source, *variables = DASHBOARD["templating"]["list"]
+    assert (source["type"], source["query"]) == ("datasource", "loki")
+    used = {name for _, expression in queries() for name in re.findall(r"\$([a-z]\w*)", expression)}
+    assert used == {variable["name"] for variable in variables}
+    for variable in variables:
+        assert variable["query"]["label"] in LABELS and variable["query"]["stream"] == '{app="llm-proxy"}'
+
+
+def test_every_query_is_whole():
+    """Braces and brackets close, a range stands where a range is asked for, and stages come in an order that LogQL has."""
+    for title, expression in queries():
+        depth = []
+        for sign in re.sub(r'"[^"]*"', "", expression):
+            if sign in "({[":
+                depth.append(sign)
+            elif sign in ")}]":
+                assert depth and depth.pop() + sign in ("()", "{}", "[]"), title
+        assert not depth, title
+        counted = len(re.findall(r"_over_time\(", expression))
+        assert len(re.findall(r"\[\$__(?:range|auto)\]\)", expression)) == counted, title
+        assert ("unwrap" in expression) == ("sum_over_time" in expression), title
+        selector = re.search(r"\{([^}]*)\}", expression)[1]
+        assert 'app="llm-proxy"' in selector and len(re.split(r'",\s*', selector)) >= 4, title
+
+
+# -- Grafana and Prometheus ----------------------------------------------------------------------------------------
+
+
+def test_grafana_finds_sources_and_dashboards():
+    """Each dashboard's kind of source is there, in the folder that the provider names, and the home page is one of them."""
+    provisioning = FOLDER / "grafana/provisioning"
+    sources = yaml.safe_load((provisioning / "datasources/llm-proxy.yaml").read_text())
+    assert sources["apiVersion"] == 1 and {one["type"]: one["uid"] for one in sources["datasources"]} == {
+        "prometheus": "prometheus",
+        "loki": "loki",
+    }
+    assert [one["isDefault"] for one in sources["datasources"] if "isDefault" in one] == [True]
+    (provider,) = yaml.safe_load((provisioning / "dashboards/llm-proxy.yaml").read_text())["providers"]
+    targets = [target for source, target, _ in mounts(SERVICES["grafana"]) if source.endswith(".json")]
+    assert len(targets) == len(list((ROOT / "packaging/grafana").glob("*.json"))) == 2
+    assert all(target.startswith(provider["options"]["path"] + "/") for target in targets)
+    assert SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] in targets
+
+
+@contextlib.contextmanager
+def prometheus(folder, port):
+    """The one of the set-up: its file, rules and secret at places of this test, and names as compose would resolve them."""
+    config = yaml.safe_load((FOLDER / "prometheus/prometheus.yml").read_text())
+    config["global"] = dict.fromkeys(config["global"], "500ms")
+    (ours,) = [job for job in config["scrape_configs"] if job["job_name"] == "llm-proxy"]
+    assert config["rule_files"] == ["alerts.yml"]
+    config["rule_files"] = [str(ROOT / "packaging/grafana/alerts.yml")]
+    assert ours["authorization"]["credentials_file"] == f"/run/secrets/{SERVICES['prometheus']['secrets'][0]}"
+    secret = folder / "token"
+    secret.write_text(GIVEN[SPEC["secrets"]["llm_proxy_token"]["environment"]])
+    ours["authorization"]["credentials_file"] = str(secret)
+    ours["static_configs"] = [{"targets": [f"llm-proxy:{port}"]}]
+    file = folder / "prometheus.yml"
+    file.write_text(yaml.safe_dump(config))
+    checked = subprocess.run(["promtool", "check", "config", str(file)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    hosts = folder / "hosts"
+    hosts.write_text("127.0.0.1 localhost llm-proxy loki\n")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        own = free.getsockname()[1]
+    command = ["prometheus", f"--config.file={file}", f"--storage.tsdb.path={folder}/data"]
+    process = subprocess.Popen(
+        [
+            *("unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh"),
+            *(*command, f"--web.listen-address=127.0.0.1:{own}"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+    )
+    try:
+        yield own
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def targets_of(port):
+    """{job: (health, last error)}; empty while Prometheus is starting."""
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(link), contextlib.suppress(OSError):
+        link.request("GET", "/api/v1/targets")
+        answer = link.getresponse()
+        if answer.status == 200:
+            active = json.loads(answer.read())["data"]["activeTargets"]
+            return {one["labels"]["job"]: (one["health"], one["lastError"]) for one in active}
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("token", "health"), [(GIVEN["LLM_PROXY_LISTEN_TOKEN"], "up"), ("another-one-of-them", "down")]
+)
+def test_a_real_prometheus_is_let_in_with_the_secret(start, tmp_path, token, health):
+    """Under the name that other containers use, with the token that both were given, and not with another."""
+    daemon = start("--port", "0", "--host", "0.0.0.0", env={"LLM_PROXY_LISTEN_TOKEN": token})
+    assert daemon.port
+    with prometheus(tmp_path, daemon.port) as port:
+        deadline = time.monotonic() + 30
+        while (found := targets_of(port).get("llm-proxy", ("unknown", "")))[0] == "unknown":
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+    assert found[0] == health and ("403" in found[1]) == (health == "down"), found
