@@ -16,8 +16,9 @@ umask 077
 
 # Where releases lie: PUBLISHED/latest/download/FILE and PUBLISHED/download/vVERSION/FILE. A release fills it in.
 published=
-# AWS credentials for the Bedrock door, and configuration files in YAML: with them everything documented works at once.
-EXTRAS=bedrock,yaml
+# AWS credentials for the Bedrock door, OpenTelemetry's exporter, configuration files in YAML: with them everything
+# documented works at once.
+EXTRAS=bedrock,otlp,yaml
 
 say() { printf '%s\n' "$*"; }
 warn() { printf 'install.sh: %s\n' "$*" >&2; }

@@ -141,9 +141,8 @@ def _sender(options: Mapping[str, Any]) -> Sender:
         if error.name is None or error.name.startswith("llm_proxy"):
             raise
         wanted = " ".join(f"'{package}'" for package in PACKAGES)
-        raise Unusable(
-            f"OpenTelemetry is not installed (no module {error.name}); {sys.executable} -m pip install {wanted} does that"
-        ) from None
+        command = f"{sys.executable} -m pip install {wanted}"
+        raise Unusable(f"OpenTelemetry is not installed (no module {error.name}): {command}") from None
     return Sender(options)
 
 
