@@ -514,7 +514,7 @@ class Settings:
         "listen.remote_routes",
         False,
         _yes_or_no(),
-        "Whether pass-through routes are open when `host` is not a loopback address.",
+        "Whether pass-through routes are open to whoever comes when `host` is not a loopback address, without a token.",
     )
     max_connections: int = _setting(
         "listen.max_connections",
@@ -526,7 +526,8 @@ class Settings:
         "listen.token",
         "",
         replace(_text(r"[\x21-\x7e]{16,512}", "at least 16 letters, digits or signs without a space"), secret=True),
-        "What opens the doors that spend your credentials to callers that are not your own programs on this machine.",
+        "What opens the doors that spend your credentials to callers that are not your own programs on this machine, and "
+        "everything else where `host` is not a loopback address.",
     )
     policy: str = _setting(
         "upstreams.policy",
