@@ -4,6 +4,7 @@ import http.client
 import json
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,7 +21,9 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can")
 
 def test_hadolint_finds_nothing():
     """Every rule, also those that only advise."""
-    done = subprocess.run(["hadolint", "--no-color", str(DOCKERFILE)], capture_output=True, text=True)
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("hadolint")), "--no-color", str(DOCKERFILE)], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
@@ -73,7 +76,7 @@ def provider():
     running = []
 
     def begin(container):
-        command = container.net(str(ROOT / ".venv/bin/python"), "-m", "tests.fakeprovider")
+        command = container.net(sys.executable, "-m", "tests.fakeprovider")
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT))
         return int(running[-1].stdout.readline().split()[1])
 
@@ -145,7 +148,7 @@ def test_a_stream_that_is_open_at_the_stop_is_cut_in_time_and_recorded(contain, 
         "POST",
         f"/secret/{TOKEN}/anthropic/127.0.0.1:{port}/v1/messages",
         b'{"model":"claude-x","max_tokens":9,"stream":true,"messages":[{"role":"user","content":"hi"}]}',
-        {"Host": "localhost:8080", "X-Fake": "endless"},
+        {"Host": "localhost:8080", "X-Fake": "endless; slow=100"},
     )
     answer = link.getresponse()
     assert answer.status == 200 and answer.read(10)
