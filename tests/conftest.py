@@ -48,6 +48,7 @@ class Daemon:
     def __init__(self, home, arguments, environ, options):
         self.home = Path(home)
         self.lines = []
+        self._environ = environ
         self._news = threading.Condition()
         isolation = "-I" if options.pop("isolated", True) else "-P"
         self.process = subprocess.Popen(
@@ -134,8 +135,11 @@ class Daemon:
         self.process.kill()
         return self.wait()
 
-    def entries(self, timeout=10, until=lambda entries: entries):
-        """All entries of all session logs as dicts, once `until` is true of them (they are written by a process of its own)."""
+    def entries(self, timeout=60, until=lambda entries: entries):
+        """All entries of all session logs as dicts, once `until` is true of them.
+
+        They are written by a process that comes last where others want the processors: the guard is wide.
+        """
         deadline = time.monotonic() + timeout
         while True:
             files = sorted(self.logs.rglob("*.jsonl"))
@@ -156,7 +160,7 @@ class Daemon:
         for journal in (self.state / "journal").iterdir():
             folders = [f"--journal={journal}", f"--logs={logs}", f"--state={self.state}"]
             command = [sys.executable, "-I", "-m", "llm_proxy.keeper", *folders]
-            subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=240)
+            subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=240, env=self._environ)
 
     def _read(self):
         for line in self.process.stdout:

@@ -335,7 +335,7 @@ class Rig:
         (one,) = await self.exchanges(1)
         return one
 
-    async def until(self, condition: Callable[[], Any], timeout: float = 5.0) -> Any:
+    async def until(self, condition: Callable[[], Any], timeout: float = 30.0) -> Any:
         """What `condition()` of the proxy's own state gives, once it is true; the loop goes on meanwhile."""
         async with asyncio.timeout(timeout):
             while not (found := condition()):

@@ -142,7 +142,8 @@ def _check_duration(call, request, response):
     assert deltas == sorted(deltas) and all(0 <= delta <= whole for delta in deltas)
     times = [_moment(chunk["ts"]) for chunk in response.get("chunks", ())]
     assert times == sorted(times)
-    assert all(chunk["ts"].endswith("+05:45") or chunk["ts"].startswith("1970") for chunk in response.get("chunks", ()))
+    local = [chunk["ts"] for chunk in response.get("chunks", ())]
+    assert all(ts.endswith("+05:45") or ts.startswith("1970") for ts in local), (local, request["_meta"], response)
 
 
 def _moment(text):

@@ -283,7 +283,7 @@ async def test_claude_code_itself(
     words = ["-p", 'call Bash {"command":"echo ran-$((40+2))","description":"count"}', "--allowedTools", "Bash"]
     env = claude_environment(place.folder, url)
     out = await run(program, *words, "--output-format", "json", env=env, cwd=place.folder)
-    service.entries(20, lambda entries: sum(entry["type"] == "response" for entry in entries) >= 2)
+    service.entries(60, lambda entries: sum(entry["type"] == "response" for entry in entries) >= 2)
     (told,) = json.loads(command("compare", "--json").stdout)
     assert (told["client"], told["both"], told["equal"]) == ("Claude Code", 2, 2), told
     assert (told["missed_by_client"], told["not_recorded"]) == ([], []) and told["lines"] > 2
@@ -308,7 +308,7 @@ async def test_codex_itself(
     url = base_url(command, "OPENAI_BASE_URL", "api.openai.com", fake.port)
     words = ["exec", "--skip-git-repo-check", *codex_arguments(url, own_provider=way == "events"), "hi"]
     await run(program, *words, env=env, cwd=place.folder)
-    service.entries(20, lambda entries: sum(entry["type"] == "response" for entry in entries) >= len(fake.requests))
+    service.entries(60, lambda entries: sum(entry["type"] == "response" for entry in entries) >= len(fake.requests))
     (told,) = json.loads(command("compare", "--json").stdout)
     assert (told["client"], told["both"], told["equal"], told["not_recorded"]) == ("Codex", 1, 1, []), told
     # Over a WebSocket it first sends the prompt to have it cached, and does not note what that used.

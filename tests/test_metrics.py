@@ -103,7 +103,7 @@ def values(text, name, *labels):
     return found
 
 
-def until(daemon, true, limit=20):
+def until(daemon, true, limit=60):
     """/metrics, once that is true of it: the keeper and the lanes say what they have counted at most once a second."""
     deadline = time.monotonic() + limit
     while True:

@@ -120,12 +120,12 @@ async def test_no_credential_reaches_a_disk(start: Any, environ: Any, fake: Fake
     writer.close()
     if settle:
         await asyncio.to_thread(
-            daemon.entries, 20, lambda entries: sum(entry["type"] == "response" for entry in entries) >= count
+            daemon.entries, 60, lambda entries: sum(entry["type"] == "response" for entry in entries) >= count
         )
     assert list(hits(*places, since=begun)) == []
     await asyncio.to_thread(daemon.stop if settle else daemon.kill)
     entries = await asyncio.to_thread(
-        daemon.entries, 20, lambda entries: sum(entry["type"] == "response" for entry in entries) >= count
+        daemon.entries, 60, lambda entries: sum(entry["type"] == "response" for entry in entries) >= count
     )
     assert sum(entry["type"] == "request" for entry in entries) == count
     assert list(hits(*places, since=begun)) == []
