@@ -79,7 +79,7 @@ def try_it(folder: Path, version: str) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         if (done.returncode, done.stdout.split("\n")[0]) != (0, f"llm-proxy {version}"):
             raise NotReleasable(f"the runtime does not run: {done.stdout}{done.stderr}")
-    loads = "import llm_proxy.service.daemon, llm_proxy.keeper.__main__, botocore, yaml, ssl, sqlite3"
+    loads = "import llm_proxy.service.daemon, llm_proxy.keeper.__main__, botocore.session, yaml, ssl, sqlite3"
     subprocess.run([python, "-I", "-c", loads], check=True, timeout=120)
 
 
