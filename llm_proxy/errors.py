@@ -61,3 +61,7 @@ class PricesUnusable(LlmProxyError):
 
 class ExtraMissing(LlmProxyError):
     """A package is needed that only an extra installs."""
+
+
+class BrokenOff(LlmProxyError):
+    """The other side takes no more just now. What was sent is noted; the same command goes on there."""

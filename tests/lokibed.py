@@ -34,7 +34,7 @@ LINES = 4  # of an answered call without tools: turn_start, request, response, t
 HOST = "api.anthropic.com"
 
 
-def until(true, told=lambda: "", limit=30):
+def until(true, told=lambda: "", limit=60):
     deadline = time.monotonic() + limit
     while not (found := true()):
         assert time.monotonic() < deadline, told()
@@ -45,8 +45,8 @@ def until(true, told=lambda: "", limit=30):
 class Bed:
     """Everything below `folder`. Call numbers and ids go on over all that is made."""
 
-    def __init__(self, folder):
-        self.state, self.logs = folder / "state", folder / "logs"
+    def __init__(self, folder, state="state", logs="logs"):
+        self.state, self.logs = folder / state, folder / logs
         self.state.mkdir(parents=True)
         self.made = 0
         self._processes = []
@@ -98,6 +98,11 @@ class Bed:
         cursors = Cursors(self.state / "sinks.db")
         if cursors.of("loki") is None:
             cursors.set("loki", position, {})
+
+    def last(self):
+        """The number of the last line there is."""
+        with contextlib.closing(self._db()) as db:
+            return db.execute("SELECT max(id) FROM outbox").fetchone()[0]
 
     def standing(self):
         """What the lane last said of itself."""

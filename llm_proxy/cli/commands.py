@@ -286,6 +286,7 @@ WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": _word("export"),
     "help": _help_word,
     "import": _word("import_"),
+    "loki": _word("loki"),
     "prices": _word("prices"),
     "reindex": _word("reindex"),
     "reprice": _word("prices", "reprice"),

@@ -458,6 +458,14 @@ COMMANDS = (
         (_DRY_RUN, *_ASKING),
         examples=("llm-proxy retention --dry-run",),
     ),
+    Command(
+        "loki backfill",
+        "care",
+        "send recorded calls to Loki",
+        (_FROM, _TO, _DRY_RUN, Option(("--again",), "also what an earlier run has sent"), *_ASKING),
+        more=_TIMES_ARE,
+        examples=("llm-proxy loki backfill --from 7d --dry-run",),
+    ),
     # --- help
     Command(
         "help",

@@ -173,16 +173,17 @@ class Lane:
     def _begin(self) -> int:
         """Where this lane is."""
         known = self.cursors.of(self.name)
-        if known is None:
-            known = 0 if self.all_calls else self.outbox.last(), {}
-            self.cursors.set(self.name, *known)
-        resume = getattr(self.sink, "resume", None)
-        if resume is not None:
-            resume(known[1])
         attend = getattr(self.sink, "attend", None)
         if attend is not None:
             attend(self._desk)
-        return known[0]
+        resume = getattr(self.sink, "resume", None)
+        if resume is not None:
+            resume(known[1] if known is not None else {})
+        if known is not None:
+            return known[0]
+        begins = 0 if self.all_calls else self.outbox.last()
+        self.cursors.set(self.name, begins, getattr(self.sink, "ledger", {}))
+        return begins
 
     def _step(self, position: int) -> int | None:
         """Pass on the next calls; how far that went, None where there is nothing, or too little yet."""

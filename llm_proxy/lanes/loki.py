@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -222,6 +223,11 @@ class Loki:
             tolerated=max(0, self._plan.retry_max - 1),
         )
         self._desk: Desk
+        self.ledger: dict[str, float] = {}
+
+    def resume(self, ledger: dict[str, Any]) -> None:
+        """`since`: from when on calls are sent as they end; what is older is the backfill's."""
+        self.ledger = {"since": time.time()} | ledger
 
     def attend(self, desk: Desk) -> None:
         self._desk = desk

@@ -33,7 +33,7 @@ _llm_proxy() {
     fi
     [[ $COMP_CWORD -gt 1 ]] || first=''
     case $first in
-        '') flags='--service --setup --status --uninstall --setup-shell --unsetup-shell --announce-socket -t --target-url --env --explore -V --version -h --help -p --port --host --log-dir --config' words='doctor upgrade start run attach detach explore sessions view search tail stats export compare import scan prices reprice reindex retention help completions' ;;
+        '') flags='--service --setup --status --uninstall --setup-shell --unsetup-shell --announce-socket -t --target-url --env --explore -V --version -h --help -p --port --host --log-dir --config' words='doctor upgrade start run attach detach explore sessions view search tail stats export compare import scan prices reprice reindex retention loki help completions' ;;
         --service)
             case $prev in
                 -p | --port)  ;;
@@ -295,9 +295,20 @@ _llm_proxy() {
                 *) flags='--dry-run --json --log-dir --config -h --help' ;;
             esac
             ;;
+        loki)
+            if [[ $COMP_CWORD -eq 2 && $cur != -* ]]; then prev='' words='backfill'; fi
+            case $prev in
+                '') ;;
+                --from) words='today yesterday 24h 7d 30d' ;;
+                --to) words='today yesterday 24h 7d 30d' ;;
+                --log-dir) paths=-d ;;
+                --config) paths=-f ;;
+                *) flags='--from --to --dry-run --again --json --log-dir --config -h --help' ;;
+            esac
+            ;;
         help)
             case $prev in
-                *) words='all service setup status doctor upgrade uninstall setup-shell unsetup-shell announce-socket target-url start env run attach detach explore sessions view search tail stats export compare import scan prices reprice reindex retention help completions version' flags='-h --help' ;;
+                *) words='all service setup status doctor upgrade uninstall setup-shell unsetup-shell announce-socket target-url start env run attach detach explore sessions view search tail stats export compare import scan prices reprice reindex retention loki help completions version' flags='-h --help' ;;
             esac
             ;;
         completions)
