@@ -103,9 +103,10 @@ def test_start_up_says_where_calls_and_rows_go(target, work, provider):
 
 
 def test_the_short_options_are_the_references(command):
-    """-h and -V answer; -p -t -a -l -T are on the page."""
+    """-h and -V answer; -p -t -a -l -T are in the help of --target-url, which is on the page."""
     assert command("-V").stdout.startswith("llm-proxy ")
-    page = command("-h").stdout
+    assert "--target-url URL" in command("-h").stdout
+    page = command("-t", "-h").stdout
     for option in ("-p, --port", "-t, --target-url", "-a, --add-header", "-l, --log-file", "-T, --timeout"):
         assert option in page
 

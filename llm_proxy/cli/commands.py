@@ -27,7 +27,10 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command and exit with its status."""
     try:
         word = WORDS.get(arguments[0]) if arguments else None
-        status = word(arguments[1:]) if word else _flagged(arguments)
+        if word and arguments[1:2] in (["--help"], ["-h"]):
+            status = _about(arguments[:1])
+        else:
+            status = word(arguments[1:]) if word else _flagged(arguments)
         sys.stdout.flush()
     except LlmProxyError as exc:
         print(f"llm-proxy: {exc}", file=sys.stderr)
@@ -62,8 +65,6 @@ def _flagged(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     """Become the command that follows; as shells do, 127 where there is none and 126 where it cannot be run."""
-    if arguments[:1] in (["--help"], ["-h"]):
-        return _about(["run"])
     command = list(arguments[1:] if arguments[:1] == ["--"] else arguments)
     if not command or (command == list(arguments) and command[0].startswith("-")):
         raise UsageError("run takes a command: llm-proxy run -- COMMAND [ARGUMENT...]")

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from decimal import Decimal
 
 from llm_proxy import settings
-from llm_proxy.cli import filters, grammar, show, usage
+from llm_proxy.cli import filters, show, usage
 from llm_proxy.errors import UsageError
 from llm_proxy.service import prices as service
 
@@ -22,9 +22,6 @@ _REASONS_SHOWN = 10
 def prices(arguments: Sequence[str]) -> int:
     """Raises UsageError, ConfigError, PricesUnusable."""
     actions = {"show": _show, "update": _update, "import": _import}
-    if usage.has(arguments[:1], *grammar.HELP.names):
-        print(usage.about(["prices"]), end="")
-        return 0
     if not arguments or arguments[0] not in actions:
         got = f", got {arguments[0]!r}" if arguments else ""
         raise UsageError(f"prices takes one of show [MODEL], update, import FILE{got}")

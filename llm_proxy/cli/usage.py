@@ -162,6 +162,12 @@ def usage(command: Command) -> str:
     return " ".join(filter(None, ("llm-proxy", flag, options, *placeholders)))
 
 
+def options(command: Command) -> tuple[Option, ...]:
+    """Its own; before them the flag that it is, if that has several names."""
+    flag = command.flag
+    return (flag, *command.options) if flag and len(flag.names) > 1 else command.options
+
+
 def title(text: str) -> str:
     """Bold where a person looks and did not ask for plain text."""
     plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
@@ -179,7 +185,7 @@ def spelled(option: Option) -> str:
 
 def _told(command: Command) -> str:
     told = [(argument.name, argument.says) for argument in command.arguments]
-    told += [(spelled(option), _with_choices(option)) for option in command.options]
+    told += [(spelled(option), _with_choices(option)) for option in options(command)]
     indent = min(max((len(left) for left, _ in told), default=0) + 4, _INDENT)
     rows = [_row(left, right, indent) for left, right in told]
     said = " ".join(filter(None, (sentence(command.says), command.more)))
