@@ -29,8 +29,11 @@ from llm_proxy.service import environment
 from tests.fakeprovider import FakeProvider
 from tests.fakeprovider.answers import SENTENCE
 from tests.installbed import Person, stub
-from tests.release import copy_sources
+from tests.release import NEW, OLD, copy_sources
+from tests.runtimes import bundled
 from tests.test_install import PIP
+
+__all__ = ["bundled"]
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -54,6 +57,8 @@ LIFE = [
     ("llm-proxy --uninstall", "^ok  remove .*bin/llm-proxy$", "XX"),
 ]
 CURL = 'curl -fsSL "$URL/install.sh" | sh'
+UPGRADE = "llm-proxy upgrade"
+BACK = "llm-proxy upgrade --rollback"
 BREW = "brew install llm-proxy && brew services start llm-proxy"
 UNBREW = "brew services stop llm-proxy && llm-proxy --uninstall && brew uninstall llm-proxy"
 POSIX = 'if command -v llm-proxy >/dev/null 2>&1; then eval "$(llm-proxy --env)"; fi'
@@ -79,7 +84,20 @@ def shown() -> set[str]:
 def test_every_command_is_run_here() -> None:
     """Nothing is shown that no test runs, and no test runs what is no longer shown."""
     run = {command.removesuffix("; claude") for command, _, _ in LIFE}
-    assert shown() == run | {CURL, BREW, UNBREW, POSIX, FISH, TAIL, BEDROCK, BEDROCK_SHELL, *DOORS, TESTS}
+    assert shown() == run | {
+        CURL,
+        UPGRADE,
+        BACK,
+        BREW,
+        UNBREW,
+        POSIX,
+        FISH,
+        TAIL,
+        BEDROCK,
+        BEDROCK_SHELL,
+        *DOORS,
+        TESTS,
+    }
     assert subprocess.run(["sh", "-n", "scripts/test.sh"], cwd=ROOT, timeout=20).returncode == 0
 
 
@@ -163,13 +181,15 @@ def _stream(person: Person, fake: FakeProvider) -> None:
         assert time.monotonic() < deadline, "the call is not in the record"
 
 
-def test_a_release_by_curl(person: Person, releases: Any, serve: Any, tmp_path: Path) -> None:
+def test_a_release_by_curl(person: Person, bundled: Any, serve: Any, tmp_path: Path) -> None:
     """The line as it is; `$URL` is a page of this machine that serves what a release would."""
-    server = serve(shutil.copytree(releases.page, tmp_path / "page", symlinks=True))
+    server = serve(shutil.copytree(bundled.page, tmp_path / "page", symlinks=True))
     (tmp_path / "page/install.sh").write_text(server.script)
-    text = typed(person, CURL, URL=server.url, **releases.environ())
+    text = typed(person, CURL, URL=server.url, LLM_PROXY_VERSION=OLD)
     assert "New shells use it by themselves." in text
     assert all(person.new_shells().values())
+    assert f"llm-proxy {NEW} is installed" in typed(person, UPGRADE)
+    assert f"llm-proxy {OLD} is installed" in typed(person, BACK)
     typed(person, "llm-proxy --uninstall")
     assert person.snapshot() == person.before
 
