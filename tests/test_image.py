@@ -87,7 +87,7 @@ def provider():
         one.stdout.close()
 
 
-def recorded(tmp_path, count, limit=20):
+def recorded(tmp_path, count, limit=60):
     """Log files and the responses in them, once there are `count`: the keeper, last in line, may go on at the next start."""
     deadline = time.monotonic() + limit
     while True:
