@@ -33,12 +33,12 @@ from llm_proxy.keeper.figures import Figures
 from llm_proxy.keeper.indexing import Indexing
 from llm_proxy.keeper.options import Options
 from llm_proxy.keeper.places import Item
-from llm_proxy.keeper.priority import Priority
 from llm_proxy.keeper.sessions import is_undecided
 from llm_proxy.keeper.settle import Recorder, Tally
 from llm_proxy.keeper.store import Store, StoreDamaged, open_store
 from llm_proxy.keeper.telling import Teller
 from llm_proxy.sinks.log_files import Logs
+from llm_proxy.sinks.priority import Priority
 
 TICK = 1.0  # seconds between two looks without being woken; also what a power cut may cost
 SYNC_SHARE = 0.05  # of the time, at most: what is not synced yet is still in the journal

@@ -23,6 +23,7 @@ from llm_proxy.lanes.lane import Lane, State
 from llm_proxy.lanes.options import TABLES, Options, options
 from llm_proxy.lanes.sink import UnknownSink, Unusable, make
 from llm_proxy.sinks.outbox import Outbox
+from llm_proxy.sinks.priority import Priority
 
 TICK = 1.0  # seconds: the keeper settles shortly after the wake-up that both are given
 FINISH = 10.0  # seconds for what is left when it is to end
@@ -58,6 +59,7 @@ class Lanes:
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        priority = Priority()
         for lane in self.lanes:
             lane.start()
         while not self._leave and self._wait():
@@ -66,6 +68,7 @@ class Lanes:
             if time.monotonic() - self._forgot_at > FORGET:
                 self._forget()
             self.say()
+        priority.hurry(True)
         deadline = time.monotonic() + FINISH
         for lane in self.lanes:
             lane.finish(deadline)

@@ -1,4 +1,4 @@
-"""The keeper's share of processors that are short: what the others leave, until the journal has waited for too long.
+"""The share of processors that are short, for who writes the record: what the others leave, until it has waited long.
 
 A niceness orders the processes of one group of the scheduler. Linux makes such a group of every session (autogroup,
 sched(7)) and gives each the same share, so that a nice keeper in a session of its own takes as much as the proxy. But a
