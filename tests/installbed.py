@@ -107,7 +107,7 @@ class Person:
 
     def command(self, *arguments, **changes):
         return subprocess.run(
-            [self.launcher, *arguments], env=self.environ(**changes), capture_output=True, text=True, timeout=90
+            [self.launcher, *arguments], env=self.environ(**changes), capture_output=True, text=True, timeout=200
         )
 
     def status(self):

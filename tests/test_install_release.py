@@ -12,6 +12,7 @@ import pytest
 
 from tests.installbed import Person, stub, tools
 from tests.release import NEW, OLD, ROOT, add_sums
+from tests.runtimes import archive
 from tests.shellbed import program
 
 SCRIPT = (ROOT / "scripts/install.sh").read_text()
@@ -69,6 +70,9 @@ def test_a_life_of_releases(person, releases, serve, page):
     assert (done.returncode, done.stderr) == (0, "")
     second = person.status()
     assert second["version"] == NEW and second["port"] == first["port"] and second["pid"] != first["pid"]
+
+    assert person.command("upgrade", "--rollback").returncode == 0 and person.status()["version"] == OLD
+    assert person.command("upgrade").returncode == 0 and person.status()["version"] == NEW
 
     done = person.install(server.script, "--version", OLD, "--no-shell")
     assert done.returncode == 4 and person.status()["version"] == OLD
@@ -194,6 +198,55 @@ def test_another_programs_launcher_is_left(person, releases, serve):
         assert done.returncode == 1 and "was not put there by this script" in done.stderr
         assert person.snapshot() == before
         person.launcher.unlink()
+
+
+@pytest.fixture
+def with_python(page):
+    """The page, whose newest release says that it brings a Python for this machine; it does not run here."""
+    folder, top = page / f"download/v{NEW}", page / f"llm-proxy-{NEW}"
+    stub(top / "runtime/bin", "python", "echo 'libc.so.6: version `GLIBC_2.99 not found' >&2; exit 1")
+    (top / "launcher.sh").touch()
+    with tarfile.open(folder / archive(NEW), "w:gz") as packed:
+        packed.add(top, top.name)
+    add_sums(folder)
+    return page
+
+
+def test_the_archive_that_is_made_for_this_machine(person, with_python, serve, tmp_path):
+    """Where there is one, it is taken and no Python needed; musl, other processors and --python-env have the wheel's."""
+    script = serve(with_python).script
+    plain, bare = f"/llm-proxy-{NEW}.tar.gz\n", tools(tmp_path / "bare", "ldd", python=False)
+    done = person.install(script, "--dry-run", PATH=bare)
+    assert done.returncode == 0 and f"/{archive(NEW)}\n" in done.stdout and "with the Python in it" in done.stdout
+    assert f"/{archive(NEW)}\n" in person.install(script, "--dry-run").stdout
+    assert plain in person.install(script, "--dry-run", "--python-env").stdout
+    done = person.install(script, "--dry-run", "--python-env", PATH=bare)
+    assert done.returncode == 1 and "Python 3.11 or newer is needed" in done.stderr
+    for name, text in (
+        ("ldd", "echo 'musl libc (x86_64)' >&2; exit 1"),
+        ("uname", "[ $1 = -m ] && echo riscv64 || echo Linux"),
+    ):
+        stub(tmp_path / name, name, text)
+        done = person.install(script, "--dry-run", PATH=f"{tmp_path / name}:{os.environ['PATH']}")
+        assert done.returncode == 0 and plain in done.stdout
+    sums = with_python / f"download/v{NEW}/SHA256SUMS"
+    sums.write_text(sums.read_text() + f"{'0' * 64}  {archive(NEW)}\n")
+    done = person.install(script, "--dry-run")
+    assert done.returncode == 1 and f"has no single SHA-256 sum for {archive(NEW)}" in done.stderr
+    assert person.snapshot() == person.before
+
+
+def test_a_python_that_does_not_run_here(person, with_python, serve, tmp_path):
+    """It says why, and builds with the Python here; where there is none, or that fails, it takes everything back."""
+    script = serve(with_python).script
+    for changes, words in (
+        ({"PATH": tools(tmp_path / "bare", python=False)}, "or uv, which brings its own; PYTHON="),
+        ({"PIP_FIND_LINKS": "/nonexistent"}, f"llm-proxy {NEW} could not be installed, see above"),
+    ):
+        done = person.install(script, **changes)
+        assert done.returncode == 1 and "GLIBC_2.99 not found); building it with the one here" in done.stderr
+        assert words in done.stderr and done.stderr.rstrip().endswith("Nothing was changed"), done.stderr
+        assert person.snapshot() == person.before
 
 
 @pytest.mark.parametrize("fetcher", ["curl", "wget"])
