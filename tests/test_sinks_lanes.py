@@ -45,7 +45,7 @@ def ask(daemon, provider, *questions, stream=False):
                 client.messages.create(**how)
 
 
-def until(true, told, limit=20):
+def until(true, told, limit=60):
     deadline = time.monotonic() + limit
     while not (found := true()):
         assert time.monotonic() < deadline, told()
@@ -277,6 +277,36 @@ def test_what_stands_already_is_not_written_again(tmp_path):
         after.resume(committed)
         after.append(path, whole)
         assert path.read_bytes() == b"zero\n" + whole, cut
+
+
+@pytest.mark.parametrize("before", [b"", b"zero\n", b"one\n", b"zero\none\nthr"])
+def test_a_first_write_is_not_repeated_either(tmp_path, before):
+    """A lane that was killed amid its very first write to a file: nothing of that file was committed."""
+    path = tmp_path / "log"
+    whole = b"one\ntwo\nthree\n"
+    for cut in range(len(whole) + 1):
+        path.write_bytes(before + b"\n" * bool(cut and before and not before.endswith(b"\n")) + whole[:cut])
+        begun = Appender()
+        begun.resume({})
+        after = Appender()
+        after.resume(dict(begun.ledger))
+        after.append(path, whole)
+        wanted = before + b"\n" * (not before.endswith(b"\n") and bool(before)) + whole
+        if before == b"one\n" and cut == 0:  # cannot be told from a first line that was written
+            wanted = whole
+        assert path.read_bytes() == wanted, (before, cut)
+        after.append(path, b"one\n")
+        assert path.read_bytes() == wanted + b"one\n"
+
+
+def test_a_lane_that_begins_takes_no_line_for_its_own(tmp_path):
+    """It has written nothing yet, whatever the file ends with."""
+    path = tmp_path / "log"
+    path.write_bytes(b"one\n")
+    begins = Appender()
+    begins.resume({})
+    begins.append(path, b"one\n")
+    assert path.read_bytes() == b"one\none\n"
 
 
 def test_what_others_added_stays(tmp_path):

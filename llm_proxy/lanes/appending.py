@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+_BEGUN = "begun"  # in a ledger: its lane has written, or may have been killed while it did
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -21,11 +22,13 @@ class Appender:
     def __init__(self) -> None:
         self.ledger: dict[str, Any] = {}
         self._unsure: set[str] = set()
+        self._known: set[str] | None = None  # written to since; None where no file can be one of a run before
 
     def resume(self, ledger: dict[str, Any]) -> None:
-        """As it was when the cursor was committed."""
-        self.ledger = dict(ledger)
+        """As it was when the cursor was committed; empty for a lane that begins."""
+        self.ledger = dict(ledger) | {_BEGUN: True}
         self._unsure = {name for name in ledger if name.startswith("/")}
+        self._known = set(self._unsure) if _BEGUN in ledger else None
 
     def append(self, path: Path, data: bytes, head: bytes = b"", *, lines: bool = True) -> None:
         """All of `data`, or after OSError nothing of it; `head` comes first in a file that is new or empty.
@@ -50,6 +53,8 @@ class Appender:
             self.ledger.pop(str(path), None)  # the last written to stands last
             self.ledger[str(path)] = [found.st_ino, size + len(data)]
             self._unsure.discard(str(path))
+            if self._known is not None:
+                self._known.add(str(path))
         finally:
             os.close(fd)
 
@@ -60,6 +65,8 @@ class Appender:
 
     def _stands(self, fd: int, path: Path, found: os.stat_result, data: bytes) -> int:
         """How many bytes of `data` stand in the file already: written, and killed before that was committed."""
+        if self._known is not None and str(path) not in self._known:
+            return _at_end(fd, found.st_size, data)
         if str(path) not in self._unsure:
             return 0
         inode, size = self.ledger[str(path)]
@@ -67,6 +74,21 @@ class Appender:
             return 0
         beyond = os.pread(fd, len(data) + 1, size)
         return len(beyond) if data.startswith(beyond) else 0
+
+
+def _at_end(fd: int, size: int, data: bytes) -> int:
+    """How much of the beginning of `data` the file ends with, from the beginning of a line on.
+
+    For a file whose first lines of ours were never committed: nobody knows where they begin.
+    """
+    begins = max(0, size - len(data) - 1)  # with the end of the line before, if there is one
+    tail = os.pread(fd, size - begins, begins)
+    at = tail.find(b"\n") + 1 or len(tail) if begins else 0
+    while at < len(tail):
+        if data.startswith(tail[at:]):
+            return len(tail) - at
+        at = tail.find(b"\n", at) + 1 or len(tail)
+    return 0
 
 
 def _write(fd: int, data: bytes, size: int) -> None:
