@@ -193,7 +193,11 @@ async def main():
     assert os.path.exists("/proc/" + middle.stdout.strip())
     while os.path.exists("/proc/" + middle.stdout.strip()):
         await asyncio.sleep(0.02)
-    print(os.getpid(), await own.wait())
+    just = subprocess.Popen(["sh", "-c", "exit 8"])
+    os.waitid(os.P_PID, just.pid, os.WEXITED | os.WNOWAIT)
+    chore.cancel()
+    assert orphans.look(0) == just.pid
+    print(os.getpid(), await own.wait(), just.wait())
 
 asyncio.run(asyncio.wait_for(main(), 20))
 """
@@ -203,5 +207,5 @@ def test_process_1_buries_orphans_and_leaves_its_own_children_alone() -> None:
     """What lost its parent does not stay as a zombie; the exit status of our own child is still ours to read."""
     command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", _BURYING]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parent.parent)
-    assert (done.stdout, done.stderr) == ("1 7\n", ""), done.stderr
+    assert (done.stdout, done.stderr) == ("1 7 8\n", ""), done.stderr
     assert done.returncode not in (-signal.SIGKILL, 1)

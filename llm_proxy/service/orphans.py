@@ -20,9 +20,14 @@ async def bury(every: float = EVERY) -> None:
     seen = 0
     while True:
         await asyncio.sleep(every)
-        while (found := _dead()) and found == seen:
-            _wait(found)
-        seen = found
+        seen = look(seen)
+
+
+def look(seen: int) -> int:
+    """Bury `seen`, which was dead at the last look, if it still lies there; the next one that does, 0 for none."""
+    while (found := _dead()) and found == seen:
+        _wait(found)
+    return found
 
 
 def _wait(pid: int) -> None:
