@@ -414,7 +414,7 @@ def test_long_histories_are_cut_at_their_beginning_and_say_so():
 
 def test_each_call_is_in_the_bucket_that_the_conventions_say():
     """Tokens in and out, duration, and of streams the first piece; a failed call has only a duration."""
-    good = span_of(recorded("anthropic-stream", usage=Usage(100, 0, 0, 0, 7)))
+    good = span_of(recorded("anthropic-stream", usage=Usage(64, 0, 0, 0, 7)))
     bad = span_of(recorded("anthropic-plain", status=500, failed=True, usage=None))
     totals = Totals().plus([good, bad])
     found = {
@@ -423,7 +423,7 @@ def test_each_call_is_in_the_bucket_that_the_conventions_say():
     }
     assert {key[0] for key in found} == set(INSTRUMENTS)
     into = found["gen_ai.client.token.usage", "input", None]
-    assert into.sum == 100 and into.buckets[4] == 1 and into.count == 1  # 64 < 100 <= 256
+    assert into.sum == 64 and into.buckets[3] == 1 and into.count == 1  # 16 < 64 <= 64
     assert found["gen_ai.client.token.usage", "output", None].buckets[2] == 1
     assert found["gen_ai.client.operation.duration", None, "500"].count == 1
     assert found["gen_ai.client.operation.duration", None, None].sum == pytest.approx(4.0)
@@ -466,4 +466,5 @@ def test_whatever_a_request_holds_it_can_be_encoded(path, body, model, upstream)
     call = asking(path, text, model=model, upstream=upstream, session=model, failed=True, error=upstream, status=None)
     span = span_of(call, with_content=True)
     assert encoded(span)
+    assert encoded(span_of(asking(path, text, error="\ud800", failed=True, status=None, session="\udfff")))
     Totals().plus([span]).to_json()
