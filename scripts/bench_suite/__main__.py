@@ -15,7 +15,7 @@ import psutil
 
 from bench_suite.table import Row, markdown
 
-ROWS = ("latency", "throughput", "sse", "bedrock", "live", "memory", "keeper", "env", "service", "micro")
+ROWS = ("latency", "throughput", "sse", "bedrock", "live", "memory", "keeper", "loki", "env", "service", "micro")
 
 
 def machine() -> str:

@@ -124,14 +124,14 @@ Maker = Callable[[int], AbstractContextManager[Contestant]]
 @contextmanager
 def provider() -> Iterator[int]:
     """The fake provider on uvloop; its port."""
-    with _announced([sys.executable, "-m", "tests.fakeprovider", "--uvloop"]) as port:
+    with announced([sys.executable, "-m", "tests.fakeprovider", "--uvloop"]) as port:
         yield port
 
 
 @contextmanager
 def event_source(*options: str) -> Iterator[int]:
     """The source of jittered, time-stamped events; its port."""
-    with _announced([sys.executable, "-m", "bench_suite.source", *options]) as port:
+    with announced([sys.executable, "-m", "bench_suite.source", *options]) as port:
         yield port
 
 
@@ -170,13 +170,13 @@ def mitmdump(upstream: int) -> Iterator[Contestant]:
 
 @contextmanager
 def ours(upstream: int) -> Iterator[Contestant]:
-    with _daemon("ours", "uvloop", upstream) as contestant:
+    with daemon("ours", "uvloop", upstream) as contestant:
         yield contestant
 
 
 @contextmanager
 def ours_asyncio(upstream: int) -> Iterator[Contestant]:
-    with _daemon("ours, asyncio", "asyncio", upstream) as contestant:
+    with daemon("ours, asyncio", "asyncio", upstream) as contestant:
         yield contestant
 
 
@@ -189,12 +189,12 @@ def ours_signing(upstream: int) -> Iterator[Contestant]:
         "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
         "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
     }
-    with _daemon("ours", "uvloop", upstream, prefix="", **bedrock) as contestant:
+    with daemon("ours", "uvloop", upstream, prefix="", **bedrock) as contestant:
         yield contestant
 
 
 @contextmanager
-def _daemon(name: str, loop: str, upstream: int, prefix: str | None = None, **more: str) -> Iterator[Contestant]:
+def daemon(name: str, loop: str, upstream: int, prefix: str | None = None, **more: str) -> Iterator[Contestant]:
     """The daemon as users run it, recording everything, with its keeper."""
     port = free_port()
     with _folder() as home:
@@ -271,7 +271,7 @@ def _running(command: Sequence[str], environ: dict[str, str] | None = None, fold
 
 
 @contextmanager
-def _announced(command: Sequence[str]) -> Iterator[int]:
+def announced(command: Sequence[str]) -> Iterator[int]:
     """A process that prints `PORT n` first, until the end of the block; the port."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
