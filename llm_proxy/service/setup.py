@@ -117,6 +117,8 @@ class _Setup:
         outcomes = [self._write(unit_folder() / name, text.encode()) for name, text in texts.items()]
         if brought is not None:
             self.steps.say("unit", "unchanged", f"{brought / units.SERVICE} is the package's")
+            if not (folder := unit_folder()).is_dir():  # for systemctl's links, and remembered
+                self.steps.do("folder", f"make {folder}", lambda: self.receipt.make_folder(folder))
             outcomes += [self._give_way(unit_folder() / name) for name in (units.SAFE, units.SERVICE)]
         return "done" in outcomes
 
