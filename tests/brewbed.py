@@ -6,9 +6,13 @@ signatures, sandboxes, quarantine, the order in which a real system does things 
 """
 
 import json
+import os
 import plistlib
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 LABEL = "homebrew.mxcl.llm-proxy"
@@ -98,16 +102,14 @@ class Mac:
     def agent(self):
         return self.home / f"Library/LaunchAgents/{LABEL}.plist"
 
-    def run(self, command, **options):
-        """A line in a new terminal, whose rc files are read."""
+    def run(self, command):
+        """A line in a new shell, which has read its rc file."""
         return subprocess.run(
-            ["bash", "-i", "-c", command],
+            ["bash", "-c", f'. "$HOME/.bashrc"; {command}'],
             env=self.environ,
             capture_output=True,
             text=True,
             timeout=120,
-            start_new_session=True,
-            **options,
         )
 
     def said(self, *verbs):
@@ -145,10 +147,6 @@ def formula(path, system, machine, *rest):
 
 def brew(folder, words):
     """The commands of Homebrew that are documented to users of llm-proxy; its exit status."""
-    import os
-    import shutil
-    import time
-
     with (folder / "said").open("a") as said:
         print("brew", *words, file=said)
     home, prefix = Path(os.environ["HOME"]), folder / "homebrew"
@@ -160,7 +158,9 @@ def brew(folder, words):
         return subprocess.run([folder / "bin/launchctl", *arguments], capture_output=True).returncode
 
     def install():
-        described = formula(*_of(folder, newest), prefix, folder / f"archives/{newest}/llm-proxy-{newest}")
+        with tempfile.TemporaryDirectory() as stage:
+            tree = shutil.copytree(folder / f"archives/{newest}/llm-proxy-{newest}", f"{stage}/tree", symlinks=True)
+            described = formula(*_of(folder, newest), prefix, tree)
         for keg in kegs.iterdir():  # what an upgrade cleans up
             if keg.name != newest:
                 shutil.rmtree(keg)
