@@ -57,7 +57,7 @@ STICKY_PATIENCE = 1.0  # seconds to wait for the port of last time
 HANDOVER_PATIENCE = 40.0  # seconds a new daemon waits for one that is draining
 RETRY = 5.0  # seconds between attempts to record, or to be found, after all
 SETTLE_LIMIT = 4.0  # seconds for the keeper; with the drain's 25 s it stays below systemd's 30 s
-LANES_LIMIT = 10.0  # seconds for the lanes, where there is as much
+LANES_LIMIT = 11.0  # seconds for the lanes, which need 10 at most, where there is as much
 STOP_LIMIT = 29.0  # seconds for everything
 _MOST_JOURNALS = 64
 # One bytecode switch interval of the drain thread is latency for every stream; 0.5 ms instead of 5 ms.
