@@ -20,6 +20,7 @@ from llm_proxy.proxy.authority import parse_base
 from llm_proxy.proxy.callers import Guard
 from llm_proxy.proxy.front import Front
 from llm_proxy.proxy.models import Models, NamedModel
+from tests.fakeloki import FakeLoki
 from tests.recorded import Provider, converse
 
 ROOT = Path(__file__).parent.parent
@@ -120,19 +121,27 @@ def recorded(count):
 
 
 @pytest.fixture
-def busy(start, environ, provider, limited):
-    """A daemon of which every metric tells something: Messages, a chat with a fork, Responses, a failure, a sink, limits."""
+def loki():
+    with FakeLoki() as server:
+        yield server
+
+
+@pytest.fixture
+def busy(start, environ, provider, limited, loki):
+    """A daemon of which every metric tells something: Messages, a chat with a fork, Responses, a failure, sinks, limits."""
     path = Path(environ["HOME"], "config.toml")
-    path.write_text('sinks = ["sessions", "daily"]\n[prices."claude*"]\ninput = 3\noutput = 15\n')
+    text = f'[loki]\nenabled = true\nurl = "{loki.url}"\nbatch_wait = 0\n'
+    path.write_text(f'sinks = ["sessions", "daily"]\n{text}[prices."claude*"]\ninput = 3\noutput = 15\n')
     daemon = start("--port", "0", "--config", str(path))
-    until(daemon, lambda text: values(text, "llm_proxy_sink_ok") == {(): 1})
+    until(daemon, lambda text: values(text, "llm_proxy_sink_ok", "sink") == {("daily",): 1, ("loki",): 1})
     converse(daemon, provider.port)
     message(daemon, limited)
     return daemon
 
 
 def all_of(text):
-    return recorded(10)(text) and values(text, "llm_proxy_sink_passed_total", "sink") == {("daily",): 10}
+    passed = values(text, "llm_proxy_sink_passed_total", "sink")
+    return recorded(10)(text) and passed == {("daily",): 10, ("loki",): 10}
 
 
 def test_models_tokens_cost_and_times_of_real_calls(busy):

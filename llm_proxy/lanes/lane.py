@@ -159,7 +159,6 @@ class Lane:
                 self._stop.wait(self._pause(error))
                 continue
             if reached is not None:
-                self._failures = 0
                 position = reached
             elif self._stop.is_set():
                 self.sink.close()
@@ -167,8 +166,6 @@ class Lane:
             else:
                 self.news.wait(max(0.0, self._gathers_until - time.monotonic()) if self._gathers_until else None)
                 self.news.clear()
-            if not self._failures:
-                self.state.state = "ok"
 
     def _begin(self) -> int:
         """Where this lane is."""
@@ -192,20 +189,23 @@ class Lane:
             return None
         found = [(row, self._read(row)) for row in rows]
         calls = [call for _, call in found if call is not None]
-        taken = len(calls)
+        taken = passed = len(calls)
         try:
             if calls:
                 said = self.sink.write(calls)
-                taken = taken if said is None else max(1, said)
+                taken = passed = taken if said is None else max(1, said)
         except (OSError, Refused):  # the world's fault: again, as long as it takes
             raise
         except Exception as error:
             self._poisoned(rows, error)
+            passed = 0
         else:
-            self.state.passed += taken
             self._attempts = 0
             self._one_by_one = max(0, self._one_by_one - len(rows))
-        return self._passed(_first(found, taken))
+        reached = self._done(_first(found, taken))
+        self._failures, self.state.state = 0, "ok"
+        self.state.passed += passed
+        return reached
 
     def _next(self, position: int) -> Sequence[Waiting]:
         """A batch. Nothing where there is nothing, or not enough and the time for more is not over."""
@@ -213,7 +213,8 @@ class Lane:
         found = self.outbox.after(position, limit)
         rows = _fitting(found, self._pace.octets)
         if not found:
-            self.state.waiting, self.state.since, self._gathers_until, self._failures = 0, 0.0, 0.0, 0
+            self.state.waiting, self.state.since, self._gathers_until = 0, 0.0, 0.0
+            self._failures, self.state.state = 0, "ok"
             return ()
         now = time.monotonic()
         self.state.since = self.state.since or time.time()
@@ -225,7 +226,7 @@ class Lane:
         self._gathers_until = 0.0
         return rows
 
-    def _passed(self, found: Sequence[tuple[Waiting, Call | None]]) -> int:
+    def _done(self, found: Sequence[tuple[Waiting, Call | None]]) -> int:
         """These are done with: from here on nobody asks for them again."""
         position = found[-1][0].number
         places = {id(call): row for row, call in found}
