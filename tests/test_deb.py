@@ -152,6 +152,7 @@ def test_a_life_of_packages(machine, packages):
     done = bob.run("llm-proxy --uninstall", **PATH)
     assert "to remove it: sudo apt remove llm-proxy" in done.stdout and "failed" not in done.stdout
     assert bob.run(SNAPSHOT).stdout == empty and enabled(bob) == "disabled"
+    moves_over(bob)
     by_hand(bob)
 
     machine.run("dpkg", "-r", "llm-proxy")
@@ -196,6 +197,30 @@ def set_up(user):
     assert [step["outcome"] for step in again if step["name"] in ("unit", "daemon")] == ["unchanged"] * 2
     assert user.run("llm-proxy doctor", check=False, **PATH).stdout.count("XX") == 0
     return int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/.*", said[0])[1])
+
+
+EARLIER = """\
+from pathlib import Path
+from llm_proxy import paths
+from llm_proxy.service import receipt, units
+kept = receipt.Receipt(paths.state_folder(), autostart="systemd")
+for name, text in ((units.SAFE, units.safe("/gone")), (units.SERVICE, units.service("/gone"))):
+    kept.write(Path.home() / ".config/systemd/user" / name, text.encode())
+"""
+
+
+def moves_over(user):
+    """Units that the setup of another installation wrote give way to the package's; a socket unit on a port of the user's own
+    is beside them, and all of it can be undone."""
+    user.run(f"/usr/lib/llm-proxy/bin/python -I -c '{EARLIER}'")
+    user.run("llm-proxy --setup --no-shell --socket-activation", **PATH)
+    assert user.run("cd .config/systemd/user && find . -type f").stdout == "./llm-proxy.socket\n"
+    assert shown(user, "FragmentPath") == "/usr/lib/systemd/user/llm-proxy.service"
+    at = int(user.run("cut -d ' ' -f 2 .local/state/llm-proxy/run").stdout)
+    user.run("systemctl --user stop --quiet llm-proxy.service")
+    assert health(user, at)["status"] == "ok"
+    user.run("llm-proxy --uninstall", **PATH)
+    assert user.run("find .config .local -name '*llm*'", check=False).stdout == ""
 
 
 def somebody_elses_unit(user):
