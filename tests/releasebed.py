@@ -62,6 +62,7 @@ def run(folder, *options, **environ):
         capture_output=True,
         text=True,
         timeout=600,
+        cwd=folder,
     )
 
 
@@ -71,7 +72,7 @@ def build(folder):
     out.mkdir()
     for name in OTHERS:
         (out / name).write_bytes(name.encode())
-    done = run(folder, "--out", out, "--runtime", "local", "--base", BASE, "--no-deb")
+    done = run(folder, "--out", "dist", "--runtime", "local", "--base", BASE, "--no-deb")
     assert done.returncode == 0, done.stdout + done.stderr
     return out, done.stdout
 

@@ -51,7 +51,7 @@ def main() -> int:
             path.write_text(text)
             return 0
         found = facts.read(ROOT, base=given.base, draft=given.draft, environ=os.environ)
-        names = build(found, given.runtime, given.out, deb=not given.no_deb)
+        names = build(found, given.runtime, given.out.resolve(), deb=not given.no_deb)
     except NotReleasable as exc:
         print(f"release: {exc}", file=sys.stderr)
         return 1

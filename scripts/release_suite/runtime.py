@@ -11,6 +11,7 @@ that cannot be written, and the dates that an unpacker gives do not matter.
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -68,6 +69,8 @@ def build(facts: Facts, kind: str, wheel: Path, target: Path, work: Path) -> dic
     _remove(path for path in services if path.name not in _SERVICES)
     for pattern in _UNUSED_ANYWHERE:
         _remove(sorted(library.rglob(pattern)))
+    for record in library.glob("site-packages/*.dist-info/RECORD"):
+        _keep_true(record)
     _compile(facts, python, target)
     return found
 
@@ -143,6 +146,13 @@ def _install(facts: Facts, python: Path, wheel: Path, packages: Path, work: Path
         _normal(entry["metadata"]["name"]): entry["download_info"]["archive_info"]["hashes"]["sha256"]
         for entry in json.loads(report.read_text())["install"]
     }
+
+
+def _keep_true(record: Path) -> None:
+    """Let it list what is still there: commands that were removed had this build's path in them, and so other sums."""
+    rows = [row for row in csv.reader(record.read_text().splitlines()) if (record.parent.parent / row[0]).exists()]
+    with record.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def _compile(facts: Facts, python: Path, target: Path) -> None:
