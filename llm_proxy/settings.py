@@ -526,8 +526,8 @@ class Settings:
         "listen.token",
         "",
         replace(_text(r"[\x21-\x7e]{16,512}", "at least 16 letters, digits or signs without a space"), secret=True),
-        "What opens the doors that spend your credentials to callers that are not your own programs on this machine, and "
-        "everything else where `host` is not a loopback address.",
+        "What opens the doors that spend your credentials to callers that are not your own programs on this machine, "
+        "and everything else where `host` is not a loopback address.",
     )
     policy: str = _setting(
         "upstreams.policy",
