@@ -121,8 +121,8 @@ autostart() {
     [ -f "$state/setup.json" ] || return 0
     while read -r line; do
         case $line in *'"autostart": "shell"'*)
+            umask 077 # before what comes is redirected, because that makes the files
             (
-                umask 077
                 cd / || exit
                 if command -v flock; then flock -n 9 || exit; fi
                 if command -v setsid; then exec setsid "$0" --service; else exec nohup "$0" --service; fi

@@ -991,6 +991,7 @@ def test_a_new_shell_starts_the_daemon(home, by):
         assert os.getsid(run.pid) != os.getsid(opened._pty.pid)
         daemons = [pid for pid in os.listdir("/proc") if pid.isdigit() and _is_daemon(pid, home)]
         assert daemons == [str(run.pid)]
+        assert all(path.stat().st_mode & 0o077 == 0 for path in home.state.glob("autostart.*"))
     finally:
         os.kill(run.pid, signal.SIGTERM)
         while state.alive(run):
