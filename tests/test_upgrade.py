@@ -306,7 +306,7 @@ KILLED = {
     "at-checking": ("sha256sum", 1),
     "at-unpacking": ("tar", 1),
     "at-placing": ("mv", 1),
-    "at-switch": ("mv", 3),
+    "at-switch": ("mv", 2),
 }
 
 
@@ -432,10 +432,12 @@ def leading(context=None):
         server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    yield f"{'https' if context else 'http'}://localhost:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"{'https' if context else 'http'}://localhost:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_where_redirects_may_lead(monkeypatch, tmp_path):
@@ -447,7 +449,7 @@ def test_where_redirects_may_lead(monkeypatch, tmp_path):
         with pytest.raises(CannotUpgrade, match="CERTIFICATE_VERIFY_FAILED"):
             upgrade.fetch(f"{secure}/x")
         monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
-        for url in (f"{secure}/to/{secure}/x", f"{plain}/to/{plain}/x", f"{plain}/to/{secure}/x", f"{plain}/to/x"):
+        for url in (f"{secure}/to/{secure}/x", f"{plain}/to/{plain}/x", f"{plain}/to/{secure}/x", f"{plain}/to//x"):
             told = json.loads(upgrade.fetch(url))
             assert {name.lower() for name in told} <= {"host", "user-agent", "accept-encoding", "connection"}
         with pytest.raises(CannotUpgrade, match="leads to an address without TLS"):
