@@ -57,7 +57,7 @@ class Bed:
     def _db(self):
         return sqlite3.connect(self.state / "sessions.db", timeout=30)
 
-    def make(self, calls, *, per_session=50, text="hello", since=None, step=0.01):
+    def make(self, calls, *, per_session=50, text="hello", since=None, step=0.01, lasts=0.005):
         """So many calls, the last one just over or the first at `since` (seconds); their ids, in order."""
         began = time.time() - calls * step - 1 if since is None else since
         ids, rows = [], []
@@ -71,7 +71,7 @@ class Bed:
                 for seq in range(1, min(per_session, calls - first) + 1):
                     id = UUID(int=number + seq)
                     at = began + (first + seq) * step
-                    for entry in _entries(name, id, seq, at, text):
+                    for entry in _entries(name, id, seq, at, text, lasts):
                         line = session_jsonl.line(entry)
                         if entry["type"] != "session_start":
                             rows.append((id.bytes, entry["type"], str(self.logs), file, out.tell(), len(line), ""))
@@ -159,7 +159,7 @@ class Lanes:
             self.process.stdin.close()
 
 
-def _entries(session, id, seq, at, text):
+def _entries(session, id, seq, at, text, lasts):
     meta = {"host": HOST, "machine": "ann@desk", "session": session}
     if seq == 1:
         start = {"provider": "anthropic", "upstream": HOST, "client_session": f"c-{session}"}
@@ -177,14 +177,14 @@ def _entries(session, id, seq, at, text):
     digest = {"api": "anthropic.messages", "model": "claude-sonnet-4-5", "stop_reason": "end_turn"}
     yield {
         "type": "response",
-        "_meta": meta | {"ts": _utc(at + 0.005)},
+        "_meta": meta | {"ts": _utc(at + lasts)},
         "seq": seq,
         "status": 200,
         "ending": "complete",
         "headers": {"Content-Type": ["application/json"]},
         "size": len(body),
         "body": body,
-        "timing": {"ttfb_ms": 4, "total_ms": 5},
+        "timing": {"ttfb_ms": 4, "total_ms": int(lasts * 1000)},
         "digest": digest | {"usage": {"input": 3, "output": 5}},
     }
 

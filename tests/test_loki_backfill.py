@@ -84,6 +84,27 @@ def test_a_range_tells_turns_as_they_stand_in_the_whole_session(bed, loki, backf
         assert {(entry.labels, entry.ts_ns, entry.text) for entry in other.entries()} == parts
 
 
+def test_a_call_that_goes_on_past_the_end_of_a_range_hides_none_behind_it(bed, loki, backfill):
+    """It is sent with the range in which it began; what began later and ended sooner comes with the next run."""
+    since = time.time() - 86400
+    long = bed.make(1, since=since, lasts=3600)
+    short = bed.make(3, since=since + 1200)
+    backfill(loki.url, "--to", datetime.fromtimestamp(since + 600).isoformat(timespec="seconds"))
+    assert set(exchanges(loki)) == set(long)
+    backfill(loki.url)
+    assert set(exchanges(loki)) == {*long, *short}
+
+
+def test_what_is_written_to_the_log_late_comes_with_the_next_run(bed, loki, backfill):
+    """A run says nothing of calls that it could not see, though they were over when it began."""
+    over = time.time() - 600
+    bed.make(3, since=over - 600)
+    backfill(loki.url)
+    late = bed.make(3, since=over)
+    backfill(loki.url)
+    assert set(late) < set(exchanges(loki)) and len(exchanges(loki)) == 6
+
+
 def test_broken_off_it_goes_on_where_it_was(bed, loki, backfill, environ):
     """SIGKILL at any moment, then a Loki that is down: the next run sends the rest, and nothing twice but a push."""
     ids = bed.make(2000, since=time.time() - 86400)
@@ -140,7 +161,7 @@ def test_calls_that_are_sent_as_they_end_are_left_to_the_lane(bed, loki, backfil
         (("--from", "today", "--to", "2020-01-01"), 'url = "http://127.0.0.1:1"', "--to must be later than --from", 2),
         (("--provider", "x"), 'url = "http://127.0.0.1:1"', "--provider", 2),
         ((), 'url = "http://127.0.0.1:1"\nretry_max = 1', "refused", 1),
-        ((), 'url = "http://127.0.0.1:1"\nauth_token = "a"\nusername = "b"', "exclude each other", 78),
+        ((), 'url = "http://127.0.0.1:1"\nauth_token = "a"\nusername = "b"', "both are given", 78),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(bed, environ, command, arguments, text, words, status):

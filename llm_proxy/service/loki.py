@@ -97,8 +97,6 @@ def backfill(
             tracks.keep(row, track)
             sender.add(row, lane.entries([dated(line) for line in lines], call))
         sender.finish()
-    if not dry_run:
-        noted.done()
     return outcome
 
 
@@ -187,14 +185,16 @@ class _Tracks:
 
 
 class Noted:
-    """How far a backfill to this place has come: what began at `from` or later has been sent if it ended by `at`."""
+    """How far a backfill to this place has come: what began at `from` or later has been sent if it ended by `at`.
+
+    `at` is the end of a call that was sent: calls that end later may not have been in the log yet.
+    """
 
     def __init__(self, plan: lane.Plan, wanted: Filter) -> None:
         whose = (plan.poster.url, plan.poster.headers.get("X-Scope-OrgID"), plan.common)
         self._place = sha256(repr(whose).encode()).hexdigest()[:16]
         self._from = wanted.since_ns or 0
         self._until = wanted.until_ns
-        self._began = time.time_ns()
         self._at = (0, "")
         told = self._read()
         begins, at = told.get("from"), told.get("at")
@@ -207,11 +207,11 @@ class Noted:
         return _end(row) <= self._at
 
     def sent(self, row: CallRow) -> None:
-        self._write(max(self._at, _end(row)))
-
-    def done(self) -> None:
-        """Also of what was not there to be sent."""
-        self._write(max(self._at, (min(self._until or self._began, self._began), "")))
+        """No further than the range goes: others that began behind it may have ended before this one."""
+        end = _end(row) if self._until is None else min(_end(row), (self._until, ""))
+        self._at = max(self._at, end)
+        told = {"place": self._place, "from": self._from, "at": self._at}
+        state.write(paths.state_folder(), _PROGRESS, json.dumps(told))
 
     def _read(self) -> dict[str, object]:
         try:
@@ -219,10 +219,6 @@ class Noted:
         except ValueError:
             return {}
         return told if isinstance(told, dict) else {}
-
-    def _write(self, at: tuple[int, str]) -> None:
-        self._at = at
-        state.write(paths.state_folder(), _PROGRESS, json.dumps({"place": self._place, "from": self._from, "at": at}))
 
 
 class _Counter:
