@@ -763,7 +763,7 @@ class Settings:
         "loki.machine",
         "",
         _text(r"[^\x00-\x1f\x7f]{1,128}", "a name"),
-        "The label `machine` of everything; this host's name where it is empty.",
+        "The label `machine` of everything; as each call's record has it (`user@host`) where it is empty.",
     )
     loki_max_line: int = _setting(
         "loki.max_line",

@@ -61,12 +61,15 @@ async def test_a_lane_is_told_as_it_is(rigs, tmp_path):
         "gone": 2,
         "retries": 0,
         "counted": {},
+        "warning": "",
         "last_error": "",
         "last_error_at": 0.0,
     }
     say(lanes, daily=LANE | {"waiting": 3, "since": time.time() - 5}, csv=LANE)
     told = await stands(200, "ok")
     assert told["waiting"] == 3 and 5 <= told["lag"] < 20
+    say(lanes, daily=LANE | {"warning": "it takes no metrics"}, csv=LANE)
+    assert (await stands(200, "ok"))["warning"] == "it takes no metrics"
     say(lanes, daily=LANE | {"waiting": 9, "since": time.time() - 120}, csv=LANE)
     await stands(503, "lagging")
     say(lanes, daily=LANE | {"state": "retrying", "last_error": "No space left", "last_error_at": 5.0}, csv=LANE)
@@ -200,6 +203,9 @@ from pathlib import Path
 class Slow:
     """Takes calls once a file is there; does not come back before."""
 
+    counted = 5  # its own affair
+    warning = "not so fast"
+
     def __init__(self, folder, options):
         self.gate = Path(options["gate"])
 
@@ -254,7 +260,8 @@ def test_status_tells_of_each_lane_and_warns_of_those_that_do_not_get_on(start, 
     assert "csv: ok, 3 calls passed on\n" in text
     assert "daily: retrying, 0 calls passed on, 3 waiting for " in text
     warnings = [line for line in text.splitlines() if line.startswith("Warning: the sink")]
-    assert len(warnings) == 2 and "the sink daily is tried again, 3 calls wait: " in text
+    assert len(warnings) == 3 and "the sink daily is tried again, 3 calls wait: " in text
+    assert "the sink slow reports: not so fast\n" in text
     assert "the sink absent cannot be used: " in text
     gate.touch()
     folder.unlink()

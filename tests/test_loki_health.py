@@ -1,5 +1,6 @@
 """How Loki stands is told as it is: by /health/loki, /health/sinks, /metrics and --status, also while Loki hangs."""
 
+import getpass
 import json
 import os
 import time
@@ -106,7 +107,7 @@ def test_a_call_of_an_official_sdk_arrives_and_all_pages_say_so_and_none_a_crede
         (one, two) = loki.entries(log_type="request")
         assert one.json["body"].count("one") and two.json["body"].count("two")
         assert one.told("provider") == "anthropic" and one.told("environment") == "development"
-        assert one.told("machine") == os.uname().nodename
+        assert one.told("machine") == one.json["_meta"]["machine"] == f"{getpass.getuser()}@{os.uname().nodename}"
         until(lambda: page()[1]["entries_sent"] == 10, page)
         assert page()[1]["lag"] == {"entries": 0, "seconds": 0.0}
         loki.hang = True

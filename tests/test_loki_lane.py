@@ -2,6 +2,8 @@
 
 import json
 import random
+import socket
+import threading
 import time
 
 import pytest
@@ -62,7 +64,8 @@ def test_an_outage_of_an_hour_loses_nothing_and_costs_no_memory(bed):
         lanes.wake()
         until(lambda: bed.standing().get("retries", 0) >= 2, bed.standing)
         told = bed.standing()
-        assert told["waiting"] == 12_490 and told["since"] and "refused" in told["last_error"].lower()
+        assert told["waiting"] == 12_490 and told["since"]
+        assert told["last_error"] == f"127.0.0.1:{loki.port} cannot be reached: Connection refused"
         most = lanes.rss()
         loki.open()
         total = expected(50) + expected(12_490)
@@ -334,6 +337,24 @@ def test_a_server_that_repeats_credentials_does_not_get_them_into_the_record(bed
     bed.lanes(loki.url, auth_token=TOKEN)
     until(lambda: bed.standing().get("last_error"), bed.standing)
     assert bed.standing()["last_error"] == "Loki answered 403: denied [31m Authorization: Bearer [masked]"
+
+
+def test_what_comes_instead_of_an_answer_is_not_repeated(bed):
+    """A server that speaks no HTTP may say anything, our token too."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            link, _ = server.accept()
+            with link:
+                link.recv(65536)
+                link.sendall(f"220 hello Bearer {TOKEN}\r\n\r\n".encode())
+
+        threading.Thread(target=serve, daemon=True).start()
+        bed.make(1)
+        port = server.getsockname()[1]
+        bed.lanes(f"http://127.0.0.1:{port}/", auth_token=TOKEN)
+        until(lambda: bed.standing().get("last_error"), bed.standing)
+        assert bed.standing()["last_error"] == f"127.0.0.1:{port}: no answer: what came is not HTTP"
 
 
 @pytest.fixture(scope="module")

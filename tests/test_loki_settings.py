@@ -1,7 +1,5 @@
 """What is set of Loki reaches the lane, from every source; credentials are taken apart and never shown."""
 
-import platform
-
 import pytest
 
 from llm_proxy import settings
@@ -33,7 +31,7 @@ def test_defaults_are_the_reference_programs():
     assert passing.sinks(told) == () and not told.loki_enabled
     assert (told.loki_batch_size, told.loki_batch_wait, told.loki_retry_max) == (1000, 5.0, 5)
     assert (told.loki_use_gzip, told.loki_environment) == (True, "development")
-    assert passing.loki(told)["machine"] == platform.node()
+    assert passing.loki(told)["machine"] == ""  # as recorded: user@host
 
 
 @pytest.mark.parametrize("listed", [(), ("sessions", "loki")])
@@ -102,7 +100,7 @@ def test_credentials_stand_neither_in_a_repr_nor_on_a_command_line():
     ("given", "words"),
     [
         ({}, "loki.url is empty, and must be a URL such as"),
-        ({"url": "http://127.0.0.1", "auth_token": "a", "username": "b"}, "exclude each other"),
+        ({"url": "http://127.0.0.1", "auth_token": "a", "username": "b"}, "both are given"),
     ],
 )
 def test_what_cannot_work_is_said_when_the_sink_is_made(given, words):
@@ -111,12 +109,16 @@ def test_what_cannot_work_is_said_when_the_sink_is_made(given, words):
         plan(passing.loki(loaded(**given)))
 
 
-def test_a_missing_url_is_warned_of_only_where_loki_is_wanted():
+def test_what_keeps_everything_from_loki_is_warned_of_only_where_loki_is_wanted():
     """Loudly, at the start."""
     assert passing.warnings(loaded()) == ()
     assert "NOTHING IS SENT" in passing.warnings(loaded(enabled="true"))[0]
     assert "NOWHERE" in passing.lines(loaded(enabled="true"))[0]
     assert passing.warnings(loaded(enabled="true", url="http://127.0.0.1")) == ()
+    twice = {"url": f"http://me:{TOKEN}@127.0.0.1", "auth_token": TOKEN}
+    (said,) = passing.warnings(loaded(enabled="true", **twice))
+    assert "NOTHING IS SENT" in said and TOKEN not in said
+    assert passing.warnings(loaded(**twice)) == ()
 
 
 class _Proxy:

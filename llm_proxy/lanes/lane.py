@@ -135,10 +135,7 @@ class Lane:
 
     def standing(self) -> dict[str, Any]:
         """How it stands; what came while the sink takes its time over others is counted too."""
-        told = asdict(self.state)
-        counted = getattr(self.sink, "counted", None)
-        if counted is not None:
-            told["counted"] = dict(counted)
+        told = asdict(self.state) | _of_its_own(self.sink)
         known = self.cursors.of(self.name) if told["since"] else None
         return told | ({"waiting": self.outbox.count(known[0])} if known is not None else {})
 
@@ -168,18 +165,17 @@ class Lane:
                 self.news.clear()
 
     def _begin(self) -> int:
-        """Where this lane is."""
+        """Where this lane is. A new sink's place is taken before it says since when it gets calls: none is nobody's."""
         known = self.cursors.of(self.name)
+        begins = known[0] if known is not None else 0 if self.all_calls else self.outbox.last()
         attend = getattr(self.sink, "attend", None)
         if attend is not None:
             attend(self._desk)
         resume = getattr(self.sink, "resume", None)
         if resume is not None:
             resume(known[1] if known is not None else {})
-        if known is not None:
-            return known[0]
-        begins = 0 if self.all_calls else self.outbox.last()
-        self.cursors.set(self.name, begins, getattr(self.sink, "ledger", {}))
+        if known is None:
+            self.cursors.set(self.name, begins, getattr(self.sink, "ledger", {}))
         return begins
 
     def _step(self, position: int) -> int | None:
@@ -276,6 +272,17 @@ class Lane:
         """Seconds until the next attempt: twice as many each time, and not the same for all who wait for one server."""
         growing = FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16)
         return max(min(growing, LONGEST_PAUSE) * random.uniform(0.75, 1.0), getattr(error, "after", 0.0))
+
+
+def _of_its_own(sink: Sink) -> dict[str, Any]:
+    """What a sink says itself. A class of somebody's may mean something else by these names."""
+    counted, warning = getattr(sink, "counted", None), getattr(sink, "warning", None)
+    told: dict[str, Any] = {}
+    if isinstance(counted, dict):
+        told["counted"] = {str(name): number for name, number in dict(counted).items() if isinstance(number, int)}
+    if isinstance(warning, str):
+        told["warning"] = warning
+    return told
 
 
 def _first(found: Sequence[tuple[Waiting, Call | None]], taken: int) -> Sequence[tuple[Waiting, Call | None]]:

@@ -52,7 +52,10 @@ def plan(options: Mapping[str, Any]) -> Plan:
         raise Unusable("nothing is sent to Loki: loki.url is empty, and must be a URL such as http://127.0.0.1:3100")
     token, user, password = (str(options.get(name) or "") for name in ("auth_token", "username", "password"))
     if token and (user or password):
-        raise Unusable("loki.auth_token and loki.username exclude each other: a request has one Authorization")
+        raise Unusable(
+            "nothing is sent to Loki: a request brings either loki.auth_token or a user's name and password "
+            "(loki.username, loki.password, or in loki.url), and both are given"
+        )
     headers = {"Content-Type": "application/json", "User-Agent": "llm-proxy"}
     if token:
         headers["Authorization"] = f"Bearer {token}"

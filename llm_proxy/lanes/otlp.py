@@ -59,7 +59,8 @@ class Otlp:
         self._before = self._totals  # without the last batch
         self._counted: frozenset[str] = frozenset()  # the calls of that batch
         self._taken: set[str] = set()  # calls whose spans were taken, but whose batch is not done
-        self.counted: dict[str, Any] = {"rejected_spans": 0, "rejected_points": 0, "warning": ""}
+        self.counted = {"rejected_spans": 0, "rejected_points": 0}
+        self.warning = ""
 
     @property
     def ledger(self) -> dict[str, Any]:
@@ -129,8 +130,8 @@ class Otlp:
 
     def _warn(self, words: str) -> None:
         """What cannot be mended by trying again; said once."""
-        if words != self.counted["warning"]:
-            self.counted["warning"] = words
+        if words != self.warning:
+            self.warning = words
             print(f"otlp: {words}", file=sys.stderr, flush=True)
 
 

@@ -66,8 +66,8 @@ class Poster:
         except (OSError, HTTPException) as error:
             self.close()
             if late.is_set():
-                raise TimeoutError(f"no answer within {self.limit:g} s") from error
-            raise _worded(error) from error
+                raise TimeoutError(f"{self._place}: no answer within {self.limit:g} s") from error
+            raise OSError(f"{self._place}: no answer: {_reason(error)}") from error
         finally:
             timer.cancel()
         self._used = time.monotonic()
@@ -77,6 +77,11 @@ class Poster:
         if self._link is not None:
             self._link.close()
             self._link = None
+
+    @property
+    def _place(self) -> str:
+        """For people: host and port."""
+        return urlsplit(self.url).netloc
 
     def _connected(self) -> HTTPConnection:
         parts = urlsplit(self.url)
@@ -108,7 +113,7 @@ class Poster:
             link.connect()
         except (OSError, HTTPException) as error:
             link.close()
-            raise _worded(error) from error
+            raise OSError(f"{self._place} cannot be reached: {_reason(error)}") from error
         link.sock.settimeout(self.limit)
         self._link = link
         return link
@@ -128,10 +133,11 @@ def _cut(link: HTTPConnection, late: threading.Event) -> None:
         pass
 
 
-def _worded(error: OSError | HTTPException) -> OSError:
-    if isinstance(error, OSError) and not isinstance(error, HTTPException):
-        return error
-    return OSError(f"no HTTP answer: {str(error) or type(error).__name__}"[:300])
+def _reason(error: OSError | HTTPException) -> str:
+    """Not what came instead of an answer: it may repeat our credentials."""
+    if not isinstance(error, OSError):
+        return "what came is not HTTP"
+    return (error.strerror or str(error) or type(error).__name__)[:300]
 
 
 def _text(response: HTTPResponse) -> str:

@@ -65,7 +65,11 @@ class Desk(Protocol):
 
 
 class Sink(Protocol):
-    """Made once per run, called by one thread."""
+    """Made once per run, called by one thread.
+
+    It may have two attributes that `/health/sinks` and `--status` show: `counted`, numbers by name, and `warning`, what
+    a person should know although it gets on.
+    """
 
     def write(self, calls: Sequence[Call]) -> int | None:
         """Take finished calls, in the order in which they ended. Raises Refused or OSError to be given them again.

@@ -73,7 +73,7 @@ class Lane:
     """One sink's lane. `state` is ok, lagging, retrying, broken, silent (its process says nothing) or down (there is
     none). `waiting`, `passed`, `parked` and `gone` are calls; `lag` is seconds since all had been passed on; times are
     seconds since 1970, 0 for never. `retries` is how often something was offered again, `counted` what the sink itself
-    counts, by names of its own.
+    counts, by names of its own; `warning` is what it wants a person to know although it gets on.
     """
 
     state: str
@@ -84,6 +84,7 @@ class Lane:
     gone: int = 0
     retries: int = 0
     counted: Mapping[str, int] = field(default_factory=dict)
+    warning: str = ""
     last_error: str = ""
     last_error_at: float = 0.0
 
@@ -115,6 +116,7 @@ def _lane(told: object, trouble: str, now: float) -> Lane:
         lag=round(lag, 3),
         **counts,
         counted=_counted(told.get("counted")),
+        warning=str(told.get("warning") or ""),
         last_error=str(told.get("last_error") or ""),
         last_error_at=number(told, "last_error_at"),
     )

@@ -187,9 +187,12 @@ class Daemon:
         """A line for each sink."""
         if self.journal is None:
             return "session logs: nowhere yet, see below"
-        logs = (f"session logs: {self.settings.log_dir}",) if passing.SESSIONS in self.settings.sinks else ()
         bodies = () if self.settings.body_limit else ("of bodies nothing is recorded",)
-        return "\n".join((*logs, *passing.lines(self.settings), *bodies))
+        return "\n".join((*self._sinks(), *bodies))
+
+    def _sinks(self) -> tuple[str, ...]:
+        logs = (f"session logs: {self.settings.log_dir}",) if passing.SESSIONS in self.settings.sinks else ()
+        return (*logs, *passing.lines(self.settings))
 
     def _how_to_use_it(self, url: str) -> str:
         if self.target is not None:
@@ -442,7 +445,8 @@ class Service(Daemon):
         if self._lock is not None and (trouble := self._write_state(port)):
             log.error("%s; `--env` and `--status` cannot find this daemon", trouble)
         log.info("llm-proxy %s listens on http://127.0.0.1:%d", __version__, port)
-        log.info("session logs: %s", self.settings.log_dir)
+        for line in self._sinks():
+            log.info("%s", line)
         if self.bedrock is not None:
             log.info("%s", self.bedrock.line)
 

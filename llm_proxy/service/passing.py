@@ -65,9 +65,14 @@ def lines(settings: Settings) -> tuple[str, ...]:
 
 def warnings(settings: Settings) -> tuple[str, ...]:
     """What a person should know of sinks that cannot work; the daemon runs all the same."""
-    if LOKI not in sinks(settings) or settings.loki_url:
+    if LOKI not in sinks(settings):
         return ()
-    return ("Loki is switched on, but loki.url is empty: NOTHING IS SENT to Loki",)
+    told = loki(settings)
+    if not told["url"]:
+        return ("Loki is switched on, but loki.url is empty: NOTHING IS SENT to Loki",)
+    if told["auth_token"] and (told["username"] or told["password"]):
+        return ("Loki is switched on, but has both loki.auth_token and a user's name: NOTHING IS SENT to Loki",)
+    return ()
 
 
 def options(settings: Settings, door: str = "") -> Options:
@@ -111,8 +116,8 @@ def loki(settings: Settings) -> dict[str, Any]:
         "batch_wait": settings.loki_batch_wait,
         "retry_max": settings.loki_retry_max,
         "use_gzip": settings.loki_use_gzip,
-        "environment": settings.loki_environment or "development",
-        "machine": settings.loki_machine or platform.node(),
+        "environment": settings.loki_environment,
+        "machine": settings.loki_machine,
         "max_line": settings.loki_max_line,
     }
 

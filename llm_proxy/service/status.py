@@ -61,6 +61,7 @@ class Sink:
     lag: float = 0.0
     passed: int = 0
     parked: int = 0
+    warning: str = ""
     last_error: str = ""
     last_error_at: str = ""  # UTC, ISO 8601
 
@@ -276,6 +277,7 @@ def _sinks(facts: object) -> tuple[Sink, ...]:
             lag=float(told["lag"]) if isinstance(told.get("lag"), int | float) else 0.0,
             passed=_number(told, "passed"),
             parked=_number(told, "parked"),
+            warning=_text(told, "warning"),
             last_error=_text(told, "last_error"),
             last_error_at=_moment(told.get("last_error_at")),
         )
@@ -306,6 +308,8 @@ def _behind(sinks: Sequence[Sink]) -> Iterator[str]:
             waiting = f", {sink.waiting} calls wait" if sink.waiting else ""
             error = f": {sink.last_error}" if sink.last_error else ""
             yield f"the sink {sink.name} {_LAGS[sink.state]}{waiting}{error}"
+        if sink.warning:
+            yield f"the sink {sink.name} reports: {sink.warning}"
 
 
 def _warnings(logs: Logs, keeper: Keeper) -> tuple[str, ...]:
