@@ -261,7 +261,7 @@ with_runtime() {
 keep_script() {
     if [ -n "$script_sum" ]; then
         get install.sh "$script_sum"
-        mv "$work/install.sh" "$target/install.sh"
+        cp "$work/install.sh" "$target/install.sh"
     elif [ -z "$url" ]; then
         cp "$checkout/scripts/install.sh" "$target/install.sh"
     fi
