@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_proxy.cli import show
-from llm_proxy.cli.export import FORMATS
+from llm_proxy.cli.grammar import FORMATS
 from llm_proxy.cli.sessions import as_object
 from llm_proxy.cli.view import bodies
 from llm_proxy.formats import markdown
