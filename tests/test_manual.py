@@ -70,8 +70,9 @@ def test_every_help_is_made_alike(command):
 @pytest.mark.parametrize("word", sorted(OWN))
 def test_help_of_a_word(command, word):
     """After the word, before it, with either spelling: the same, and nothing is done."""
-    shown = command(word, "--help")
-    assert (shown.returncode, shown.stderr, shown.stdout) == (0, "", usage.about([word]))
+    for arguments in ((word, "--help"), ("-help", word)):
+        shown = command(*arguments)
+        assert (shown.returncode, shown.stderr, shown.stdout) == (0, "", usage.about([word]))
 
 
 def test_help_of_a_flag(command):
@@ -87,6 +88,7 @@ def test_help_of_a_flag(command):
     ("arguments", "said"),
     [
         (["sesions"], "there is no command 'sesions'; did you mean sessions?"),
+        (["status"], "there is no command 'status'; did you mean --status?"),
         (["--stauts"], "there is no option '--stauts'; did you mean --status?"),
         (["-target-ulr=http://a"], "there is no option '--target-ulr'; did you mean --target-url?"),
         (["view", "--rwa"], "view: there is no option '--rwa'; did you mean --raw?"),

@@ -58,7 +58,7 @@ def _flagged(arguments: Sequence[str]) -> int:
     from llm_proxy.cli.options import parse
 
     if len(arguments) > 1 and usage.has(arguments, *grammar.HELP.names):
-        return _about(arguments[:1])
+        return _about(arguments[1:2] if usage.has(arguments[:1], *grammar.HELP.names) else arguments[:1])
     options = parse(arguments)
     return COMMANDS[options.command](options)
 

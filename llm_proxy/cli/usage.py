@@ -82,7 +82,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def _no_command(word: str) -> str:
     known = {command.word for command in grammar.COMMANDS if command.name}
-    return f"there is no command {word!r}; {nearest(word, sorted(known)) or 'llm-proxy --help shows what there is'}"
+    near = nearest(word, [f"--{word}"] if f"--{word}" in known else sorted(known))
+    return f"there is no command {word!r}; {near or 'llm-proxy --help shows what there is'}"
 
 
 class _Help(argparse.Action):
