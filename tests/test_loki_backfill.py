@@ -147,10 +147,12 @@ def test_calls_that_are_sent_as_they_end_are_left_to_the_lane(bed, loki, backfil
     until(lambda: bed.standing().get("state") == "ok", bed.standing)
     new = bed.make(30, since=time.time() + 0.1)
     loki.wait(entries=expected(30))
-    done = backfill(loki.url)
+    done = backfill(loki.url, text="enabled = true\n")
     assert f"{expected(30)} entries of 30 calls sent" in done.stdout and "are sent as they end" in done.stdout
     found = exchanges(loki)
     assert set(found) == {*old, *new} and all(len(kinds) == LINES for kinds in found.values())
+    assert "Loki is off now" not in done.stdout
+    assert "Loki is off now: --to has later ones sent too" in backfill(loki.url, text="enabled = false\n").stdout
 
 
 @pytest.mark.parametrize(

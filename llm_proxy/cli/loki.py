@@ -60,7 +60,10 @@ def _sentences(done: service.Outcome, wanted: Filter, *, dry_run: bool) -> Itera
         yield f"{done.refused} entries were refused for another reason: {show.line(done.why, 300)}"
     live = time.strftime("%Y-%m-%d %H:%M", time.localtime(done.live))
     if done.live and wanted.until_ns is None:
-        yield f"calls from {live} on are sent as they end"
+        if done.on:
+            yield f"calls from {live} on are sent as they end"
+        else:
+            yield f"calls from {live} on were sent as they ended, but Loki is off now: --to has later ones sent too"
     elif done.live and wanted.until_ns and wanted.until_ns > done.live * 1e9:
         twice = "would be" if dry_run else "are"
         yield f"note: calls from {live} on were sent as they ended, in other streams; they {twice} there twice"

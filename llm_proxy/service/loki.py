@@ -53,7 +53,8 @@ class Outcome:
     why: str = ""
     before: int = 0
     gone: int = 0
-    live: float = 0.0  # since when calls are sent as they end; 0: they are not
+    live: float = 0.0  # since when calls are sent as they end; 0: they never were
+    on: bool = False  # whether they are now
 
 
 def backfill(
@@ -73,7 +74,7 @@ def backfill(
         plan = lane.plan(passing.loki(configured))
     except Unusable as error:
         raise ConfigError(str(error)) from None
-    outcome = Outcome(live=live_since())
+    outcome = Outcome(live=live_since(), on=passing.LOKI in passing.sinks(configured))
     live_ns = int(outcome.live * 1e9) if wanted.until_ns is None and outcome.live else None
     wanted = replace(wanted, until_ns=wanted.until_ns or live_ns)
     if not dry_run:
