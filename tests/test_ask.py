@@ -178,6 +178,9 @@ def test_a_conversation_tells_each_message_once(home):
         assert text.count(question) == (2 if question == QUESTIONS[0] else 1)  # the first is the title too
     assert text.count("### Assistant") == 3 and text.count("Be terse") == 1
     assert text.count("tokens in") == 3 and text.count("· complete ·") == 3
+    assert " · 3 calls\n" in text
+    lone = next(row["id"] for row in home.json("sessions")["sessions"] if row["calls"] == 1)
+    assert " · 1 call\n" in home.run("view", lone).stdout
 
 
 def test_a_call_and_its_prefix(home):

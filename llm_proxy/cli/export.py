@@ -40,7 +40,7 @@ def export(arguments: Sequence[str]) -> int:
     if given.json:
         print(f'{{"calls": {number}}}', file=sys.stderr if given.output == "-" else sys.stdout)
     elif given.output != "-":
-        print(f"{number} calls written to {show.line(given.output)}")
+        print(f"{markdown.counted(number, 'call')} written to {show.line(given.output)}")
     return 0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm_proxy.cli import filters, show, usage
+from llm_proxy.formats.markdown import counted
 from llm_proxy.index.queries import StatRow
 from llm_proxy.service.ask import record
 
@@ -104,7 +105,7 @@ def _print_total(row: StatRow, *, utc: bool) -> None:
     if row.cost.equivalent:
         rows.append(("", f"${row.cost.equivalent:,.4f} at API prices was covered by subscriptions"))
     if row.cost.unpriced:
-        rows.append(("", f"{row.cost.unpriced} calls have no known price and are not in it"))
+        rows.append(("", f"without {counted(row.cost.unpriced, 'call')} of no known price"))
     for title, value in rows:
         print(f"{title:<11} {show.line(value) if title != 'Tokens' and title else value}")
 

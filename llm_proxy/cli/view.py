@@ -56,7 +56,7 @@ def _find(opened: Record, wanted: str, *, utc: bool) -> CallRow | SessionRow:
 
 def _kind(row: CallRow | SessionRow) -> str:
     if isinstance(row, SessionRow):
-        return show.line(f"session, {row.calls} calls  {row.title}", 80)
+        return show.line(f"session, {markdown.counted(row.calls, 'call')}  {row.title}", 80)
     return show.line(f"call  {row.method} {row.path}  {row.model}", 80)
 
 

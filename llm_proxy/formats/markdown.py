@@ -22,7 +22,7 @@ def conversation(
 ) -> Iterator[str]:
     """Blocks of a whole session, to be joined by blank lines."""
     yield f"# {session.title or session.id}"
-    facts = [session.id, session.provider, session.project, session.program, f"{session.calls} calls"]
+    facts = [session.id, session.provider, session.project, session.program, counted(session.calls, "call")]
     yield " · ".join(fact for fact in facts if fact)
     if session.parent:
         kind = "A fork of" if session.forked else f"A sub-agent ({session.agent}) of" if session.agent else "Child of"
@@ -31,6 +31,11 @@ def conversation(
     told = _Told()
     for call in calls:
         yield from _call(call, understand(call), told, utc=utc)
+
+
+def counted(number: int, name: str) -> str:
+    """`1 call`, `2 calls`."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 class _Told:

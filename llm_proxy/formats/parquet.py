@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import IO, Any
@@ -31,7 +32,8 @@ def write(calls: Iterable[Call], out: IO[bytes]) -> None:
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
-        raise ExtraMissing("--format parquet needs pyarrow, which the extra `parquet` installs") from None
+        command = f"{sys.executable} -m pip install pyarrow"
+        raise ExtraMissing(f"--format parquet needs pyarrow (the extra `parquet`), here: {command}") from None
     schema = _schema(arrow)
     rest = iter(calls)
     with parquet.ParquetWriter(out, schema, compression="zstd") as writer:
