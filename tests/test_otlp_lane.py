@@ -358,6 +358,16 @@ def test_no_key_in_what_is_shown():
     assert KEY not in repr(settings) + repr(given) + given.to_json() + "".join(passing.lines(settings.settings))
 
 
+def test_the_place_is_shown_without_what_may_be_secret(monkeypatch):
+    """Of a variable too."""
+    told = load({}, {"LLM_PROXY_OTLP_ENABLED": "true"}, None).settings
+    assert passing.lines(told) == ("OpenTelemetry: http://localhost:4318",)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"https://me:{KEY}@otlp.example:8443/{KEY}?k={KEY}")
+    assert passing.lines(told) == ("OpenTelemetry: https://otlp.example:8443",)
+    own = load({}, {"LLM_PROXY_OTLP_ENDPOINT": "http://[::1]:4318/api"}, None).settings
+    assert passing.lines(own) == ("OpenTelemetry: http://[::1]:4318",)
+
+
 # --- through a daemon, in trouble
 
 

@@ -13,13 +13,13 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_proxy.formats.call import Call
 from llm_proxy.formats.otel import Span, span_of
 from llm_proxy.formats.otel_metrics import Key, Series, Totals
+from llm_proxy.lanes.posting import retry_after
 from llm_proxy.lanes.sink import Refused, Unusable
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Otlp:
         if answer.status is None:
             raise Refused(f"{self._sender.place} cannot be reached: {answer.words}")
         if not 200 <= answer.status < 300:
-            after = min(_seconds(answer.retry_after), _LONGEST_WAIT)
+            after = min(retry_after(answer.retry_after), _LONGEST_WAIT)
             words = f"{self._sender.place} answered {answer.status} {answer.words}".strip()
             raise Refused(words, after=after, lasting=_for_good(answer))
 
@@ -175,13 +175,3 @@ def _points(before: Totals, totals: Totals, changed: Iterable[Key], now: int) ->
 def _for_good(answer: Answer) -> bool:
     """Only a person can change it: a wrong address, a key that does not count."""
     return answer.status is not None and 300 <= answer.status < 500 and answer.status not in _BUSY
-
-
-def _seconds(retry_after: str) -> float:
-    """Seconds, or until a date; 0 for what is neither."""
-    if retry_after.strip().isdecimal():
-        return float(retry_after)
-    try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0

@@ -60,7 +60,7 @@ class Poster:
         try:
             link.request("POST", self._target, body, {**self.headers, **self._more, **headers})
             with link.getresponse() as response:
-                answer = Answer(response.status, _text(response), _after(response.headers.get("Retry-After", "")))
+                answer = Answer(response.status, _text(response), retry_after(response.headers.get("Retry-After", "")))
                 if response.read(1):  # more than anybody reads: the connection is good for nothing else
                     self.close()
         except (OSError, HTTPException) as error:
@@ -144,9 +144,9 @@ def _text(response: HTTPResponse) -> str:
     return response.read(_MOST).decode("utf-8", "replace").strip()
 
 
-def _after(said: str) -> float:
-    """Of `Retry-After`: seconds, or a date (RFC 9110 §10.2.3)."""
-    if said.strip().isdecimal() and len(said) < 10:
+def retry_after(said: str) -> float:
+    """Seconds, of a `Retry-After`: seconds or a date (RFC 9110 §10.2.3); 0 for what is neither."""
+    if said.strip().isdecimal():
         seconds = float(said)
     else:
         try:

@@ -144,10 +144,11 @@ def _sends_otlp(settings: Settings) -> bool:
 
 
 def _otlp_place(settings: Settings) -> str:
-    """Without a path, which may be secret."""
-    if not settings.otlp_endpoint:
-        return "where OTEL_EXPORTER_OTLP_ENDPOINT says, else http://localhost:4318"
-    return "/".join(settings.otlp_endpoint.split("/")[:3])
+    """Without a path or a password, which may be secret."""
+    variables = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    told = settings.otlp_endpoint or next(filter(None, map(os.environ.get, variables)), "http://localhost:4318")
+    scheme, _, rest = told.partition("://")
+    return f"{scheme}://{re.split('[/?#]', rest)[0].rpartition('@')[2]}"
 
 
 def _otlp(settings: Settings, lanes: str) -> dict[str, Any]:
