@@ -16,8 +16,8 @@ import openai
 import pytest
 
 from llm_proxy.dialects.digest import Usage
-from llm_proxy.lanes.otlp import Otlp, Rejected
-from llm_proxy.lanes.sink import Refused, Unusable
+from llm_proxy.lanes.otlp import Otlp
+from llm_proxy.lanes.sink import Declined, Refused, Unusable
 from llm_proxy.service import passing
 from llm_proxy.settings import load
 from tests.calls import call
@@ -160,7 +160,7 @@ def test_what_only_a_person_can_change_is_told_and_loses_nothing(sink, receiver,
 def test_what_a_receiver_will_never_take_is_the_call_s_own_fault(sink, receiver, status):
     """Its words are passed on, without control characters and without our key."""
     receiver.replies["/v1/traces"].append(Reply(status, message=f"\x1b[31mno\x07 thanks, {KEY}\u202e"))
-    with pytest.raises(Rejected, match=rf"answered {status} .*no  ?thanks, \[masked\]") as told:
+    with pytest.raises(Declined, match=rf"answered {status} .*no  ?thanks, \[masked\]") as told:
         sink(headers=[["Authorization", f"Bearer {KEY}"]]).write(calls(1))
     assert not set("\x1b\x07\u202e") & set(str(told.value))
 
@@ -283,7 +283,7 @@ def test_standard_variables_count_where_settings_say_nothing(sink, receiver, mon
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=staging,service.name=theirs")
     receiver.replies["/v1/traces"].append(Reply(400, message=f"what is {KEY}?"))
     theirs = sink(endpoint="", instance="the-instance")
-    with pytest.raises(Rejected) as told:
+    with pytest.raises(Declined) as told:
         theirs.write(calls(1))
     assert KEY not in str(told.value)
     theirs.write(calls(1))
@@ -438,7 +438,7 @@ def test_one_that_cannot_be_taken_is_parked_and_the_others_arrive(start, environ
     receiver.wait(lambda it: len(it.calls()) == 4, 40)
     until(lambda: states(daemon)["otlp"]["parked"] == 1, lambda: states(daemon))
     (parked,) = (daemon.state / "parked/otlp.jsonl").read_text().splitlines()
-    assert "poison" in json.loads(parked)["error"]
+    assert json.loads(parked)["error"] == f"127.0.0.1:{receiver.port} answered 400 Bad Request: poison"
     assert daemon.stop() == 0
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from llm_proxy.formats.call import Call
 from llm_proxy.lanes.cursors import Cursors
 from llm_proxy.lanes.reading import Gone, Reader
-from llm_proxy.lanes.sink import Pace, Refused, Sink
+from llm_proxy.lanes.sink import Declined, Pace, Refused, Sink
 from llm_proxy.sinks.outbox import Outbox, Waiting
 
 ATTEMPTS = 3  # at a call that the sink itself cannot take
@@ -253,16 +253,16 @@ class Lane:
             raise error
         self._attempts = 0
         self._one_by_one = max(0, self._one_by_one - 1)
-        self._parking.add(rows[0], repr(error), {})
+        self._parking.add(rows[0], _words(error), {})
         self.state.parked += 1
-        self._tell(repr(error))
+        self._tell(_words(error))
 
     def _trouble(self, error: Exception) -> None:
         self._failures += 1
         self.state.retries += 1
         if self._failures > self._pace.tolerated or getattr(error, "lasting", False):
             self.state.state = "retrying"
-        self._tell(f"{error}" if isinstance(error, OSError | Refused) else repr(error))
+        self._tell(_words(error))
 
     def _tell(self, error: str) -> None:
         self.state.last_error = error
@@ -272,6 +272,10 @@ class Lane:
         """Seconds until the next attempt: twice as many each time, and not the same for all who wait for one server."""
         growing = FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16)
         return max(min(growing, LONGEST_PAUSE) * random.uniform(0.75, 1.0), getattr(error, "after", 0.0))
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, OSError | Refused | Declined) else repr(error)
 
 
 def _of_its_own(sink: Sink) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from llm_proxy.formats.call import Call
 from llm_proxy.formats.otel import Span, span_of
 from llm_proxy.formats.otel_metrics import Key, Series, Totals
 from llm_proxy.lanes.posting import retry_after
-from llm_proxy.lanes.sink import Refused, Unusable
+from llm_proxy.lanes.sink import Declined, Refused, Unusable
 
 if TYPE_CHECKING:
     from llm_proxy.lanes.otlp_http import Answer, Point, Sender
@@ -34,10 +34,6 @@ _BUSY = frozenset({408, 429})
 _PORTION = 2 << 20  # characters of attributes sent at once: receivers take 4 MB at least
 _LONGEST_WAIT = 300.0  # seconds that a receiver may ask for
 _QUIET = 60 * 10**9  # nanoseconds
-
-
-class Rejected(Exception):
-    """The receiver does not want what it was sent, and would not another time."""
 
 
 class Otlp:
@@ -88,9 +84,9 @@ class Otlp:
     def _send_spans(self, spans: Iterable[Span]) -> None:
         answer = self._sender.send_spans(list(spans))
         if not answer.sent:
-            raise Rejected("the exporter could not encode it")
+            raise Declined("the exporter could not encode it")
         if answer.status in _NEVER:
-            raise Rejected(f"{self._sender.place} answered {answer.status} {answer.words}".strip())
+            raise Declined(f"{self._sender.place} answered {answer.status} {answer.words}".strip())
         self._or_later(answer)
         # The protocol forbids to send them once more: nobody knows which ones were thrown away.
         self._note("spans", answer)

@@ -29,6 +29,10 @@ class Refused(Exception):
         self.lasting = lasting
 
 
+class Declined(Exception):
+    """The other side would not take it another time either. The message is told as it stands."""
+
+
 class Unusable(Exception):
     """The options of a sink are wrong. The message tells a person what to change."""
 
