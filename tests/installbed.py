@@ -7,12 +7,16 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
 
 from llm_proxy.service import state
 from tests.shellbed import snapshot
+
+# Without what tests themselves run with, uv among it: nobody who installs has that.
+PATH = ":".join(folder for folder in os.environ["PATH"].split(":") if Path(folder) != Path(sys.executable).parent)
 
 RC = {
     ".bashrc": "# mine\nalias ll='ls -l'\n",
@@ -89,7 +93,7 @@ class Person:
 
     def environ(self, **changes):
         """Their environment; None takes a variable away."""
-        environ = {"HOME": str(self.home), "PATH": os.environ["PATH"], "SHELL": "/bin/bash", "LANG": "C.UTF-8"}
+        environ = {"HOME": str(self.home), "PATH": PATH, "SHELL": "/bin/bash", "LANG": "C.UTF-8"}
         environ |= self.packages | {name: None if value is None else str(value) for name, value in changes.items()}
         return {name: value for name, value in environ.items() if value is not None}
 

@@ -162,7 +162,7 @@ def test_beyond_loopback_the_token_is_asked_for(start):
     assert _get(daemon, "/model/a/invoke")[0] == 503
     assert _get(daemon, "/model/a/invoke", Authorization=f"Bearer {token}")[0] == 503
     status, body = _get(daemon, "/v1/messages")
-    assert status == 404 and body["error"]["code"] == "not_served"
+    assert status == 403 and body["error"]["code"] == "not_allowed"
 
 
 def test_an_endpoint_that_is_ourselves_is_left_aside(start, free_port):

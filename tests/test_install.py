@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from llm_proxy.service import state
+from tests.installbed import PATH
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("llm_proxy", "scripts", "packaging", "systemd", "docs", "pyproject.toml", "README.md", "LICENSE")
@@ -49,7 +50,7 @@ def home(tmp_path):
 def _install(checkout, home, **environ):
     return subprocess.run(
         ["sh", str(checkout / "scripts/install.sh")],
-        env={"HOME": str(home), "PATH": os.environ["PATH"], "PYTHON": sys.executable} | PIP | environ,
+        env={"HOME": str(home), "PATH": PATH, "PYTHON": sys.executable} | PIP | environ,
         capture_output=True,
         text=True,
         timeout=300,
@@ -58,7 +59,7 @@ def _install(checkout, home, **environ):
 
 def _command(home, *arguments):
     program = home / ".local/bin/llm-proxy"
-    environ = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    environ = {"HOME": str(home), "PATH": PATH}
     return subprocess.run([program, *arguments], env=environ, capture_output=True, text=True, timeout=30)
 
 
@@ -85,7 +86,7 @@ def test_install_upgrade_and_a_build_that_does_not_run(checkout, home):
     shown = re.search(r"Use it in this shell: +(.*)", done.stdout)[1]
     taken = subprocess.run(
         ["sh", "-c", f"{shown}; echo $OPENAI_BASE_URL"],
-        env={"HOME": str(home), "PATH": os.environ["PATH"]},
+        env={"HOME": str(home), "PATH": PATH},
         capture_output=True,
         text=True,
         check=True,

@@ -392,7 +392,7 @@ async def test_recorded_times_are_the_streams_own(daemon: Any) -> None:
                 async for _ in stream:
                     received.append(time.time())
     ((request, response),) = await recorded(daemon, 1)
-    slack = 0.002  # milliseconds are cut off, and clocks are slewed
+    slack = 0.02  # milliseconds are cut off, clocks are slewed, and a busy machine reads two of them apart
     start = moment(request["_meta"]["ts"]).timestamp()
     assert begun - slack <= start <= sent[0] + slack
     timing = response["timing"]

@@ -276,12 +276,14 @@ def test_a_release_that_is_no_good_changes_nothing(settled, bundled, serve, tmp_
     assert settled.rc_files() == files and settled.versions == [OLD]
 
 
-def test_a_full_disk_changes_nothing(settled):
+def test_a_full_disk_changes_nothing(settled, bundled):
     """There is room for the archive, and not for what is in it."""
     need_namespaces()
     folder = shlex.quote(str(settled.launcher.parent.parent / "share/llm-proxy/versions"))
+    (archive,) = (bundled.page / f"download/v{NEW}").glob("*-linux-*.tar.gz")
+    room = archive.stat().st_size // 1024 + 4000
     full = (
-        f"cp -a {folder} /mnt/versions && mount -t tmpfs -o size=$(($(du -sk {folder} | cut -f 1) + 40000))k,mode=700 x "
+        f"cp -a {folder} /mnt/versions && mount -t tmpfs -o size=$(($(du -sk {folder} | cut -f 1) + {room}))k,mode=700 x "
         f'{folder} && cp -a /mnt/versions/. {folder} && "$@"; code=$?; ls -A {folder}; exit $code'
     )
     alone = ["unshare", "--mount", "--propagation", "private", "sh", "-c", f"mount -t tmpfs x /mnt && {full}", "sh"]
