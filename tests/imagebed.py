@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -106,7 +107,11 @@ class Image:
         self.stages.append(_stage(rest, len(self.stages)))
         self.facts, self.environ = {"FROM": rest}, {"PATH": _PATH}
         python = sys._base_executable
-        self._run_in(["ln", "-sfn", python, "/usr/local/bin/python"])
+        # no link: an environment made by one looks for the library beside the link, and may find another Python's
+        wrapper = f'#!/bin/sh\nexec {shlex.quote(python)} "$@"\n'
+        self._run_in(
+            ["sh", "-c", 'printf %s "$1" >/usr/local/bin/python; chmod 755 /usr/local/bin/python', "sh", wrapper]
+        )
         folder = Path(python)
         while (folder := folder.parent) != Path("/"):
             self._run_in(["chmod", "a+x", folder])  # an image's Python is not in anybody's home
