@@ -1,13 +1,13 @@
 """The form between the APIs: what a request asks, what an answer says, and the pieces in which an answer comes.
 
-Each API's module reads its own JSON into this and writes it from this, so that n APIs need n modules and not n². Frozen
+Each API's modules read its own JSON into this and write it from this, so that n APIs need n of them and not n². Frozen
 facts. Leaves out how any API says them, and what becomes of what one of them cannot say (`losses`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -58,7 +58,7 @@ class Media:
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """`signature` and `sealed` mean something to `origin` alone, the API that gave them; `id` is the item's there."""
+    """`signature` and `sealed` mean something to `origin` alone, whose models gave them; `id` is the item's there."""
 
     text: str
     signature: str = ""
@@ -87,7 +87,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """`id` is the call's. `name` is the tool's, where it is known."""
+    """`id` is the call's; `name` and `free` are the call's too, where it is known (`joined`)."""
 
     id: str
     parts: tuple[Text | Media, ...] = ()
@@ -119,7 +119,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """`schema` is the JSON schema of its arguments; None where the tool is `free` (takes text, by `grammar` if given)."""
+    """`schema` is the JSON schema of its arguments; None where the tool is `free`: it takes text.
+
+    `grammar` says which text: `syntax` (lark, regex) and `definition`.
+    """
 
     name: str
     description: str = ""
@@ -129,6 +132,27 @@ class Tool:
     grammar: Mapping[str, Json] | None = None
     cache: str = ""
     at: str = _AT
+
+
+def joined(turns: Iterable[Turn]) -> tuple[Turn, ...]:
+    """The turns with calls and results told of each other: a result knows its tool, and both have an id."""
+    calls: dict[str, ToolCall] = {}
+    nameless: dict[str, list[str]] = {}  # of a tool's calls without ids the ids they got, those unanswered
+    return tuple(replace(turn, parts=tuple(_joined(part, calls, nameless) for part in turn.parts)) for turn in turns)
+
+
+def _joined(part: Part, calls: dict[str, ToolCall], nameless: dict[str, list[str]]) -> Part:
+    if isinstance(part, ToolCall):
+        if not part.id:
+            part = replace(part, id=f"call_{len(calls)}")
+            nameless.setdefault(part.name, []).append(part.id)
+        calls[part.id] = part
+    elif isinstance(part, ToolResult):
+        if not part.id and (waiting := nameless.get(part.name)):
+            part = replace(part, id=waiting.pop(0))
+        if call := calls.get(part.id):
+            part = replace(part, name=call.name, free=call.free)
+    return part
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,12 @@ class Fields:
         for name in names:
             self._left.pop(name, None)
 
+    def loosen(self, losses: Losses, *names: str) -> None:
+        """These are hints: they are left out, and told, where they say anything."""
+        for name in names:
+            if self._left.pop(name, None) is not None:
+                losses.loosen(self.path(name))
+
     def finish(self, losses: Losses) -> None:
         """What is left was not understood."""
         for name, value in self._left.items():
