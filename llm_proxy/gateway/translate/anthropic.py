@@ -284,7 +284,7 @@ def _effort(thinking: Fields | None, output: Fields, losses: Losses) -> Effort |
 
 def write_request(ask: Ask, losses: Losses) -> Json:
     """The body of a Messages request. Raises CannotSay and BadRequest."""
-    system, turns = _opening(ask.turns)
+    system, turns = opening(ask.turns)
     body: dict[str, Json] = {"model": ask.model, "max_tokens": _most(ask)}
     if blocks := [block for part in system if (block := write_part(part, losses)) is not None]:
         body["system"] = blocks
@@ -294,14 +294,14 @@ def write_request(ask: Ask, losses: Losses) -> Json:
     if ask.tools:
         body["tools"] = [_tool(one, losses) for one in ask.tools]
     _write_choice(body, ask)
-    _write_effort(body, ask, losses)
+    write_effort(body, ask, losses)
     _write_shape(body, ask.shape, losses)
     if ask.stream:
         body["stream"] = True
     return body
 
 
-def _opening(turns: Iterable[Turn]) -> tuple[list[Part], list[Turn]]:
+def opening(turns: Iterable[Turn]) -> tuple[list[Part], list[Turn]]:
     """What the system says before anybody else does, and the rest."""
     system: list[Part] = []
     rest: list[Turn] = []
@@ -457,7 +457,7 @@ def _write_shape(body: dict[str, Json], shape: Shape | None, losses: Losses) -> 
 # -- how much to think
 
 
-def _write_effort(body: dict[str, Json], ask: Ask, losses: Losses) -> None:
+def write_effort(body: dict[str, Json], ask: Ask, losses: Losses) -> None:
     effort = ask.effort
     if effort is None:
         return

@@ -250,7 +250,10 @@ class Stop(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole answer. `created` is seconds since 1970, 0 where the provider does not tell."""
+    """A whole answer. `created` is seconds since 1970, 0 where the provider does not tell.
+
+    `failure` is that of a provider who failed and yet answered with a status of success.
+    """
 
     id: str
     model: str
@@ -262,6 +265,7 @@ class Reply:
     logprobs: Json = None  # as OpenAI's chat has them
     tier: str = ""
     fingerprint: str = ""
+    failure: Failure | None = None
 
 
 # -- a stream: one Begin, for each part a PartBegin, pieces and a PartEnd, then one End; or a Failure at any point

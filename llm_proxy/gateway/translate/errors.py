@@ -128,6 +128,12 @@ def type_of(api: str, kind: str) -> str:
     return str(getattr(_names_of(kind), _SPOKEN[api])) + ("Exception" if api == "bedrock" else "")
 
 
+def status_of(kind: str) -> int:
+    """The status of a kind outside of Anthropic's API."""
+    names = _names_of(kind)
+    return names.elsewhere or names.status
+
+
 def code_of(kind: str) -> str | None:
     """OpenAI's `code` of a kind."""
     return _CODES.get(kind)
@@ -191,7 +197,7 @@ def _retry_after(headers: Mapping[str, str], told: Mapping[str, Json]) -> str:
 def write_problem(api: str, problem: Problem) -> tuple[int, dict[str, str], Json]:
     """Status, headers and body as `api`'s own clients know them: anthropic, chat, responses, gemini or bedrock."""
     names = _names_of(problem.kind)
-    status = names.status if api == "anthropic" else names.elsewhere or names.status
+    status = names.status if api == "anthropic" else status_of(problem.kind)
     headers, body = _WRITERS[_SPOKEN[api]](status, names, problem)
     return status, headers | ({"retry-after": problem.retry_after} if problem.retry_after else {}), body
 

@@ -85,7 +85,7 @@ def parts_of(fields: Fields, name: str, read: Callable[[Fields], T], plain: Call
     """Content that is a text or a list of typed objects."""
     value = fields.any(name)
     at = fields.path(name)
-    if value is None:
+    if value in (None, ""):
         return []
     if isinstance(value, str):
         return [plain(value, at)]
