@@ -168,10 +168,11 @@ class StreamReader:
             yield from self._said(Refusal(""), text(feedback.get("blockReasonMessage")) or reason)
 
     def _candidate(self, candidate: dict[str, Json]) -> Iterator[Event]:
-        logprobs = _logprobs(mapping(candidate.get("logprobsResult")))
         for part in map(mapping, sequence(mapping(candidate.get("content")).get("parts"))):
-            told = yield from self._part(part, logprobs)
-            logprobs = None if told else logprobs
+            yield from self._part(part)
+        logprobs = _logprobs(mapping(candidate.get("logprobsResult")))
+        if logprobs and self._open is Text:
+            yield Piece(self._count - 1, "", logprobs)
         reason = text(candidate.get("finishReason"))
         if reason in _BROKEN:
             self._failed = True
@@ -179,7 +180,7 @@ class StreamReader:
         elif reason:
             self._stop = _STOPS.get(reason, Stop.END)
 
-    def _part(self, part: dict[str, Json], logprobs: Json) -> Iterator[Event]:
+    def _part(self, part: dict[str, Json]) -> Iterator[Event]:
         signature = text(part.get("thoughtSignature"))
         if call := mapping(part.get("functionCall")):
             yield from self._call(call, signature)
@@ -188,18 +189,16 @@ class StreamReader:
             if signature:
                 yield Signed(self._count - 1, signature, GEMINI)
         elif said := text(part.get("text")):
-            yield from self._said(Text(""), said, logprobs)
-            return True
-        return False
+            yield from self._said(Text(""), said)
 
-    def _said(self, part: Part, said: str, logprobs: Json = None) -> Iterator[Event]:
+    def _said(self, part: Part, said: str) -> Iterator[Event]:
         if self._open is not type(part):
             yield from self._close()
             yield PartBegin(self._count, part)
             self._open = type(part)
             self._count += 1
         if said:
-            yield Piece(self._count - 1, said, logprobs)
+            yield Piece(self._count - 1, said)
 
     def _call(self, call: dict[str, Json], signature: str) -> Iterator[Event]:
         yield from self._close()

@@ -17,6 +17,7 @@ from llm_proxy.gateway.translate.conversation import Part, Thinking, ToolCall
 ANTHROPIC: Final = "anthropic"  # on whichever platform: its signatures hold on all of them
 OPENAI: Final = "openai"
 GEMINI: Final = "gemini"
+BEDROCK: Final = "bedrock"  # what Amazon alone can open
 
 _MARK = "llmp1."
 _OF_CALL = "call"  # the `id` of a thought that is none: it carries the signature of the call behind it
