@@ -32,6 +32,7 @@ from llm_proxy.gateway.translate.conversation import (
 )
 from llm_proxy.gateway.translate.errors import Kind, kind_of, status_of, type_of
 from llm_proxy.gateway.translate.fields import compact
+from llm_proxy.gateway.translate.order import InOrder
 from llm_proxy.gateway.translate.signatures import GEMINI
 
 _STOPS = {
@@ -280,35 +281,36 @@ class StreamWriter:
     """Writes partial answers. Calls are held until they are whole."""
 
     def __init__(self, ask: Ask, created: int = 0) -> None:
+        self._order = InOrder(calls_signed=True)
         self._begin = Begin("", "")
-        self._parts: dict[int, Part] = {}
+        self._part: Part = Text("")
 
     def write(self, event: Event) -> Iterator[tuple[str, Json]]:
         """("", partial answer)."""
-        begin = self._begin
+        for one in self._order.events(event):
+            for answer in self._written(one):
+                yield "", answer
+
+    def _written(self, event: Event) -> Iterator[Json]:
         match event:
             case Begin():
                 self._begin = event
             case PartBegin():
-                self._parts[event.index] = event.part
-            case Piece() | Signed():
-                for part in self._more(event):
-                    yield "", _answer(begin.id, begin.model, [part])
-            case PartEnd():
-                part = self._parts.pop(event.index)
-                if isinstance(part, ToolCall):
-                    yield "", _answer(begin.id, begin.model, [_written(part)])
+                self._part = event.part
+            case Piece() if isinstance(self._part, ToolCall):
+                self._part = replace(self._part, arguments=self._part.arguments + event.text)
+            case Piece() if isinstance(self._part, Text | Thinking | Refusal):
+                yield self._answer(_written(replace(self._part, text=event.text)))
+            case Signed() if isinstance(self._part, Thinking):
+                signed = replace(self._part, text="", signature=event.signature, origin=event.origin)
+                yield self._answer(_written(signed))
+            case PartEnd() if isinstance(self._part, ToolCall):
+                yield self._answer(_written(self._part))
             case End():
-                yield "", _answer(begin.id, begin.model, []) | _ended(event.stop, event.usage, [])
+                yield self._answer() | _ended(event.stop, event.usage, [])
             case Failure():
                 status = {"code": status_of(event.kind), "status": type_of("gemini", event.kind)}
-                yield "", {"error": status | {"message": event.message}}
+                yield {"error": status | {"message": event.message}}
 
-    def _more(self, event: Piece | Signed) -> Iterator[Json]:
-        part = self._parts[event.index]
-        if isinstance(event, Signed):
-            yield {"text": "", "thought": True, "thoughtSignature": event.signature}
-        elif isinstance(part, ToolCall):
-            self._parts[event.index] = replace(part, arguments=part.arguments + event.text)
-        elif isinstance(part, Text | Thinking | Refusal):
-            yield _written(replace(part, text=event.text))
+    def _answer(self, *parts: Json) -> dict[str, Json]:
+        return _answer(self._begin.id, self._begin.model, list(parts))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from llm_proxy.gateway.translate.conversation import Event, Part, PartBegin, PartEnd, Piece, Signed, Thinking, ToolCall
+from llm_proxy.gateway.translate.conversation import Event, Part, PartBegin, PartEnd, Piece, Signed, Thinking
 from llm_proxy.gateway.translate.signatures import carried
 
 _OfPart = PartBegin | Piece | Signed | PartEnd
@@ -17,10 +17,11 @@ _OfPart = PartBegin | Piece | Signed | PartEnd
 class InOrder:
     """Holds back what belongs to a part until the parts before it have ended. Numbers the parts anew.
 
-    A call's signature becomes that of a thought before it (`signatures`).
+    Where an API's calls have no signatures, a call's becomes that of a thought before it (`signatures`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, calls_signed: bool = False) -> None:
+        self._calls_signed = calls_signed
         self._open: int | None = None
         self._number = -1
         self._waiting: dict[int, list[_OfPart]] = {}
@@ -59,12 +60,11 @@ class InOrder:
             self._open = None
 
     def _begun(self, part: Part) -> Iterator[Event]:
-        *before, last = carried((part,))
-        for thought in before:
-            assert isinstance(thought, Thinking) and isinstance(last, ToolCall)
+        for one in (part,) if self._calls_signed else carried((part,)):
             self._number += 1
-            yield PartBegin(self._number, replace(thought, signature=""))
-            yield Signed(self._number, thought.signature, thought.origin)
-            yield PartEnd(self._number)
-        self._number += 1
-        yield PartBegin(self._number, last)
+            if one is not part and isinstance(one, Thinking):
+                yield PartBegin(self._number, replace(one, signature=""))
+                yield Signed(self._number, one.signature, one.origin)
+                yield PartEnd(self._number)
+            else:
+                yield PartBegin(self._number, one)

@@ -221,8 +221,9 @@ def _part(fields: Fields, losses: Losses) -> Text | Media | Refusal | None:
         case "refusal":
             part = Refusal(fields.text("refusal"), fields.at)
         case "input_image":
-            where = placed(fields.text("image_url", ""))
-            part = Media("image", **where, file_id=fields.text("file_id", ""), detail=fields.text("detail", ""))
+            where, detail = placed(fields.text("image_url", "")), fields.text("detail", "auto")
+            id = fields.text("file_id", "")
+            part = Media("image", **where, file_id=id, detail="" if detail == "auto" else detail)
         case "input_file":
             where = filed(fields.text("file_data", "")) or placed(fields.text("file_url", ""))
             fields.loosen(losses, "detail")
