@@ -160,7 +160,7 @@ def _text_part(fields: Fields, losses: Losses) -> Text:
 
 
 def _media_part(fields: Fields, losses: Losses, kind: str) -> Media | None:
-    source = fields.object("source") or Fields({}, fields.path("source"))
+    source = fields.needed("source")
     cache, name = _cache(fields), fields.text("title", "")
     if (cited := fields.object("citations")) and cited.flag("enabled"):
         losses.lose(cited.at, "citations")

@@ -180,7 +180,7 @@ def _reasoning(fields: Fields, losses: Losses) -> Thinking:
 
 def _medium(kind: str) -> Callable[[Fields, Losses], Media]:
     def read(fields: Fields, losses: Losses) -> Media:
-        source = fields.object("source") or Fields({}, fields.path("source"))
+        source = fields.needed("source")
         form = fields.text("format", "")
         place = source.object("s3Location")
         media = Media(
@@ -215,7 +215,7 @@ def _tools(fields: Fields, losses: Losses) -> Iterator[Tool]:
             if tools:
                 tools[-1] = replace(tools[-1], cache=point.text("ttl", "5m"))
         elif spec := one.object("toolSpec"):
-            schema = spec.object("inputSchema") or Fields({}, spec.path("inputSchema"))
+            schema = spec.needed("inputSchema")
             tool = Tool(spec.text("name"), spec.text("description", ""), schema.take("json", dict), spec.flag("strict"))
             tools.append(replace(tool, at=one.at))
             spec.finish(losses)

@@ -94,6 +94,8 @@ def read_request(body: Json, losses: Losses) -> Ask:
     streaming.finish(losses)
     if fields.any("modalities", ["text"]) != ["text"]:
         losses.lose("modalities", "answers that are not text")
+    if fields.any("web_search_options") is not None:  # an empty one asks for it too
+        losses.lose("web_search_options")
     fields.loosen(losses, *_HINTS)
     fields.finish(losses)
     return ask
@@ -155,7 +157,7 @@ def _call(fields: Fields, losses: Losses) -> ToolCall:
     kind = fields.text("type", "function")
     if kind not in ("function", "custom"):
         raise BadRequest(fields.path("type"), "must be function or custom")
-    told = fields.object(kind) or Fields({}, fields.path(kind))
+    told = fields.needed(kind)
     call = ToolCall(id, told.text("name"), told.text("input" if kind == "custom" else "arguments"), at=fields.at)
     told.finish(losses)
     match fields.any("extra_content"):
@@ -209,14 +211,14 @@ def _refusal_part(fields: Fields, losses: Losses) -> Refusal:
 
 
 def _image_part(fields: Fields, losses: Losses) -> Media:
-    image = fields.object("image_url") or Fields({}, fields.path("image_url"))
+    image = fields.needed("image_url")
     part = Media("image", **placed(image.text("url")), detail=image.text("detail", ""), at=fields.at)
     image.finish(losses)
     return part
 
 
 def _sound_part(fields: Fields, losses: Losses) -> Media:
-    sound = fields.object("input_audio") or Fields({}, fields.path("input_audio"))
+    sound = fields.needed("input_audio")
     form = sound.text("format")
     part = Media("audio", _SOUNDS.get(form, f"audio/{form}"), sound.text("data"), at=fields.at)
     sound.finish(losses)
@@ -224,7 +226,7 @@ def _sound_part(fields: Fields, losses: Losses) -> Media:
 
 
 def _file_part(fields: Fields, losses: Losses) -> Media:
-    file = fields.object("file") or Fields({}, fields.path("file"))
+    file = fields.needed("file")
     part = Media(
         "document",
         **filed(file.text("file_data", "")),
@@ -265,7 +267,7 @@ def _tools(fields: Fields, losses: Losses) -> Iterator[Tool]:
         if kind not in ("function", "custom"):
             losses.lose(one.at, f"a tool of type {kind}")
             continue
-        told = one.object(kind) or Fields({}, one.path(kind))
+        told = one.needed(kind)
         yield read_function(told) if kind == "function" else _custom(told, losses)
         told.finish(losses)
         one.finish(losses)
@@ -320,7 +322,7 @@ def _shape(fields: Fields | None, losses: Losses) -> Shape | None:
         case "json_object":
             shape = Shape(at=fields.at)
         case "json_schema":
-            told = fields.object("json_schema") or Fields({}, fields.path("json_schema"))
+            told = fields.needed("json_schema")
             shape = read_schema(told, fields.at)
             told.finish(losses)
         case _:

@@ -58,6 +58,10 @@ class Fields:
         """The object of that name, or None where there is none."""
         return Fields(self._left.pop(name), self.path(name)) if name in self._left else None
 
+    def needed(self, name: str) -> Fields:
+        """The object of that name, which must be there. Raises BadRequest."""
+        return Fields(self.take(name, dict), self.path(name))
+
     def objects(self, name: str) -> Iterator[Fields]:
         """Each of a list of objects."""
         for number, one in enumerate(self.take(name, list, [])):

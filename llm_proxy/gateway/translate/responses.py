@@ -132,7 +132,7 @@ def _turns(fields: Fields, tools: list[Tool], losses: Losses) -> list[Turn]:
         return [Turn(Role.USER, (Text(given, at="input"),), at="input")]
     turns: list[Turn] = []
     for one in Fields({"input": given}).objects("input"):
-        kind = one.text("type", "message")
+        kind = one.text("type", "message" if one.has("role") else "item_reference")
         if kind == "additional_tools":
             tools += [tool for each in one.objects("tools") if (tool := _tool(each, losses)) is not None]
             continue
