@@ -189,7 +189,7 @@ class StreamReader:
         self._count = 0
         self._stop: Stop | None = None
         self._usage = Usage()
-        self._refused = False
+        self._refused = self._failed = False
 
     def read(self, chunk: Json) -> Iterator[Event]:
         """What one chunk says."""
@@ -197,6 +197,7 @@ class StreamReader:
         if error := fields.get("error"):
             told = mapping(error)
             kind = kind_of(text(told.get("code")) or text(told.get("type")))
+            self._failed = True
             yield Failure(kind, text(told.get("message")) or text(error))
             return
         choices = [mapping(choice) for choice in sequence(fields.get("choices"))]
@@ -217,6 +218,8 @@ class StreamReader:
 
     def finish(self) -> Iterator[Event]:
         """The stream is over (`[DONE]`, or its end). Counts come last, so only now is all known."""
+        if self._failed:
+            return
         yield from self._close()
         if self._stop is not None:
             yield End(self._stop, usage=self._usage)

@@ -157,8 +157,10 @@ class StreamReader:
 
     def finish(self) -> Iterator[Event]:
         """The stream is over. Counts grow until then."""
+        if self._failed:
+            return
         yield from self._close()
-        if self._stop is not None and not self._failed:
+        if self._stop is not None:
             stop = Stop.TOOL if self._calls and self._stop is Stop.END else self._stop
             yield End(stop, usage=self._usage)
 

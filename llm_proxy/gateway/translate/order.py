@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from llm_proxy.gateway.translate.conversation import Event, Part, PartBegin, PartEnd, Piece, Signed, Thinking
+from llm_proxy.gateway.translate.conversation import Event, Failure, Part, PartBegin, PartEnd, Piece, Signed, Thinking
 from llm_proxy.gateway.translate.signatures import carried
 
 _OfPart = PartBegin | Piece | Signed | PartEnd
@@ -27,8 +27,12 @@ class InOrder:
         self._waiting: dict[int, list[_OfPart]] = {}
 
     def events(self, event: Event) -> Iterator[Event]:
-        """What can be told now. Anything but a part's event comes through, after all that waited."""
-        if not isinstance(event, PartBegin | Piece | Signed | PartEnd):
+        """What can be told now. Anything but a part's event comes through, after all that waited; what a provider
+        broke off is not ended.
+        """
+        if isinstance(event, Failure):
+            yield event
+        elif not isinstance(event, PartBegin | Piece | Signed | PartEnd):
             yield from self._rest()
             yield event
         elif self._open is None or event.index == self._open:
