@@ -201,7 +201,7 @@ class _Item:
 
     @property
     def id(self) -> str:
-        prefix = next((prefix for kind, prefix in _PREFIXES.items() if isinstance(self.part, kind)), "msg")
+        prefix = "ctc" if isinstance(self.part, ToolCall) and self.part.free else _PREFIXES.get(type(self.part), "msg")
         own = self.part.id if isinstance(self.part, Thinking) and self.part.origin == OPENAI else ""
         return own or f"{prefix}_{self.response}_{self.index}"
 
