@@ -114,10 +114,12 @@ _WAITS = re.compile(r"(\d+(?:\.\d+)?)s")  # a protobuf Duration as JSON
 
 
 def kind_of(name: str, status: int = 0) -> str:
-    """The kind that an API's own name of an error means; where a status is told too, it decides."""
+    """The kind that an API's own name of an error means. Where a status is told too it decides, unless it is 400, which
+    Amazon and Google also use for others, or 429 for want of money.
+    """
     named = _BY_NAME.get(name.removesuffix("Exception"))
-    if status == 429 and named == Kind.UNPAID:
-        return Kind.UNPAID
+    if named and (status == 400 or (status == 429 and named == Kind.UNPAID)):
+        return named
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     return named or (Kind.INVALID if 400 <= status < 500 else Kind.BROKEN)
