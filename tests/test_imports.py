@@ -23,6 +23,7 @@ ALLOWED = {
     "formats": {"index", "sinks", "records", "dialects", "wire", "errors"},
     "keeper": {"index", "sinks", "journal", "records", "dialects", "wire"},
     "explorer": {"index", "formats", "sinks", "journal", "records", "dialects", "wire"},
+    "gateway": {"dialects", "wire"},
     "lanes": {"formats", "index", "sinks", "records", "dialects", "wire"},
     "service": {
         "explorer",
