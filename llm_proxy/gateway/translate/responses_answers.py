@@ -134,7 +134,7 @@ def write_reply(reply: Reply, ask: Ask, created: int = 0) -> Json:
     begin = Begin(reply.id, reply.model, created=reply.created, tier=reply.tier)
     items = [_Item(reply.id, index, part) for index, part in enumerate(carried(reply.parts))]
     if reply.logprobs:
-        texts = [item for item in items if isinstance(item.part, Text)]
+        texts = [item for item in items if isinstance(item.begun, Text)]
         for item in texts[:1]:
             item.logprobs = sequence(mapping(reply.logprobs).get("content"))
     output = [item.whole("completed") for item in items]
@@ -192,17 +192,29 @@ def _ended(response: dict[str, Json], output: list[Json], stop: Stop, usage: Usa
 
 @dataclass(slots=True)
 class _Item:
-    """One part as an item of the output, while it grows and when it is whole."""
+    """One part as an item of the output, as it begins and with what is said of it from then on."""
 
     response: str
     index: int
-    part: Part
+    begun: Part
+    said: list[str] = field(default_factory=list)
     logprobs: list[Json] = field(default_factory=list)
 
     @property
+    def part(self) -> Part:
+        """The part as far as it has come."""
+        match self.begun:
+            case ToolCall() as call:
+                return replace(call, arguments=call.arguments + "".join(self.said))
+            case Text() | Thinking() | Refusal() as told:
+                return replace(told, text=told.text + "".join(self.said))
+        return self.begun
+
+    @property
     def id(self) -> str:
-        prefix = "ctc" if isinstance(self.part, ToolCall) and self.part.free else _PREFIXES.get(type(self.part), "msg")
-        own = self.part.id if isinstance(self.part, Thinking) and self.part.origin == OPENAI else ""
+        begun = self.begun
+        prefix = "ctc" if isinstance(begun, ToolCall) and begun.free else _PREFIXES.get(type(begun), "msg")
+        own = begun.id if isinstance(begun, Thinking) and begun.origin == OPENAI else ""
         return own or f"{prefix}_{self.response}_{self.index}"
 
     def whole(self, status: str) -> dict[str, Json]:
@@ -222,16 +234,12 @@ class _Item:
 
     def piece(self) -> dict[str, Json]:
         """What a message's item holds."""
-        if isinstance(self.part, Refusal):
-            return {"type": "refusal", "refusal": self.part.text}
-        said = self.part.text if isinstance(self.part, Text) else ""
-        return {"type": "output_text", "text": said, "annotations": [], "logprobs": self.logprobs}
-
-    def add(self, said: str) -> None:
-        if isinstance(self.part, ToolCall):
-            self.part = replace(self.part, arguments=self.part.arguments + said)
-        elif isinstance(self.part, Text | Thinking | Refusal):
-            self.part = replace(self.part, text=self.part.text + said)
+        match self.part:
+            case Refusal(text=said):
+                return {"type": "refusal", "refusal": said}
+            case Text(text=said):
+                return {"type": "output_text", "text": said, "annotations": [], "logprobs": self.logprobs}
+        return {}
 
 
 _PREFIXES: dict[type[Part], str] = {Thinking: "rs", ToolCall: "fc"}
@@ -243,8 +251,8 @@ _PREFIXES: dict[type[Part], str] = {Thinking: "rs", ToolCall: "fc"}
 _DELTAS: dict[str, Callable[[dict[str, Json]], Part]] = {
     "response.output_text.delta": lambda event: Text(""),
     "response.refusal.delta": lambda event: Refusal(""),
-    "response.reasoning_summary_text.delta": lambda event: Thinking("", id=text(event.get("item_id"))),
-    "response.reasoning_text.delta": lambda event: Thinking("", id=text(event.get("item_id"))),
+    "response.reasoning_summary_text.delta": lambda event: Thinking("", origin=OPENAI, id=text(event.get("item_id"))),
+    "response.reasoning_text.delta": lambda event: Thinking("", origin=OPENAI, id=text(event.get("item_id"))),
     "response.function_call_arguments.delta": lambda event: ToolCall("", "", ""),
     "response.custom_tool_call_input.delta": lambda event: ToolCall("", "", "", free=True),
 }
@@ -389,8 +397,8 @@ class StreamWriter:
                 yield from self._opened(event)
             case Piece():
                 yield from self._piece(event)
-            case Signed() if isinstance(self._item.part, Thinking):
-                self._item.part = replace(self._item.part, signature=event.signature, origin=event.origin)
+            case Signed() if isinstance(self._item.begun, Thinking):
+                self._item.begun = replace(self._item.begun, signature=event.signature, origin=event.origin)
             case PartEnd():
                 yield from self._closed()
             case End():
@@ -412,11 +420,11 @@ class StreamWriter:
     def _piece(self, event: Piece) -> Iterator[tuple[str, dict[str, Json]]]:
         item = self._item
         logprobs = sequence(mapping(event.logprobs).get("content"))
-        first = isinstance(item.part, Thinking) and not item.part.text
-        item.add(event.text)
+        first = not item.said
+        item.said.append(event.text)
         item.logprobs += logprobs
         delta: dict[str, Json] = {"delta": event.text}
-        match item.part:
+        match item.begun:
             case Thinking():
                 if first:
                     part = {"type": "summary_text", "text": ""}
@@ -446,7 +454,7 @@ class StreamWriter:
             case Text(text=said):
                 told = {"text": said, "logprobs": item.logprobs}
                 yield "response.output_text.done", self._at(content_index=0) | told
-        if isinstance(item.part, Text | Refusal):
+        if isinstance(item.begun, Text | Refusal):
             yield "response.content_part.done", self._at(content_index=0) | {"part": item.piece()}
         done = item.whole("completed")
         self._output.append(done)
