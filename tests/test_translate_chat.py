@@ -312,6 +312,8 @@ BAD = [
         {"id": "1", "function": {"name": "f", "arguments": "{oops"}}]}]},
      "messages[0].tool_calls[0]: must be JSON, because the API it goes to takes objects only"),
     ([], "must be an object"),
+    ({"model": "m", "messages": [], "reasoning_effort": "huge"},
+     "reasoning_effort: must be one of none, minimal, low, medium, high, xhigh, max"),
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from llm_proxy.gateway.translate.conversation import (
+    LEVELS,
     Ask,
     Choice,
     Effort,
@@ -266,7 +267,7 @@ def _shape(fields: Fields | None, losses: Losses) -> Shape | None:
 
 def _effort(thinking: Fields | None, output: Fields, losses: Losses) -> Effort | None:
     at = output.path("effort")
-    level = output.text("effort", "")
+    level = output.one_of("effort", LEVELS)
     if thinking is None:
         return Effort(level, at=at) if level else None
     kind = thinking.text("type")
@@ -372,7 +373,7 @@ def good_id(id: str) -> str:
     """A call's id as it is taken there; the same one for the call and for its result."""
     if _GOOD_ID.fullmatch(id):
         return id
-    return f"{_BAD_IN_ID.sub('_', id)[:40]}_{hashlib.blake2b(id.encode(), digest_size=8).hexdigest()}"
+    return f"{_BAD_IN_ID.sub('_', id)[:40]}_{hashlib.blake2b(id.encode('utf-8', 'replace'), digest_size=8).hexdigest()}"
 
 
 def _media(part: Media, losses: Losses) -> dict[str, Json] | None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from llm_proxy.gateway.translate.conversation import (
+    LEVELS,
     Ask,
     Choice,
     Effort,
@@ -85,7 +86,7 @@ def read_request(body: Json, losses: Losses) -> Ask:
         tools=tuple(tool for tool in tools if allowed is None or tool.name in allowed),
         choice=choice,
         shape=_shape(fields.object("response_format"), losses),
-        effort=_effort(fields.text("reasoning_effort", "")),
+        effort=_effort(fields.one_of("reasoning_effort", LEVELS)),
         options=_options(fields),
         stream=bool(fields.flag("stream")),
         usage=bool(streaming.flag("include_usage")),

@@ -175,6 +175,9 @@ class Shape:
     at: str = _AT
 
 
+LEVELS: Final = ("", "none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+
 @dataclass(frozen=True, slots=True)
 class Effort:
     """How much to think. `level` is "", none, minimal, low, medium, high, xhigh or max; `budget` tokens, where told.

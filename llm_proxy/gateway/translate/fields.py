@@ -6,7 +6,7 @@ Leaves out what the fields mean (one module per API).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 from llm_proxy.gateway.translate.losses import BadRequest, Losses
@@ -50,6 +50,13 @@ class Fields:
 
     def text(self, name: str, default: str | None = None) -> str:
         return self.take(name, str, default)
+
+    def one_of(self, name: str, words: Collection[str]) -> str:
+        """One of these words, or "" where none is given. Raises BadRequest."""
+        word = self.text(name, "")
+        if word and word not in words:
+            raise BadRequest(self.path(name), f"must be one of {', '.join(filter(None, words))}")
+        return word
 
     def flag(self, name: str) -> bool | None:
         return self.take(name, bool) if name in self._left else None

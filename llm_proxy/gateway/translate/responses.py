@@ -29,6 +29,7 @@ from llm_proxy.gateway.translate.chat import (
     write_schema,
 )
 from llm_proxy.gateway.translate.conversation import (
+    LEVELS,
     Ask,
     Choice,
     Effort,
@@ -297,7 +298,7 @@ def _shape(fields: Fields | None, losses: Losses) -> Shape | None:
 def _effort(fields: Fields | None, losses: Losses) -> Effort | None:
     if fields is None:
         return None
-    level = fields.text("effort", "")
+    level = fields.one_of("effort", LEVELS)
     summary = fields.text("summary", "") or fields.text("generate_summary", "")
     if fields.any("mode", "standard") != "standard":
         losses.lose(fields.path("mode"))
