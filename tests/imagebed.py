@@ -192,7 +192,7 @@ class Container:
         self._unshare = subprocess.Popen(
             [
                 *("nsenter", "-t", str(image.pid), "-m", "--"),
-                *("unshare", "--net", "--pid", "--uts", "--ipc", "--mount", "--fork", "--kill-child=KILL"),
+                *("unshare", "--net", "--pid", "--uts", "--ipc", "--mount", "--fork"),
                 *("sh", "-c", script, "sh", *self._as_user(), *image.facts["ENTRYPOINT"]),
             ],
             stdin=subprocess.PIPE,
@@ -247,8 +247,10 @@ class Container:
         return self._unshare.returncode, output
 
     def close(self):
-        if self._unshare.poll() is None:
-            self._unshare.kill()
+        if (
+            self._unshare.poll() is None
+        ):  # with process 1 all go; to die with `unshare` is forgotten where the user changes
+            os.kill(self.pid, signal.SIGKILL)
         self._unshare.wait()
         self._unshare.stdout.close()
         subprocess.run(["ip", "link", "del", self._cable], capture_output=True)
