@@ -8,6 +8,7 @@ import sys
 
 import anthropic
 import openai
+import pytest
 
 QUESTIONS = ("Explain how rings work in the **journal**", "And what about segments?", "Thanks, summarise `fdatasync`")
 HOSTILE = (
@@ -29,6 +30,14 @@ class Provider:
         self.process.terminate()
         self.process.wait(10)
         self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def provider():
+    """One for the tests of a file."""
+    started = Provider()
+    yield started
+    started.stop()
 
 
 def converse(daemon, port):

@@ -16,7 +16,7 @@ from compose_spec import PyCompose
 
 from tests.fakeloki import FakeLoki
 from tests.imagebed import DOCKERFILE, instructions
-from tests.recorded import Provider, converse
+from tests.recorded import converse
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "packaging/compose"
@@ -218,13 +218,6 @@ def labels_of(expression):
 def fields_of(expression):
     """(name it gets, name in the line) of `json` stages."""
     return re.findall(r'\| json (\w+)="(\w+)"', expression)
-
-
-@pytest.fixture(scope="module")
-def provider():
-    started = Provider()
-    yield started
-    started.stop()
 
 
 def test_the_dashboard_asks_for_what_is_sent(start, provider):

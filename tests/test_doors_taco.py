@@ -15,18 +15,10 @@ from pathlib import Path
 import pytest
 
 from llm_proxy.service import taco
-from tests.recorded import Provider
 from tests.test_doors_target import ask, chat, everything_on_disk
 
 KEYS = {"X_API_Key": "sk-ant-api03-0123456789abcdef", "Anthropic_Version": "2023-06-01"}
 MESSAGE = {"model": "claude-sonnet-4-6", "max_tokens": 50, "messages": [{"role": "user", "content": "Hello"}]}
-
-
-@pytest.fixture(scope="module")
-def provider():
-    started = Provider()
-    yield started
-    started.stop()
 
 
 @pytest.fixture

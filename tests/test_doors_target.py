@@ -17,17 +17,9 @@ import pytest
 
 from llm_proxy.service import passing
 from llm_proxy.settings import Settings
-from tests.recorded import Provider
 
 KEY = "sk-proj-0123456789abcdefghij"
 TOKEN = "a-token-of-24-characters"
-
-
-@pytest.fixture(scope="module")
-def provider():
-    started = Provider()
-    yield started
-    started.stop()
 
 
 @pytest.fixture

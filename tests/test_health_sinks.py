@@ -8,9 +8,7 @@ import time
 from pathlib import Path
 
 import anthropic
-import pytest
 
-from tests.recorded import Provider
 from tests.test_health import dead_pid, exposition, facts, get, write
 
 LANE = {
@@ -169,13 +167,6 @@ async def test_free_space_is_looked_at_beside_the_traffic(rigs, tmp_path, monkey
 
 
 # -- real daemons ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def provider():
-    started = Provider()
-    yield started
-    started.stop()
 
 
 def ask(daemon, provider, *questions):

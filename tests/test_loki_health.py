@@ -6,14 +6,10 @@ import os
 import time
 from pathlib import Path
 
-import anthropic
-import pytest
-
 from tests.fakeloki import FakeLoki
 from tests.lokibed import until
-from tests.recorded import Provider
 from tests.test_health import exposition, facts, get, write
-from tests.test_health_sinks import LANE, say
+from tests.test_health_sinks import LANE, ask, say
 
 TOKEN = "glc_eyJvIjoiMTIzNDU2Nzg5MCJ9"
 
@@ -62,22 +58,6 @@ async def test_health_tells_state_lag_and_counts(rigs, tmp_path):
 
 
 # -- real daemons ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def provider():
-    started = Provider()
-    yield started
-    started.stop()
-
-
-def ask(daemon, provider, *questions):
-    with anthropic.Anthropic(
-        base_url=f"{daemon.url}/anthropic/127.0.0.1:{provider.port}", api_key="sk-ant-api03-0123456789", max_retries=0
-    ) as client:
-        for question in questions:
-            said = [{"role": "user", "content": question}]
-            client.messages.create(model="claude-sonnet-4-6", max_tokens=9, messages=said)
 
 
 def configured(environ, text):

@@ -21,7 +21,7 @@ from llm_proxy.proxy.callers import Guard
 from llm_proxy.proxy.front import Front
 from llm_proxy.proxy.models import Models, NamedModel
 from tests.fakeloki import FakeLoki
-from tests.recorded import Provider, converse
+from tests.recorded import converse
 
 ROOT = Path(__file__).parent.parent
 DASHBOARD = json.loads((ROOT / "packaging/grafana/llm-proxy.json").read_text())
@@ -42,13 +42,6 @@ ANSWER = {
     "stop_reason": "end_turn",
     "usage": {"input_tokens": 1000, "output_tokens": 10},
 }
-
-
-@pytest.fixture(scope="module")
-def provider():
-    started = Provider()
-    yield started
-    started.stop()
 
 
 @pytest.fixture(scope="module")

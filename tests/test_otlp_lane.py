@@ -23,19 +23,11 @@ from llm_proxy.settings import load
 from tests.calls import call
 from tests.fakeprovider.certificate import CERTIFICATE, tls_context
 from tests.otlpbed import Receiver, Reply, attributes
-from tests.recorded import Provider
 from tests.test_sinks_lanes import ask, configured, passed, running, states, until
 
 DURATION = "gen_ai.client.operation.duration"
 TOKENS = "gen_ai.client.token.usage"
 KEY = "otlp-secret-0123456789"
-
-
-@pytest.fixture(scope="module")
-def provider():
-    started = Provider()
-    yield started
-    started.stop()
 
 
 @pytest.fixture

@@ -17,14 +17,6 @@ import pytest
 
 from llm_proxy.lanes.appending import Appender
 from llm_proxy.sinks.outbox import TABLE, Outbox
-from tests.recorded import Provider
-
-
-@pytest.fixture(scope="module")
-def provider():
-    started = Provider()
-    yield started
-    started.stop()
 
 
 def ask(daemon, provider, *questions, stream=False):

@@ -152,27 +152,25 @@ class Sender:
         secrets |= {
             part.partition("=")[2] for name in ("", "TRACES_", "METRICS_") for part in _env(f"{name}HEADERS").split(",")
         }
-        timeout = _timeout(options)
         self._spans_session = _Session(ExportTraceServiceResponse, secrets)
         self._metrics_session = _Session(ExportMetricsServiceResponse, secrets)
-        certificate = options.get("certificate") or None
+        how: dict[str, Any] = {
+            "headers": headers,
+            "certificate_file": options.get("certificate") or None,
+            "timeout": _timeout(options),
+            "max_request_size": 0,
+        }
         self._spans = OTLPSpanExporter(
             endpoint=f"{base}/v1/traces" if base else None,
-            headers=headers,
-            certificate_file=certificate,
-            timeout=timeout,
             compression=_compression(options, "TRACES_"),
             session=self._spans_session,
-            max_request_size=0,
+            **how,
         )
         self._metrics = OTLPMetricExporter(
             endpoint=f"{base}/v1/metrics" if base else None,
-            headers=headers,
-            certificate_file=certificate,
-            timeout=timeout,
             compression=_compression(options, "METRICS_"),
             session=self._metrics_session,
-            max_request_size=0,
+            **how,
         )
         self.place = _place(base or _env("TRACES_ENDPOINT") or _env("ENDPOINT") or _DEFAULT)
         self._resource = _resource(options)
