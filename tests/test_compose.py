@@ -15,6 +15,7 @@ import yaml
 from compose_spec import PyCompose
 
 from tests.fakeloki import FakeLoki
+from tests.grafana import laid_out
 from tests.imagebed import DOCKERFILE, instructions
 from tests.recorded import converse
 
@@ -255,17 +256,9 @@ def test_the_dashboard_asks_for_what_is_sent(start, provider):
 def test_the_dashboard_is_one_that_grafana_takes():
     """As the other one: places that do not overlap, ids once each, the data source left to choose, variables that are used."""
     assert DASHBOARD["id"] is None and DASHBOARD["uid"] == "llm-proxy-loki"
-    panels, taken = DASHBOARD["panels"], set()
-    assert len({panel["id"] for panel in panels}) == len(panels)
+    panels = DASHBOARD["panels"]
+    laid_out(panels)
     for panel in panels:
-        place = panel["gridPos"]
-        cells = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
-        }
-        assert place["x"] + place["w"] <= 24 and not cells & taken, panel["title"]
-        taken |= cells
         for target in panel.get("targets", ()):
             assert target["datasource"] == panel["datasource"] == {"type": "loki", "uid": "${datasource}"}
     source, *variables = DASHBOARD["templating"]["list"]

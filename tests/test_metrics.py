@@ -21,6 +21,7 @@ from llm_proxy.proxy.callers import Guard
 from llm_proxy.proxy.front import Front
 from llm_proxy.proxy.models import Models, NamedModel
 from tests.fakeloki import FakeLoki
+from tests.grafana import laid_out
 from tests.recorded import converse
 
 ROOT = Path(__file__).parent.parent
@@ -254,18 +255,9 @@ def test_dashboard_and_rules_ask_only_for_metrics_that_exist():
 def test_the_dashboard_is_one_that_grafana_takes():
     """No id of ours, unique panels within the grid of 24 columns that do not overlap, and the data source left to choose."""
     assert DASHBOARD["id"] is None and DASHBOARD["uid"] == "llm-proxy" and DASHBOARD["schemaVersion"] >= 36
-    taken = set()
     panels = DASHBOARD["panels"]
-    assert len({panel["id"] for panel in panels}) == len(panels)
+    laid_out(panels)
     for panel in panels:
-        place = panel["gridPos"]
-        cells = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
-        }
-        assert place["x"] + place["w"] <= 24 and not cells & taken, panel["title"]
-        taken |= cells
         if panel["type"] != "row":
             assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"} and panel["targets"]
             references = [target["refId"] for target in panel["targets"]]
