@@ -87,7 +87,7 @@ class Daemon:
     def state(self):
         return self.home / ".local/state/llm-proxy"
 
-    def wait_for_line(self, pattern, timeout=20):
+    def wait_for_line(self, pattern, timeout=60):
         """The match in the first line that has one, said already or within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         with self._news:
@@ -107,7 +107,7 @@ class Daemon:
             link.request("GET", "/health")
             return json.loads(link.getresponse().read())
 
-    def wait_for_recording(self, value="ok", timeout=20):
+    def wait_for_recording(self, value="ok", timeout=150):
         """Until /health says so: the keeper needs a moment to start."""
         deadline = time.monotonic() + timeout
         while (facts := self.health())["recording"] != value:
@@ -117,13 +117,13 @@ class Daemon:
     def signal(self, number):
         self.process.send_signal(number)
 
-    def wait(self, timeout=20):
+    def wait(self, timeout=60):
         """Its exit status."""
         status = self.process.wait(timeout)
         self._reader.join(5)
         return status
 
-    def stop(self, timeout=20):
+    def stop(self, timeout=60):
         """SIGTERM; the exit status. What the keeper, last in line for the processors, had no time for is in the logs then."""
         self.signal(signal.SIGTERM)
         status = self.wait(timeout)
@@ -136,7 +136,7 @@ class Daemon:
         self.process.kill()
         return self.wait()
 
-    def entries(self, timeout=60, until=lambda entries: entries):
+    def entries(self, timeout=150, until=lambda entries: entries):
         """All entries of all session logs as dicts, once `until` is true of them.
 
         They are written by a process that comes last where others want the processors: the guard is wide.
@@ -232,7 +232,7 @@ def free_port():
 
 def _end_keepers(home):
     """A killed daemon's keeper settles and ends by itself; it must not outlive its folder."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while keepers := [pid for pid in _processes() if f"{home}/.local/state".encode() in _arguments(pid)]:
         if time.monotonic() > deadline:
             for pid in keepers:

@@ -273,7 +273,7 @@ class Container:
         return f"mount --bind {folder} {self.image.root}{place} && "
 
     def _child(self):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             unshare = self._unshare.pid  # nsenter and unshare are one process, as each becomes the next
             children = Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()

@@ -153,7 +153,7 @@ class Person:
         run = state.read_run(folder)
         if run is not None and state.alive(run):
             os.kill(run.pid, signal.SIGTERM)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while state.alive(run) and time.monotonic() < deadline:
                 time.sleep(0.05)
 

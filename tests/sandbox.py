@@ -54,7 +54,7 @@ class Machine:
             preexec_fn=lambda: (self._cgroup / "cgroup.procs").write_text("0"),
             start_new_session=True,
         )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not self._is_up():
             assert self._unshare.poll() is None, self._unshare.stdout.read().decode()
             assert time.monotonic() < deadline, "the machine does not boot"
@@ -94,7 +94,7 @@ class Machine:
         self._holder.stdin.close()
         self._holder.wait()
         self._holder.stdout.close()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while self._cgroup.exists() and time.monotonic() < deadline:  # its last processes may still be on their way out
             for folder, _, _ in os.walk(self._cgroup, topdown=False):
                 with contextlib.suppress(OSError):

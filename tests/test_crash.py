@@ -42,7 +42,7 @@ def journals(daemon):
     return sorted((daemon.state / "journal").iterdir())
 
 
-async def until(condition, why="", timeout=60):
+async def until(condition, why="", timeout=150):
     """A wide guard: a keeper comes last where others want the processors."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -75,7 +75,7 @@ def status(command, *options):
     return command("--status", *options).stdout
 
 
-async def recording(daemon, *wanted, timeout=60):
+async def recording(daemon, *wanted, timeout=180):
     """Wait until /health says one of these; the reason it gives."""
     deadline = time.monotonic() + timeout
     while (facts := daemon.health())["recording"] not in wanted:
@@ -297,12 +297,14 @@ async def test_a_journal_at_its_cap(serve, command, fake):
         assert load.slowest(begun) < NEVER_SLOW
         size = metrics(daemon)["llm_proxy_journal_segment_bytes"]
         assert size < 24 << 20, "the cap does not hold"
-        os.kill(pid, signal.SIGCONT)
-        await recording(daemon, "ok")
-        await load.more(20)
+    os.kill(pid, signal.SIGCONT)
+    await recording(daemon, "ok")  # without load: a keeper comes last where processors are short
+    async with Load(daemon.port, fake, name="after", kinds=ORDINARY) as after:
+        await after.more(20)
     await asyncio.to_thread(stop, daemon)
     missing, truncated = check(load, daemon.logs, lossy=True)
     assert missing == 0 and truncated > 0
+    assert check(after, daemon.logs, lossy=True) == (0, 0)
 
 
 @pytest.fixture
@@ -321,7 +323,7 @@ def slow_calls():
             text=True,
         )
         running.append(process)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not all(_traced(f"/proc/{pid}/task/{task}/status") for task in os.listdir(f"/proc/{pid}/task")):
             if process.poll() is not None:
                 pytest.skip(f"strace cannot attach here: {process.stderr.read().strip()}")
@@ -382,7 +384,7 @@ async def test_a_disk_with_errors(serve, fake, slow_calls, call):
         await load.more(20)
         before = newest()
         let_go = await asyncio.to_thread(slow_calls, daemon.pid, f"{call}:error=EIO:when=1..3")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while newest() == before:
             assert time.monotonic() < deadline
             await load.more()

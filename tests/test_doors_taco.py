@@ -60,7 +60,7 @@ def command(work, environ):
 
 def recordings(folder, count):
     """The recordings in a folder, once there are so many."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         files = sorted(folder.glob("recordings-*.jsonl"))
         found = [

@@ -57,7 +57,7 @@ def chat(text="hello"):
 
 def rows(path, count):
     """The rows of a CSV file, once there are so many; then no more come for a moment."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         text = path.read_text() if path.exists() else ""
         found = list(csv.reader(io.StringIO(text, newline="")))
@@ -413,7 +413,7 @@ def test_each_run_logs_its_own_calls_from_the_first_on(target, start, work, prov
     other = work / "other"
     other.mkdir()
     usual = start("--port", "0", "--config", str(config))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (usual.state / "sinks.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)

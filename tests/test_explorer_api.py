@@ -152,7 +152,7 @@ async def test_queries_that_take_too_long_are_stopped(made, monkeypatch):
 
     def view(record, asked) -> openapi.Any:
         if asked["n"] == 1:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while time.monotonic() < deadline:
                 list(record.index.rows("SELECT count(*) FROM texts a, texts b, texts c", {}))
         raise TookTooLong

@@ -742,7 +742,7 @@ def _through_the_daemon(daemon, fake):
     secret = daemon.state / "secret"
     headers = bearer(secret.read_text().strip() if secret.exists() else new_secret(daemon.state))
     stream = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=20)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:  # the first visit starts it
         stream.request("GET", "/llm-proxy/live/events", headers=headers)
         answer = stream.getresponse()
@@ -764,6 +764,6 @@ def _through_the_daemon(daemon, fake):
 
 def lines_until(answer, mark):
     """Read on until a line holds it."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while mark not in (line := answer.readline()):
         assert line and time.monotonic() < deadline, f"{mark} did not come"

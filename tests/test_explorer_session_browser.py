@@ -69,7 +69,7 @@ def open_page(visit, served):  # noqa: F811
 
 def until(page, condition):
     """Playwright's own waiting evaluates text in the page, which our policy forbids."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while not page.evaluate(condition):
         assert time.monotonic() < deadline, condition
         page.wait_for_timeout(20)

@@ -42,7 +42,7 @@ def home(tmp_path):
     run = state.read_run(str(folder / ".local/state/llm-proxy"))
     if run is not None and state.alive(run):
         os.kill(run.pid, signal.SIGTERM)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while state.alive(run) and time.monotonic() < deadline:
             time.sleep(0.05)
 

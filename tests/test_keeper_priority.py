@@ -49,7 +49,7 @@ def keeper(folder: Path, calls: int, waiting: int, cap: int, *prefix: str) -> su
 
 
 def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not true():  # another process' files: there is nothing to be woken by
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -176,7 +176,7 @@ def _stream(person: Person, fake: FakeProvider) -> None:
         client.messages.stream(model="claude-readme", max_tokens=9, messages=said) as stream,
     ):
         assert "".join(stream.text_stream) == "".join(SENTENCE)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while "".join(SENTENCE).strip() not in person.command("view").stdout:
         assert time.monotonic() < deadline, "the call is not in the record"
 
@@ -218,7 +218,7 @@ def test_homebrew_simulated(person: Person, tmp_path: Path) -> None:
     program = shlex.quote(f"{sys.prefix}/bin/llm-proxy")
     stub(tmp_path / "bin", "brew", BREWS.format(prefix=shlex.quote(str(tmp_path)), program=program))
     typed(person, BREW)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not person.rc_files()[".bashrc"].startswith(person.before[".bashrc"][2].decode() + "# >>>"):
         assert time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.05)

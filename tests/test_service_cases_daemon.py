@@ -33,7 +33,7 @@ def exported(command):
 
 def run_of(daemon):
     assert daemon.port
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (run := state.read_run(str(daemon.state))) is None or run.port != daemon.port:
         assert time.monotonic() < deadline
         time.sleep(0.01)
