@@ -23,9 +23,11 @@ ALLOWED = {
     "formats": {"index", "sinks", "records", "dialects", "wire", "errors"},
     "keeper": {"index", "sinks", "journal", "records", "dialects", "wire"},
     "explorer": {"index", "formats", "sinks", "journal", "records", "dialects", "wire"},
+    "gateway": {"records", "dialects", "wire"},
     "lanes": {"formats", "index", "sinks", "records", "dialects", "wire"},
     "service": {
         "explorer",
+        "gateway",
         "lanes",
         "keeper",
         "proxy",
