@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from llm_proxy.gateway.breaker import Breakers
-    from llm_proxy.gateway.catalog import Catalogs
-    from llm_proxy.gateway.identity import Identifier
-    from llm_proxy.gateway.limiting import Limiter
-    from llm_proxy.gateway.options import Options, Secrets
-    from llm_proxy.gateway.sealing import Sealer
-    from llm_proxy.gateway.sending.sender import Sender
-    from llm_proxy.gateway.store.database import Store
-    from llm_proxy.gateway.usage import UsageLog
+from llm_proxy.gateway import limiting, model_lists
+from llm_proxy.gateway.breaker import Breakers
+from llm_proxy.gateway.catalog import Catalogs
+from llm_proxy.gateway.identity import Identifier
+from llm_proxy.gateway.limiting import Limiter
+from llm_proxy.gateway.options import Options, Secrets
+from llm_proxy.gateway.sealing import Sealer, guard
+from llm_proxy.gateway.sending.sender import Sender
+from llm_proxy.gateway.store.database import Store
+from llm_proxy.gateway.usage import UsageLog
+
+log = logging.getLogger("llm_proxy.gateway")
 
 
 @dataclass(slots=True)
@@ -31,3 +37,59 @@ class Site:
     sender: Sender
     limiter: Limiter
     usage: UsageLog
+
+
+async def site(options: Options, secrets: Secrets) -> Site:
+    """Opens the store and makes the parts. Raises StoreAway, StoreUnusable, WrongKey."""
+    store = Store(secrets.database_url, options.state)
+    await store.open()
+    try:
+        sealer = Sealer(secrets)
+        await guard(store, sealer)
+        made = Site(
+            options=options,
+            secrets=secrets,
+            store=store,
+            identifier=Identifier(store, secrets, options),
+            sealer=sealer,
+            catalogs=Catalogs(store),
+            breakers=Breakers(),
+            sender=Sender(options.upstream, sealer, options),
+            limiter=limiting.make(store, options, secrets),
+            usage=UsageLog(store, options.state),
+        )
+    except BaseException:
+        await store.close()
+        raise
+    store.on_change(made.identifier.forget)
+    store.on_change(made.catalogs.forget)
+    return made
+
+
+@asynccontextmanager
+async def live(site: Site) -> AsyncIterator[None]:
+    """Its background work goes on inside; at the end what was used is written and the store let go of."""
+    loop = asyncio.get_running_loop()
+    chores = [
+        loop.create_task(_forever(name, chore))
+        for name, chore in (
+            ("the store's watch", site.store.watch()),
+            ("the usage log", site.usage.run()),
+            ("the lists of models", model_lists.run(site)),
+        )
+    ]
+    try:
+        yield
+    finally:
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
+        await site.usage.flush()
+        await site.store.close()
+
+
+async def _forever(name: str, chore: Coroutine[Any, Any, None]) -> None:
+    try:
+        await chore
+    except Exception:
+        log.exception("%s has ended", name)
