@@ -19,11 +19,12 @@ import uvloop
 from hypothesis import settings
 
 from tests.fakeprovider.fixtures import fake
+from tests.gatewaystore import store, store_url
 from tests.recorded import provider
 from tests.release import releases, serve
 from tests.rig import rig, rigs
 
-__all__ = ["fake", "provider", "releases", "rig", "rigs", "serve"]
+__all__ = ["fake", "provider", "releases", "rig", "rigs", "serve", "store", "store_url"]
 
 # The same examples each time, so that a change is judged by what it changed; `--hypothesis-profile=search` looks for new ones.
 settings.register_profile("steady", derandomize=True)

@@ -1,6 +1,7 @@
 """The tables, as SQLAlchemy describes them to SQLite and PostgreSQL alike. Migrations make them (`migrations`).
 
-Times are UTC. Money is in billionths of a US dollar, a whole number. Leaves out every query.
+Times are UTC. Money is in billionths of a US dollar, a whole number. An id is never given out twice (`AUTOINCREMENT`):
+who comes after somebody deleted must not find what is kept of him. Leaves out every query.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ users = Table(
     Column("rate_limit_minute", Integer),  # null: the default of all; 0: none
     Column("rate_limit_daily", Integer),
     Column("created_at", Moment, nullable=False, default=now),
+    sqlite_autoincrement=True,
 )
 
 teams = Table(
@@ -91,6 +93,7 @@ teams = Table(
     Column("name", String(255), nullable=False, unique=True),
     Column("monthly_budget", BigInteger),  # null: none
     Column("created_at", Moment, nullable=False, default=now),
+    sqlite_autoincrement=True,
 )
 
 team_members = Table(
@@ -112,6 +115,7 @@ invitations = Table(
     Column("expires_at", Moment, nullable=False),
     Column("used_by", Id, ForeignKey("users.id", ondelete="SET NULL")),
     Column("used_at", Moment),
+    sqlite_autoincrement=True,
 )
 
 # What a session's tokens are checked against; `refresh_hash` changes whenever one is renewed.
@@ -141,6 +145,7 @@ api_keys = Table(
     Column("expires_at", Moment),
     Column("last_used_at", Moment),
     Column("revoked_at", Moment),
+    sqlite_autoincrement=True,
 )
 
 provider_keys = Table(
@@ -158,6 +163,7 @@ provider_keys = Table(
     Column("shared", Boolean, nullable=False, default=False),
     Column("created_at", Moment, nullable=False, default=now),
     Column("tested_at", Moment),
+    sqlite_autoincrement=True,
 )
 
 model_aliases = Table(
@@ -180,6 +186,7 @@ model_aliases = Table(
     Column("parameters", JSON, nullable=False, default=dict),
     Column("created_at", Moment, nullable=False, default=now),
     UniqueConstraint("user_id", "alias"),
+    sqlite_autoincrement=True,
 )
 
 provider_models = Table(
@@ -233,6 +240,7 @@ audit_log = Table(
     Column("object", String(255), nullable=False, default=""),  # as in "alias:17"
     Column("detail", JSON, nullable=False, default=dict),  # never a secret
     Column("address", String(64), nullable=False, default=""),
+    sqlite_autoincrement=True,
 )
 
 # `changes` counts what every machine must know of at once; `canary` tells whether the encryption key is the right one.
