@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from llm_proxy import __version__, paths, unix
@@ -51,6 +51,7 @@ _PACKAGES = (
     "sqlalchemy",
 )
 _BASES = ("ANTHROPIC_BASE_URL", "OPENAI_BASE_URL", "GEMINI_BASE_URL")
+_NO_BASE: dict[str, dict[str, Any]] = {name: {name: ""} for name in ("anthropic", "openai", "gemini")}
 _GEMINI_COMPATIBLE = "/openai"  # behind the base that TokenTracer takes; we speak Gemini's own API
 
 
@@ -87,11 +88,11 @@ def needs_its_packages() -> None:
 def without_ourselves(loaded: Loaded) -> Loaded:
     """A base that points at our own port would be a loop: it is ignored, loudly."""
     settings, port = loaded.settings, loaded.settings.port
-    for name in ("anthropic", "openai", "gemini"):
+    for name in _NO_BASE:
         parts = urlsplit(getattr(settings, name))
         if port and parts.port == port and parts.hostname in ("127.0.0.1", "localhost", "::1"):
             log.warning("upstreams.%s is %s, which is this gateway itself: it is ignored", name, parts.geturl())
-            settings = replace(settings, **{name: ""})
+            settings = replace(settings, **_NO_BASE[name])
     return loaded._replace(settings=settings)
 
 
