@@ -9,15 +9,14 @@ from __future__ import annotations
 import difflib
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
-from typing import Any, Final
+from typing import Final
 
 from llm_proxy.gateway.catalog import Catalog, chooses
 from llm_proxy.gateway.facts import Alias, Provider, ProviderKey, Step, Target
 from llm_proxy.gateway.refusals import Refusal
-
-Reaches = Callable[[str, int], bool]  # whether the prompt has so many tokens for that model (tokens.Prompt.reaches)
+from llm_proxy.gateway.tokens import Prompt
 
 MOST = 32  # targets of one plan
 DEEP = 16  # aliases that fall back on one another
@@ -41,24 +40,15 @@ _SHAPES: Final = (
 )
 _PREFIXES: Final = {**{str(one): one for one in Provider}, "claude": Provider.ANTHROPIC, "google": Provider.GEMINI}
 
-# The same wish by the names that APIs have for it: the first is what the alias' is written as.
-_SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
-    "chat": ("max_completion_tokens", "max_tokens", "max_output_tokens"),
-    "completions": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
-    "responses": ("max_output_tokens", "max_completion_tokens", "max_tokens"),
-    "anthropic": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
-}
-_STOPS: Final = {"anthropic": "stop_sequences", "chat": "stop", "completions": "stop"}
 
-
-def plan(catalog: Catalog, name: str, reaches: Reaches, rng: random.Random, *, raw: bool) -> tuple[Target, ...]:
+def plan(catalog: Catalog, name: str, prompt: Prompt, rng: random.Random, *, raw: bool) -> tuple[Target, ...]:
     """Where a call for `name` is tried, best first, no place twice. An alias goes before a model of the same name.
 
     `raw`: whether models may be called by their providers' names. Raises Refusal 404 `model_not_found`.
     """
     alias = catalog.aliases.get(name)
     if alias is not None:
-        targets = tuple(islice(_distinct(_of_alias(catalog, alias, reaches, rng)), MOST))
+        targets = tuple(islice(_distinct(_of_alias(catalog, alias, prompt, rng)), MOST))
         if not targets:
             raise _miss(f"the model alias {_shown(name)} leads to no provider key that you may use")
         return targets
@@ -68,39 +58,15 @@ def plan(catalog: Catalog, name: str, reaches: Reaches, rng: random.Random, *, r
     return tuple(Target(key, model) for key in keys[:MOST])
 
 
-def laid_over(api: str, body: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The caller's request with an alias' parameters in the place of its own; one that is null goes.
-
-    What each API has a name of its own for (the limit of tokens, the stop sequences) is said by the caller's.
-    """
-    laid = dict(body)
-    limits = _SYNONYMS.get(api, ())
-    for name, value in parameters.items():
-        if name in limits:
-            chosen = name if api == "chat" and name == "max_tokens" else limits[0]
-            for other in limits:
-                laid.pop(other, None)
-            name = chosen
-        elif name in _STOPS.values():
-            name = _STOPS.get(api, name)
-            if name == "stop_sequences" and isinstance(value, str):
-                value = [value]
-        if value is None:
-            laid.pop(name, None)
-        else:
-            laid[name] = value
-    return laid
-
-
 def asks_for_tokens(catalog: Catalog, name: str) -> bool:
     """Whether a plan for that name may have to count the prompt."""
     alias = catalog.aliases.get(name)
     return alias is not None and any(chooses(one) for one in _with_fallbacks(catalog, alias))
 
 
-def _of_alias(catalog: Catalog, first: Alias, reaches: Reaches, rng: random.Random) -> Iterator[Target]:
+def _of_alias(catalog: Catalog, first: Alias, prompt: Prompt, rng: random.Random) -> Iterator[Target]:
     for alias in _with_fallbacks(catalog, first):
-        steps = (Step(alias.provider_key_id, _model(alias, reaches), 0, alias.weight), *alias.chain)
+        steps = (Step(alias.provider_key_id, _model(alias, prompt), 0, alias.weight), *alias.chain)
         for step in _ordered(steps, rng):
             key = catalog.keys.get(step.provider_key_id)
             if key is not None:
@@ -117,11 +83,11 @@ def _with_fallbacks(catalog: Catalog, alias: Alias) -> Iterator[Alias]:
         left = catalog.by_id.get(left.fallback_alias_id or 0)
 
 
-def _model(alias: Alias, reaches: Reaches) -> str:
+def _model(alias: Alias, prompt: Prompt) -> str:
     target = alias.target_model
-    if alias.use_light_model and alias.light_model and not reaches(target, alias.light_model_threshold):
+    if alias.use_light_model and alias.light_model and not prompt.reaches(target, alias.light_model_threshold):
         return alias.light_model
-    if alias.long_model and alias.long_model_threshold and reaches(target, alias.long_model_threshold):
+    if alias.long_model and alias.long_model_threshold and prompt.reaches(target, alias.long_model_threshold):
         return alias.long_model
     return target
 
