@@ -1,7 +1,9 @@
 """The tokens we give out: API keys `llmp_…` and invitations `llmi_…`, and how a mistyped one is told without the store.
 
 A token is a prefix, 43 random characters of base 62 (256 bits) and six of checksum: the CRC-32 of all before it, in
-base 62. Whoever holds the store holds SHA-256 of tokens, never one of them; 256 random bits need no slower hash. Leaves out rows (`manage.auth`, `identity`).
+base 62. Whoever holds the store holds SHA-256 of tokens, never one of them; 256 random bits need no slower hash.
+
+Leaves out rows (`manage.auth`, `identity`).
 """
 
 from __future__ import annotations

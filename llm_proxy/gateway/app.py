@@ -91,7 +91,7 @@ async def _caller(site: Site, route: Route, request: web.Request) -> Caller:
     """Who comes, where he may. Raises Refusal."""
     if route.access is Access.PUBLIC:
         return NOBODY
-    caller = await site.identifier.identify(request.headers)
+    caller = await site.identifier.identify(request.headers, request.raw_path)
     if caller.session_id is None:
         if route.access is not Access.KEY:
             raise Refusal(403, "session_needed", "this takes a session: sign in, an API key does not do")
@@ -151,7 +151,7 @@ def said(refusal: Refusal) -> web.Response:
     response = answer({"error": error}, refusal.status)
     response.headers.update(refusal.headers)
     if refusal.status == 401:
-        response.headers["WWW-Authenticate"] = "Bearer"
+        response.headers.setdefault("WWW-Authenticate", "Bearer")
     return response
 
 

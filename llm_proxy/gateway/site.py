@@ -85,6 +85,7 @@ async def live(site: Site) -> AsyncIterator[None]:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
         await site.usage.flush()
+        await site.identifier.close()
         await site.store.close()
 
 
