@@ -44,7 +44,7 @@ class BadBaseUrl(Exception):
 
 
 class Base(NamedTuple):
-    """`authority` is `host[:port]` in lower case; `prefix` stands before an API's path, "" or `/…` with no last slash."""
+    """`authority` is `host[:port]` in lower case; `prefix` comes before API paths: "" or `/…`, no slash at its end."""
 
     scheme: str
     authority: str

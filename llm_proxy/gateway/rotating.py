@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, or_, select, update
 
-from llm_proxy.gateway.facts import Provider, ProviderKey
 from llm_proxy.gateway.sealing import CANARY, OURS, Unreadable, WrongKey, guard
 from llm_proxy.gateway.store import audit
 from llm_proxy.gateway.store.schema import facts, provider_keys
@@ -87,10 +86,8 @@ async def _renew(connection: AsyncConnection, sealer: Sealer, row: int) -> bool:
     found = (await connection.execute(query)).one_or_none()
     if found is None:
         return False
-    key = ProviderKey(
-        found.id, found.user_id, Provider.COMPATIBLE, "", found.encrypted_key, key_version=found.key_version
-    )
-    sealed = sealer.seal(sealer.open(key), row=found.id, user=found.user_id)
+    opened = sealer.unsealed(found.encrypted_key, row=found.id, user=found.user_id, version=found.key_version)
+    sealed = sealer.seal(opened, row=found.id, user=found.user_id)
     values = {"encrypted_key": sealed.text, "key_version": sealed.version, "key_id": sealed.key_id}
     await connection.execute(update(provider_keys).where(_keys.id == row).values(values))
     return True

@@ -137,10 +137,14 @@ class Sealer:
 
     def open(self, key: ProviderKey) -> str:
         """The provider's key in clear. Raises Unreadable."""
-        known = (key.id, key.user_id, key.key_version, key.sealed)
+        return self.unsealed(key.sealed, row=key.id, user=key.user_id, version=key.key_version)
+
+    def unsealed(self, text: str, *, row: int, user: int, version: int) -> str:
+        """What `seal` was given for this place. Raises Unreadable."""
+        known = (row, user, version, text)
         opened = self._opened.get(known)
         if opened is None:
-            opened, _ = self._open(key.sealed, _of_key(key.id, key.user_id), key.key_version)
+            opened, _ = self._open(text, _of_key(row, user), version)
             if len(self._opened) >= REMEMBERED:
                 self._opened.clear()
             self._opened[known] = opened
