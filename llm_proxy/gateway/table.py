@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from llm_proxy.gateway import health, openapi
-from llm_proxy.gateway.calls import chat, completions, count_tokens, embeddings, messages, models, responses
+from llm_proxy.gateway.calls import api, models
 from llm_proxy.gateway.manage import aliases, audit, auth, invitations, providers, teams, usage, users
 from llm_proxy.gateway.routes import Route
 
 _MODULES = (
-    *(chat, responses, messages, count_tokens, embeddings, completions, models),
+    *(api, models),
     *(auth, providers, aliases, usage, users, teams, invitations, audit),
     *(health, openapi),
 )
