@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import String, cast, delete, exists, insert, literal, or_, select, update
 
 from llm_proxy.gateway.facts import Provider, ProviderKey
+from llm_proxy.gateway.sending.client import Unreachable
+from llm_proxy.gateway.sending.sender import Rejected
 from llm_proxy.gateway.store.database import StoreAway
 from llm_proxy.gateway.store.schema import facts, now, provider_keys, provider_models
 
@@ -139,13 +141,25 @@ async def _taken(site: Site, key_id: int, at: datetime) -> _Turn | None:
 
 
 async def _asked(site: Site, turn: _Turn) -> frozenset[str] | None:
-    """None where the provider does not say."""
+    """None where the provider does not say. An empty list is none: hosts that have other troubles answer so."""
     try:
         async with asyncio.timeout(PATIENCE):
-            return plain(await site.sender.models(key_of(turn.row)))
-    except Exception as error:  # a provider is foreign ground; what it says may repeat the key
-        log.warning("provider key %d (%s) lists no models: %s", turn.row.id, turn.row.provider, type(error).__name__)
-        return None
+            models = plain(await site.sender.models(key_of(turn.row)))
+    except Exception as error:  # a provider is foreign ground
+        why = _why(error)
+    else:
+        if models:
+            return models
+        why = "its list is empty"
+    log.warning("provider key %d (%s): the models it opens are not known anew: %s", turn.row.id, turn.row.provider, why)
+    return None
+
+
+def _why(error: Exception) -> str:
+    """Without the provider's own words: they may repeat the key."""
+    if isinstance(error, Rejected):
+        return f"the provider answered {error.status}"
+    return error.code if isinstance(error, Unreachable) else type(error).__name__
 
 
 async def _kept(site: Site, turn: _Turn, models: frozenset[str] | None, at: datetime) -> bool:
