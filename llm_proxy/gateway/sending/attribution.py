@@ -1,18 +1,10 @@
-"""Who a call to a provider is for, told to the proxy in header fields that it records and takes away.
-
-Leaves out the proxy's side.
-"""
+"""Who a call to a provider is for, told to the proxy beside it. Leaves out how that is written (`wire.attribution`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Final
-from urllib.parse import quote
 
-PREFIX: Final = "X-LLM-Proxy-Gateway-"
-_PLAIN: Final = "@:/+-_.~"  # beside letters and digits
+from llm_proxy.wire import attribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +18,7 @@ class Attribution:
     alias: str = ""
     team: str = ""
 
-    def headers(self) -> Iterator[tuple[str, str]]:
-        """The fields, percent-encoded ASCII; none for what is empty."""
-        yield PREFIX + "Request", _encoded(self.request_id)
-        yield PREFIX + "Attempt", str(self.attempt)
-        if self.user:
-            yield PREFIX + "User", _encoded(self.user)
-        if self.key:
-            yield PREFIX + "Key", _encoded(self.key)
-        if self.alias:
-            yield PREFIX + "Alias", _encoded(self.alias)
-        if self.team:
-            yield PREFIX + "Team", _encoded(self.team)
-
-
-@lru_cache(maxsize=1024)
-def _encoded(text: str) -> str:
-    return quote(text, safe=_PLAIN, errors="replace")
+    def headers(self) -> list[tuple[str, str]]:
+        """Fields for the proxy's socket, which goes no further with them."""
+        told = attribution.Attribution(self.request_id, str(self.attempt), self.user, self.key, self.alias, self.team)
+        return attribution.fields(told)

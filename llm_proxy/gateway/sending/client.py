@@ -10,6 +10,7 @@ Leaves out providers, and TLS, names and proxies on the way to them, which are t
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 from collections import deque
@@ -18,6 +19,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Final, cast
 
+from llm_proxy import unix
 from llm_proxy.wire.framing import BadFraming, Framing, for_response
 from llm_proxy.wire.head import MAX_HEAD, BadHead, ResponseHead, parse_response
 
@@ -373,6 +375,7 @@ class _Connection(asyncio.Protocol):
         try:
             end = framing.feed(data, start, pieces)
         except BadFraming as error:
+            answer.add(pieces)
             self._broken("bad_framing", str(error))
             return
         if pieces and answer.add(pieces):
@@ -482,8 +485,8 @@ class Client:
             raise Unreachable(
                 "connect_timeout", "the proxy did not take a connection in time", timed_out=True
             ) from None
-        except OSError as error:
-            raise Unreachable("proxy_gone", f"the proxy cannot be reached: {error.strerror}") from error
+        except (OSError, unix.PathTooLong) as error:
+            raise Unreachable("proxy_gone", f"the proxy cannot be reached: {error}") from error
         self._open.add(connection)
         if self._sweeping is None:
             self._sweeping = self.loop.call_later(_SWEEP, self._sweep)
@@ -495,7 +498,12 @@ class Client:
             sock = socket.socket(socket.AF_UNIX)
             try:
                 sock.setblocking(False)
-                sock.connect(self.path)
+                where, folder = unix.address(self.path)
+                try:
+                    sock.connect(where)
+                finally:
+                    if folder is not None:
+                        os.close(folder)
                 return sock
             except BlockingIOError:
                 sock.close()
