@@ -68,8 +68,9 @@ class _Failed(Exception):
         timed_out: bool = False,
         stay_away: float | None = None,
         own: tuple[bytes, str] | None = None,
+        noted: str = "",
     ) -> None:
-        super().__init__(problem.message)
+        super().__init__(noted or problem.message)
         self.problem = problem
         self.status = status
         self.timed_out = timed_out
@@ -194,7 +195,7 @@ class Call:
                 breakers.failed(key_id, model if failed.timed_out or retrying.of_model(failed.status) else "")
             else:
                 breakers.succeeded(key_id, model)
-            self._note(one, "timed_out" if failed.timed_out else "upstream_failed", failed.problem.message)
+            self._note(one, "timed_out" if failed.timed_out else "upstream_failed", str(failed))
             raise
         except asyncio.CancelledError:
             breakers.let_go(key_id, model)
@@ -401,8 +402,9 @@ async def _problem(key: ProviderKey, chosen: Way, answer: Answer) -> _Failed:
     words = data.decode("utf-8", "replace") if told is None else told
     problem = read_problem(answer.status, answer.headers, words)
     if answer.status in (401, 403):
-        refused = f"{key.provider} refused the gateway's key {key.label!r} with status {answer.status}"
-        return _Failed(Problem(Kind.BAD_GATEWAY, f"{refused}; whoever looks after it has to see to it"), answer.status)
+        words = f"{key.provider} refused the gateway's provider key {key.label!r} with status {answer.status}"
+        mended = Problem(Kind.BAD_GATEWAY, f"{words}; your own key is good")
+        return _Failed(mended, answer.status, noted=f"{words}: {problem.message}")
     own = (data, answer.headers.get("content-type", "")) if isinstance(chosen, Passing) and told else None
     if answer.status < 400:
         problem, own = replace(problem, kind=Kind.BAD_GATEWAY), None
