@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llm_proxy.settings import Loaded, Settings
 
 PORT = 8080  # of a stand-alone one, where nothing else is said
+_PATIENCE = 8.0  # seconds for a daemon of ours to answer, which a busy machine may keep from it for a while
 _OPENING = 10.0  # seconds for the command that opens a browser
 
 
@@ -57,7 +58,7 @@ def running(folder: str) -> int:
         return 0
     # Where systemd listens, our question starts the daemon; and a busy one may answer later than a shell would wait.
     awake = run.instance != activation.NOBODY and state.alive(run)
-    return run.port if awake or process.health(run) else 0
+    return run.port if awake or process.health(run, limit=_PATIENCE) else 0
 
 
 def beside(port: int) -> int:
@@ -77,7 +78,7 @@ def beside(port: int) -> int:
 
 def _health(port: int) -> dict[str, Any]:
     """By the path that is ours with a single target too."""
-    return process.health(state.Run(port, 1, 0, "-", activation.NOBODY), "/llm-proxy/health")
+    return process.health(state.Run(port, 1, 0, "-", activation.NOBODY), "/llm-proxy/health", _PATIENCE)
 
 
 def invitation(folder: str, port: int, *, print_only: bool) -> str:
