@@ -119,8 +119,8 @@ def _of_raw(catalog: Catalog, name: str) -> tuple[Sequence[ProviderKey], str]:
     known = [key for id, key in catalog.keys.items() if name in catalog.models.get(id, ())]
     if known:
         return [key for key in known if (key.provider, key.base_url) == (known[0].provider, known[0].base_url)], name
-    prefix, slash, model = name.partition("/")
-    if slash and model:
+    prefix, _, model = name.partition("/")
+    if prefix and model:
         provider = _PREFIXES.get(prefix.lower())
         keys = [
             key
