@@ -28,7 +28,7 @@ def email_of(text: str) -> str:
     email = spelt(text)
     if len(email) > LONGEST_EMAIL:
         raise Refusal(400, "invalid_email", f"an e-mail address has at most {LONGEST_EMAIL} characters", param="email")
-    if not _EMAIL.fullmatch(email):
+    if not text.isascii() or not _EMAIL.fullmatch(email):  # some letters become ASCII ones in lower case
         raise Refusal(400, "invalid_email", f"{email[:80]!r} is no e-mail address", param="email")
     return email
 

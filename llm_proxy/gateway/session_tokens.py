@@ -26,6 +26,7 @@ _HEAD: Final = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9."  # {"alg":"HS256","typ":"
 _ISSUER: Final = "llm-proxy"
 _ACCESS, _REFRESH = "llm-proxy gateway", "llm-proxy gateway refresh"  # audiences, and what keys are derived for
 _LEEWAY: Final = 10  # seconds that the clocks of two machines may differ
+_LATEST: Final = 1 << 36  # seconds after 1970, which a datetime can say
 _BLOCK: Final = 64  # bytes of SHA-256's input
 
 
@@ -115,10 +116,13 @@ def _decoded(
         raise BadToken("it is no token of ours")
     options: Any = {"require": list(required), **checks}
     try:
-        return jwt.decode(
+        claims = jwt.decode(
             token, key, algorithms=[_ALGORITHM], audience=audience, issuer=issuer, leeway=_LEEWAY, options=options
         )
     except jwt.ExpiredSignatureError:
         raise BadToken("it has expired", expired=True) from None
     except (jwt.InvalidTokenError, ValueError, RecursionError) as error:
         raise BadToken(str(error)) from None
+    if not all(isinstance(claims[name], int) and claims[name] < _LATEST for name in ("exp", "iat")):
+        raise BadToken("its times are none")
+    return claims
