@@ -30,9 +30,9 @@ def breakers(clock):
     return Breakers(clock)
 
 
-def fail(breakers, times=IN_A_ROW, *target, **more):
+def fail(breakers, times=IN_A_ROW, *target):
     for _ in range(times):
-        breakers.failed(*(target or (1,)), **more)
+        breakers.failed(*(target or (1,)))
 
 
 def open_for(breakers, clock, *target):
@@ -148,9 +148,9 @@ def test_calls_from_before_it_opened_change_nothing(breakers, clock):
 
 def test_trouble_of_a_model_leaves_the_others_alone(breakers):
     """Trouble of the key does not."""
-    fail(breakers, IN_A_ROW, 1, "opus", of_model=True)
+    fail(breakers, IN_A_ROW, 1, "opus")
     assert not breakers.allows(1, "opus") and breakers.allows(1, "haiku") and breakers.allows(1)
-    fail(breakers, IN_A_ROW, 1, "haiku")
+    fail(breakers)
     assert not breakers.allows(1, "haiku") and not breakers.allows(1, "sonnet") and not breakers.allows(1)
     assert breakers.wait(1, "opus") > 0
 
@@ -158,26 +158,26 @@ def test_trouble_of_a_model_leaves_the_others_alone(breakers):
 def test_a_model_that_is_refused_shows_that_its_provider_answers(breakers, clock):
     """So a probe that meets a busy model closes the key's circuit, not the model's."""
     fail(breakers, IN_A_ROW - 1)
-    breakers.failed(1, "opus", of_model=True)
+    breakers.failed(1, "opus")
     breakers.failed(1)
     assert breakers.allows(1)
     fail(breakers)
     clock.now += COOL
     assert breakers.allows(1, "opus")
-    breakers.failed(1, "opus", of_model=True)
+    breakers.failed(1, "opus")
     assert breakers.allows(1, "haiku") and breakers.allows(1, "haiku")
 
 
 def test_a_probe_of_both_takes_neither_in_vain(breakers, clock):
     """A call that one circuit holds back does not use up the other's probe; trouble of the key frees the model's."""
-    fail(breakers, IN_A_ROW, 1, "opus", of_model=True)
+    fail(breakers, IN_A_ROW, 1, "opus")
     clock.now += COOL / 2
     fail(breakers)
     clock.now += COOL / 2
     assert not breakers.allows(1, "opus")  # the key's is open, the model's half-open
     clock.now += COOL / 2
     assert breakers.allows(1, "opus")
-    breakers.failed(1, "opus")
+    breakers.failed(1)
     clock.now += 2 * COOL
     assert breakers.allows(1, "opus")
 
@@ -201,13 +201,13 @@ def test_circuits_have_an_end(breakers, monkeypatch):
     """Whatever models callers think of."""
     monkeypatch.setattr(breaker, "CIRCUITS", 100)
     for number in range(1000):
-        breakers.failed(1, f"model-{number}", of_model=True)
+        breakers.failed(1, f"model-{number}")
     assert len(breakers.states()) == 100
 
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["allows", "succeeded", "failed", "of_model", "let_go"]), st.floats(0, 30)),
+        st.tuples(st.sampled_from(["allows", "succeeded", "failed", "key_failed", "let_go"]), st.floats(0, 30)),
         max_size=150,
     )
 )
@@ -218,8 +218,8 @@ def test_whatever_happens_a_call_is_allowed_again_in_time(steps):
     breakers = Breakers(clock)
     for step, seconds in steps:
         clock.now += seconds
-        if step == "of_model":
-            breakers.failed(1, "m", of_model=True)
+        if step == "key_failed":
+            breakers.failed(1)
         elif step == "allows":
             wait = breakers.wait(1, "m")
             assert breakers.allows(1, "m") == (wait == 0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llm_proxy.gateway.catalog import Catalog, chooses
 from llm_proxy.gateway.facts import Alias, Provider, ProviderKey, Step
-from llm_proxy.gateway.planning import DEEP, MOST, asks_for_tokens, plan
+from llm_proxy.gateway.planning import DEEP, MOST, plan
 from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.tokens import Prompt
 
@@ -107,15 +107,8 @@ def test_an_alias_that_does_not_choose_counts_nothing():
         alias(1, "a", use_light_model=True),
         alias(1, "a", long_model="long"),
     ):
-        assert not chooses(one) and not asks_for_tokens(catalog(one), "a")
+        assert not chooses(one)
         assert places(catalog(one), "a", spoiled) == [(1, "m")]
-
-
-def test_what_falls_back_on_one_that_chooses_may_have_to_count():
-    """Who plans in a thread where prompts are long, can ask before."""
-    choosing = alias(2, "b", use_light_model=True, light_model="light")
-    known = catalog(alias(1, "a", fallback_alias_id=2), choosing, alias(3, "c"))
-    assert [asks_for_tokens(known, name) for name in ("a", "b", "c", "gpt-4o")] == [True, True, False, False]
 
 
 def test_weights_share_calls_out():

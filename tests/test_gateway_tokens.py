@@ -195,7 +195,7 @@ def test_long_texts_are_cut_without_changing_much():
     assert exactly(text) <= counted <= exactly(text) + 20
 
 
-def test_beyond_a_million_characters_the_rest_is_estimated():
+def test_beyond_half_a_million_characters_the_rest_is_estimated():
     """By how dense those were."""
     text = TEXT * 40_000
     assert len(text) > 3 * MEASURED

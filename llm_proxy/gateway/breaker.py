@@ -17,7 +17,7 @@ WINDOW, LEAST, SHARE = 60.0, 20, 0.5  # so many seconds, calls, and failures amo
 COOL, COOLEST = 5.0, 300.0  # seconds a circuit stays open the first time; it doubles up to the other
 PROBING = 120.0  # seconds after which a probe that nobody told the end of is given up
 _REMEMBERED: Final = 100  # calls of a circuit
-CIRCUITS: Final = 10_000  # of all; then the one that was made first is forgotten
+CIRCUITS: Final = 1_000  # of all; then the one that was made first is forgotten
 
 
 class State(StrEnum):
@@ -138,22 +138,17 @@ class Breakers:
             if circuit.forgettable(now):
                 del self._circuits[name]
 
-    def failed(self, key_id: int, model: str = "", *, of_model: bool = False) -> None:
-        """It failed: every call with that key would have or, `of_model`, only those for the model."""
+    def failed(self, key_id: int, model: str = "") -> None:
+        """It failed: as every call with that key would have or, with a `model`, only those for that one."""
         now = self._clock()
-        if of_model and model:
-            guilty, other = (key_id, model), self._circuits.get((key_id, ""))
-            if other is not None:
-                other.succeeded(now)  # it answered
-        else:
-            guilty, other = (key_id, ""), self._circuits.get((key_id, model)) if model else None
-            if other is not None:
-                other.let_go()
-        circuit = self._circuits.get(guilty)
-        if circuit is None:
-            if len(self._circuits) >= CIRCUITS:
-                del self._circuits[next(iter(self._circuits))]
-            circuit = self._circuits[guilty] = _Circuit()
+        whole = self._circuits.get((key_id, ""))
+        if model and whole is not None:
+            whole.succeeded(now)  # it answered
+        elif not model:
+            for (id, _), circuit in self._circuits.items():
+                if id == key_id:
+                    circuit.let_go()  # what a probe would have told of a model, it has not
+        circuit = self._circuits.get((key_id, model)) or self._new((key_id, model))
         circuit.failed(now)
 
     def let_go(self, key_id: int, model: str = "") -> None:
@@ -170,6 +165,12 @@ class Breakers:
         """Of every circuit that is known, by key and model ("": all of the key's); for those who watch."""
         now = self._clock()
         return {name: circuit.state(now) for name, circuit in self._circuits.items()}
+
+    def _new(self, name: tuple[int, str]) -> _Circuit:
+        if len(self._circuits) >= CIRCUITS:
+            del self._circuits[next(iter(self._circuits))]
+        self._circuits[name] = circuit = _Circuit()
+        return circuit
 
     def _of(self, key_id: int, model: str) -> Iterator[tuple[tuple[int, str], _Circuit]]:
         for name in ((key_id, ""), (key_id, model)) if model else ((key_id, ""),):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Final
 
-from llm_proxy.gateway.catalog import Catalog, chooses
+from llm_proxy.gateway.catalog import Catalog
 from llm_proxy.gateway.facts import Alias, Provider, ProviderKey, Step, Target
 from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.tokens import Prompt
@@ -56,12 +56,6 @@ def plan(catalog: Catalog, name: str, prompt: Prompt, rng: random.Random, *, raw
     if not keys:
         raise _unknown(catalog, name, raw)
     return tuple(Target(key, model) for key in keys[:MOST])
-
-
-def asks_for_tokens(catalog: Catalog, name: str) -> bool:
-    """Whether a plan for that name may have to count the prompt."""
-    alias = catalog.aliases.get(name)
-    return alias is not None and any(chooses(one) for one in _with_fallbacks(catalog, alias))
 
 
 def _of_alias(catalog: Catalog, first: Alias, prompt: Prompt, rng: random.Random) -> Iterator[Target]:
