@@ -3,6 +3,7 @@
 `store` and `store_url` are fixtures of every test (`conftest`), so what is heavy is imported by whoever uses them.
 """
 
+import atexit
 import contextlib
 import shutil
 import sqlite3
@@ -22,13 +23,13 @@ async def migrated(dialect):
     """What a store of this process is copied from: an SQLite file, or the name of a database."""
     if dialect not in _templates:
         if dialect == "sqlite":
-            folder = tempfile.TemporaryDirectory(prefix="gateway-store-")
-            path = Path(folder.name) / "migrated.db"
+            folder = tempfile.mkdtemp(prefix="gateway-store-")
+            atexit.register(shutil.rmtree, folder)
+            path = Path(folder) / "migrated.db"
             await _migrate(f"sqlite:///{path}")
             with contextlib.closing(sqlite3.connect(path)) as link:
                 link.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             _templates[dialect] = path
-            _templates["folder"] = folder  # goes with the process
         else:
             name = await SERVER.create(name="migrated")
             await _migrate(SERVER.url(name))
@@ -52,6 +53,19 @@ async def a_store_url(dialect, folder):
         yield f"sqlite:///{path}"
         return
     name = await SERVER.create(template)
+    try:
+        yield SERVER.url(name)
+    finally:
+        await SERVER.drop(name)
+
+
+@contextlib.asynccontextmanager
+async def an_empty_url(dialect, folder):
+    """As `a_store_url`, of a store that is not there yet: no file, or a database without tables."""
+    if dialect == "sqlite":
+        yield f"sqlite:///{Path(folder) / 'new' / 'gateway.db'}"
+        return
+    name = await SERVER.create()
     try:
         yield SERVER.url(name)
     finally:

@@ -87,6 +87,6 @@ def _postgresql(rest: str) -> Address:
     shown = quote(unquote(user.partition(":")[0]), safe="")
     return Address(
         f"postgresql://{shown}{at}{hosts}{parts.path}",
-        dsn=parts._replace(query=urlencode(kept, quote_via=quote)).geturl(),
+        dsn=f"postgresql://{parts.netloc}{parts.path}{'?' if kept else ''}{urlencode(kept, quote_via=quote)}",
         connect_timeout=min(seconds, 60.0) if seconds > 0 else 5.0,
     )

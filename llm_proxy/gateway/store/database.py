@@ -8,6 +8,7 @@ store, which every process watches: what is remembered of the store is forgotten
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sqlite3
@@ -23,6 +24,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from sqlalchemy.schema import Table
+from sqlalchemy.util import await_only
 
 from llm_proxy.gateway.store import schema
 from llm_proxy.gateway.store.address import Address, StoreUnusable, address
@@ -41,8 +43,8 @@ _CONNECTIONS = 5
 
 # What a database says when it is there and will not serve us now, and what nobody but an operator changes.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: classes, then single states.
-_AWAY = ("08", "53", "57", "58", "25006", "40001", "40P01", "55P03")
-_REFUSED = ("28", "3D000", "42501")
+_AWAY = ("08", "53", "55", "57", "58", "25006", "40001", "40P01")
+_REFUSED = ("28", "3D000", "42501", "42704")
 _SQLITE_AWAY = frozenset(
     {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_PROTOCOL}
 )
@@ -55,6 +57,7 @@ _SQLITE_REFUSED = frozenset(
         sqlite3.SQLITE_READONLY,
     }
 )
+_NO_FILE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 Forget = Callable[[], None]
 
@@ -88,19 +91,23 @@ class Store:
 
     async def open(self) -> None:
         """Migrates it where it is older. Raises StoreAway, StoreUnusable; may be called again then."""
-        if self._engine is None:
-            self._engine = engine(self._address)
-            self._writers = self._engine.execution_options(sqlite_begin="IMMEDIATE")
-        with _at_the_start(self.told):
-            async with self.reading() as connection:
-                version = await connection.run_sync(version_of)
-            if version != VERSION:
-                await migrate(self._address)
-        self._count = await self._counted()
+        self._engine = engine(self._address)
+        self._writers = self._engine.execution_options(sqlite_begin="IMMEDIATE")
+        try:
+            with _at_the_start(self.told):
+                async with self.reading() as connection:
+                    version = await connection.run_sync(version_of)
+                if version != VERSION:
+                    await migrate(self._address)
+            self._count = await self._counted()
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         if self._engine is not None:
             await self._engine.dispose()
+            self._engine = self._writers = None
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -141,7 +148,7 @@ class Store:
     def on_change(self, forget: Forget) -> None:
         """`forget` is called when something changed.
 
-        Who remembers what he reads looks at `generation` before: if it has moved since, what he read may be old already.
+        Who remembers what he reads looks at `generation` before: has it moved since, what he read may be old already.
         """
         self._forget.append(forget)
 
@@ -259,6 +266,12 @@ def _sqlite(address: Address, migrating: bool) -> AsyncEngine:
         how = connection.get_execution_options().get("sqlite_begin", "")
         connection.exec_driver_sql(f"BEGIN {how}")
 
+    @event.listens_for(made.sync_engine, "invalidate")
+    def end(connection: DBAPIConnection, *_: Any) -> None:
+        """A task cancelled at a statement leaves the statement open, which keeps a closed connection's lock."""
+        with contextlib.suppress(Exception, asyncio.CancelledError):
+            await_only(asyncio.shield(connection.driver_connection.rollback()))
+
     return made
 
 
@@ -319,7 +332,12 @@ def _serves_not(error: exc.DBAPIError) -> bool:
 
 
 def _is_refused(error: BaseException | None) -> bool:
-    return _state(error).startswith(_REFUSED) or _code(error) in _SQLITE_REFUSED or isinstance(error, PermissionError)
+    driver = getattr(getattr(error, "orig", error), "driver_exception", error)
+    return (
+        _state(error).startswith(_REFUSED)
+        or _code(error) in _SQLITE_REFUSED
+        or isinstance(driver, (*_NO_FILE, ValueError))  # a ValueError is about a parameter of the URL
+    )
 
 
 def _state(error: BaseException | None) -> str:

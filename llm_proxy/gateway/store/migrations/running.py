@@ -35,11 +35,11 @@ def run(connection: Connection, told: str) -> list[str]:
     def lacking(version: Any, _: Any) -> Any:
         return steps._upgrade_revs("head", version)
 
-    def told_of(*, step: Any, **_: Any) -> None:
+    def told_of(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
         done.append(f"{step.up_revision_id}: {step.up_revision.doc}")
 
-    with EnvironmentContext(Config(), steps, fn=lacking, on_version_apply=told_of) as environment:
-        environment.configure(connection=connection, target_metadata=schema.metadata)
+    with EnvironmentContext(Config(), steps, fn=lacking) as environment:
+        environment.configure(connection=connection, target_metadata=schema.metadata, on_version_apply=told_of)
         environment.run_migrations()
     _check_foreign_keys(connection, told)
     return done
