@@ -63,6 +63,7 @@ async def site(options: Options, secrets: Secrets) -> Site:
         raise
     store.on_change(made.identifier.forget)
     store.on_change(made.catalogs.forget)
+    made.usage.on_cost(made.limiter.spent)
     return made
 
 
@@ -85,6 +86,7 @@ async def live(site: Site) -> AsyncIterator[None]:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
         await site.usage.flush()
+        await site.limiter.close()
         await site.identifier.close()
         await site.store.close()
 
