@@ -153,11 +153,14 @@ async def calling(folder: Path, **options: Any) -> AsyncIterator[Calls]:
         stack.push_async_callback(made.usage.flush)
         stack.callback(made.sender.close)
         runner = web.AppRunner(
-            application(made, (*api.ROUTES, *models.ROUTES)), access_log=None, handler_cancellation=True
+            application(made, (*api.ROUTES, *models.ROUTES)),
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=1.0,
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, unix.bind(told.socket), shutdown_timeout=1.0).start()
+        await web.SockSite(runner, unix.bind(told.socket)).start()
         proxy = Proxy(ProxyConfig(allow=allow, gateway=Gateway(told.socket), gateway_socket=told.upstream), None)
         listener = socket.create_server(("127.0.0.1", 0))
         await proxy.listen([listener])
