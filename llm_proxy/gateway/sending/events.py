@@ -1,7 +1,7 @@
 """From an answer's bytes to what they say: JSON events of streams, whether the model speaks yet, its end, token counts.
 
 `Events` decodes all, for `translate`'s readers. `Watch` is for streams that pass as they are: it decodes until the
-model speaks, and from then on only what can hold token counts, an error or the end. `Retelling` gives Anthropic's
+model speaks, and then only what its last events say. `Retelling` gives Anthropic's
 events in Amazon's envelopes as Anthropic itself sends them. All are fed pieces, cut anywhere, in bounded memory. Leaves
 out what conversations are made of (`translate`).
 """
@@ -25,7 +25,8 @@ from llm_proxy.gateway.translate.conversation import Failure, Json
 from llm_proxy.gateway.translate.errors import Kind, kind_of, type_of
 from llm_proxy.wire import eventstream, sse
 
-LINE_LIMIT: Final = 8 << 20  # bytes of a line that is looked at in a stream that passes
+LINE_LIMIT: Final = 8 << 20  # bytes of an event that is looked at in a stream that passes
+_TAIL: Final = 1 << 16  # bytes of such a stream that are kept
 
 _DONE: Final = "[DONE]"  # OpenAI's last event
 
@@ -62,9 +63,12 @@ class _ServerSent:
         return [told for event in self._decoder.feed(piece) if (told := _told(event)) is not None]
 
     def finish(self) -> list[Json]:
-        # A stream may end without the last blank line.
-        last = [*self._decoder.finish(), *self._decoder.feed(b"\n\n")]
-        return [told for event in last if (told := _told(event)) is not None]
+        return [told for event in _last(self._decoder) if (told := _told(event)) is not None]
+
+
+def _last(decoder: sse.EventDecoder) -> list[sse.Event]:
+    """A stream may end without the last blank line."""
+    return [*decoder.finish(), *decoder.feed(b"\n\n")]
 
 
 def _told(event: sse.Event) -> Json | None:
@@ -303,79 +307,79 @@ def answered(api: str, body: bytes) -> Usage:
 class Watch:
     """One stream of server-sent events of `api` that passes as it is, as its pieces go by.
 
-    `begun`: the model has spoken; `over`: the answer told its end; `failure`: it told that it broke off, or ended
-    before it was whole; `usage`: its token counts, as far as they are known.
+    `begun`: the model has spoken; `failure`: the stream told that it broke off, or ended before it was whole; what
+    breaks behind the first word is known once the stream has come to its end. `over`: the answer told its end. `usage`:
+    its token counts. These are in its first and last events, so that of those between no more is kept than they pass.
     """
 
     def __init__(self, api: str) -> None:
-        self.begun = self.over = False
+        self.begun = False
         self.failure: Failure | None = None
         self._api = api
-        self._passing = passing = _PASSING[api]
-        self._marks = passing.marks
-        self._events: Events | None = Events(api)  # until it has begun
+        self._passing = _PASSING[api]
+        self._events: sse.EventDecoder | None = sse.EventDecoder()  # until it has begun
         self._told: dict[str, Json] = {}
-        self._line = bytearray()  # not yet whole
-        self._skips = False  # that line is too long
-        self._tail: deque[bytes] = deque(maxlen=4)
+        self._over = False
+        self._tail: deque[bytes] = deque()
+        self._size = 0
+
+    @property
+    def over(self) -> bool:
+        self._look()
+        return self._over
 
     @property
     def usage(self) -> Usage:
+        self._look()
         return APIS[self._passing.reader].read_usage(self._told) if self._told else Usage()
 
     def feed(self, piece: bytes) -> None:
         """The next bytes, cut anywhere. Raises Broken, before the model speaks only."""
+        if self._size > _TAIL:
+            self._trim()
+        self._tail.append(piece)
+        self._size += len(piece)
         if self._events is not None:
             self._hear(self._events.feed(piece))
-        self._tail.append(piece)
-        if not piece.endswith(b"\n") or self._line or self._skips:
-            piece = self._joined(piece)
-        for mark in self._marks:
-            if mark in piece:
-                self._look(piece)
-                return
 
     def finish(self) -> None:
         """The stream is over. Raises Broken, where the model has not spoken only."""
         if self._events is not None:
-            self._hear(self._events.finish())
-        self._look(self._joined(b"\n"))
+            self._hear(_last(self._events))
+        self._look()
         if self._passing is _CHAT and _FINISHED.search(b"".join(self._tail)) is not None:
-            self.over = True
-        if not self.over and self.failure is None:
+            self._over = self.failure is None
+        if not self._over and self.failure is None:
             self.failure = _CUT
 
-    def _hear(self, events: list[Json]) -> None:
+    def _hear(self, events: list[sse.Event]) -> None:
         for event in events:
-            if begins(self._api, event):
+            told = _told(event)
+            if told is not None and begins(self._api, told):
                 self.begun = True
                 self._events = None
-                return
+                break
+        self._look()
 
-    def _joined(self, piece: bytes) -> bytes:
-        """The whole lines that there are now; what is left waits."""
-        end = piece.rfind(b"\n") + 1
-        whole = b""
-        if end:
-            start = piece.find(b"\n") + 1 if self._skips else 0
-            whole = bytes(self._line) + piece[start:end]
-            self._line.clear()
-            self._skips = False
-        if not self._skips:
-            self._line += piece[end:]
-            if len(self._line) > LINE_LIMIT:
-                self._line.clear()
-                self._skips = True
-        return whole
+    def _trim(self) -> None:
+        """The last event stays whole, as long as it is not endless."""
+        if self._size > LINE_LIMIT:
+            self._tail.clear()
+            self._size = 0
+        elif self._tail[-1].endswith(b"\n"):
+            while self._size > _TAIL // 2:
+                self._size -= len(self._tail.popleft())
 
-    def _look(self, lines: bytes) -> None:
-        for line in lines.splitlines():
-            if line.startswith(b"data:") and any(mark in line for mark in self._marks):
+    def _look(self) -> None:
+        """At what is kept."""
+        marks = self._passing.marks
+        for line in b"".join(self._tail).splitlines():
+            if line.startswith(b"data:") and any(mark in line for mark in marks):
                 self._take(line[5:])
 
     def _take(self, data: bytes) -> None:
         if data.strip() == b"[DONE]":
-            self.over = True
+            self._over = self.failure is None
             return
         event = read(_OUTER, data)
         if event is None:
@@ -386,7 +390,7 @@ class Watch:
                 kept = self._told if self._api == "anthropic" else {}
                 self._told = kept | {name: value for name, value in told.items() if value is not None}
         if event.type in self._passing.last:
-            self.over = True
+            self._over = True
         elif event.error or event.type in ("error", "response.failed"):
             said = APIS[self._passing.reader].reader().read(read_value(data))
             self.failure = next((one for one in said if isinstance(one, Failure)), self.failure)
