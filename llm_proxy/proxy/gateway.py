@@ -63,6 +63,11 @@ class GatewayDoor:
         self.aside = aside.Aside(core, aside.SocketDialler(config.address, down))
         self._instead = Instead(_FIELDS, (f"{SCHEME}: {'https' if tls else 'http'}".encode(),))
 
+    @property
+    def open(self) -> int:
+        """Requests under way."""
+        return len(self.aside.relays)
+
     def takes(self, head: RequestHead, target: bytes) -> bool:
         if _OURS.fullmatch(target) is not None:
             return True
@@ -109,7 +114,7 @@ class GatewayDoor:
         )
         return {
             "llm_proxy_gateway_requests_total": ("Requests to the gateway that are over (status 0: no answer).", over),
-            "llm_proxy_gateway_open": ("Requests to the gateway under way.", [Sample({}, len(self.aside.relays))]),
+            "llm_proxy_gateway_open": ("Requests to the gateway under way.", [Sample({}, self.open)]),
         }
 
 

@@ -19,7 +19,6 @@ from llm_proxy.wire.hop import Instead
 
 if TYPE_CHECKING:
     from llm_proxy.proxy.authority import Allowed
-    from llm_proxy.proxy.client import ClientConnection
     from llm_proxy.proxy.relay import Relay
 
 _PROVIDERS = PROVIDERS | {"bedrock": "bedrock"}
@@ -90,10 +89,6 @@ class CallCore(Core):
         )
         self.pool, self.metrics, self.relays = core.pool, core.metrics, core.relays
         self._core = core
-
-    def leave(self, client: ClientConnection) -> None:
-        self.clients.discard(client)
-        self._core.tell()
 
     def finished(self, relay: Relay) -> None:
         self._core.finished(relay)

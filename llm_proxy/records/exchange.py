@@ -58,8 +58,8 @@ class Exchange:
     `status` is the upstream's, None where none arrived; `answered` the status this proxy gave itself (0: none).
     `client_port` is the client's TCP port where it was on this machine (0: it was not). `reused`: whether it went over
     a connection that was there already; None where that is not known. `connected` is nanoseconds after `opened` at
-    which one that was made for it was ready (0: not known). `gateway` tells for whom the gateway made the call, of all others
-    it is None.
+    which one that was made for it was ready (0: not known). `gateway`: for whom the gateway made the call;
+    None for every other call.
     """
 
     id: UUID

@@ -32,9 +32,10 @@ Pairs = tuple[tuple[str, str], ...]  # names and values of fields
 _PREFIX: Final = "x-llm-proxy-gateway-"
 NAMES: Final = frozenset(f"{_PREFIX}{part}".encode() for part in Attribution._fields)
 
+_BEFORE = b"\r\n" + _PREFIX.encode()
 _BLOCK = re.compile(
-    rb"(?:\r\n(?i:%b(?:%b)):[ \t]*[!-~]{0,4096}(?=\r\n))+" % (_PREFIX.encode(), "|".join(Attribution._fields).encode())
-)
+    rb"(?:%b(?:%b):[ \t]*[!-~]*(?=\r\n))+" % (_BEFORE, "|".join(Attribution._fields).encode())
+)  # of a head in lower case
 
 
 def fields(whose: Attribution) -> list[tuple[str, str]]:
@@ -45,8 +46,17 @@ def fields(whose: Attribution) -> list[tuple[str, str]]:
 
 def cut(head: bytes) -> tuple[bytes, bytes]:
     """A request's head without these fields, and their lines, each with CR LF before it."""
-    blocks = _BLOCK.findall(head)
-    return (_BLOCK.sub(b"", head), b"".join(blocks)) if blocks else (head, b"")
+    lower = head.lower()
+    start = lower.find(_BEFORE)
+    lines = b""
+    while start >= 0:
+        block = _BLOCK.match(lower, start)
+        end = start + 1 if block is None else block.end()
+        if block is not None:
+            lines += head[start:end]
+            head, lower, end = head[:start] + head[end:], lower[:start] + lower[end:], start
+        start = lower.find(_BEFORE, end)
+    return head, lines
 
 
 def taken(pairs: Pairs) -> tuple[Attribution, Pairs]:
