@@ -102,7 +102,9 @@ def test_each_altered_byte_is_noticed(sealed, version):
     data = base64.b64decode(sealed)
     altered = [bytes([*data[:at], data[at] ^ bit, *data[at + 1 :]]) for at in range(len(data)) for bit in (1, 128)]
     texts = [base64.b64encode(one).decode() for one in altered]
-    texts += [sealed[:at] + other + sealed[at + 1 :] for at in range(len(sealed)) for other in "AQ=-\n" if sealed[at] != other]
+    texts += [
+        sealed[:at] + other + sealed[at + 1 :] for at in range(len(sealed)) for other in "AQ=-\n" if sealed[at] != other
+    ]
     texts += [sealed[:cut] for cut in range(len(sealed))] + [sealed + "=", sealed + "A", " " + sealed, sealed + "\n"]
     for text in texts:
         with pytest.raises(Unreadable):
@@ -455,8 +457,7 @@ async def test_a_rotation_killed_at_any_row_is_finished_by_the_next(store_url):
                 if boundary < boundaries:
                     await back(store, expected)
             status, said = await rotation(store_url, "never", 0)
-            done = rows if when == "after row" else rows
-            assert (status, said.strip()) == (0, f"Rotated(rewritten=0, current={done})")
+            assert (status, said.strip()) == (0, f"Rotated(rewritten=0, current={rows})")
             assert await opened_keys(store, sealer(NEW)) == expected
             await guard(store, sealer(NEW))
             async with store.writing() as connection:
