@@ -219,6 +219,21 @@ def version_of(connection: Connection) -> str | None:
     return None if found is None else str(found)
 
 
+@asynccontextmanager
+async def looked_at(address: Address) -> AsyncIterator[AsyncConnection]:
+    """A connection to a store as it is, migrated or not; what is written here is taken back.
+
+    Raises StoreAway, StoreUnusable.
+    """
+    single = engine(address)
+    try:
+        with _at_the_start(address.told), _translated(address.told):
+            async with asyncio.timeout(address.connect_timeout + _STATEMENT), single.connect() as connection:
+                yield connection
+    finally:
+        await single.dispose()
+
+
 async def migrate(address: Address) -> list[str]:
     """Bring its tables up to date, whoever else begins to at the same time. What was done, for people.
 
