@@ -107,7 +107,7 @@ class Door:
 
     async def rows(self, table, *where):
         async with self.store.reading() as connection:
-            return (await connection.execute(select(table).where(*where))).all()
+            return (await connection.execute(select(table).where(*where).order_by(*table.primary_key))).all()
 
 
 @contextlib.asynccontextmanager

@@ -356,9 +356,10 @@ async def test_nobodys_password_is_never_right():
     """Unknown people, hashes that are none, passwords that bcrypt does not take."""
     made = Passwords()
     old = bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4)).decode()
-    for stored in (None, "", "!", "$argon2id$", "$2a$10$short", "plain", old):
-        for password in ("", "plain", "!", "x" * 73, "a\0b"):
-            assert not await made.verify(password, stored, old=True), (stored, password)
+    for stored in (None, "", "!", "$argon2id$", "$2a$10$short", "plain"):
+        assert not await made.verify(stored or "", stored, old=True), stored
+    for password in ("", "x" * 73, "a\0b"):
+        assert not await made.verify(password, old, old=True), password
     assert await made.verify("x" * 72, old, old=True)
     made.close()
 
