@@ -57,10 +57,15 @@ class Aside(Core):
 
 
 class SocketDialler(Dialler):
-    """Connects to the process' socket. `failed` is what is said where nobody serves it."""
+    """Connects to the process' socket. `failed` makes what is said where nobody serves it."""
 
     def __init__(
-        self, address: str, failed: DialFailed, *, start: Callable[[], None] | None = None, patience: float = 0.0
+        self,
+        address: str,
+        failed: Callable[[], DialFailed],
+        *,
+        start: Callable[[], None] | None = None,
+        patience: float = 0.0,
     ) -> None:
         """`start` has the process started where it does not run; it then has `patience` seconds to serve."""
         super().__init__(connect_timeout=patience, environment={})
@@ -79,7 +84,7 @@ class SocketDialler(Dialler):
             except OSError as error:
                 patience = _QUEUE_PATIENCE if isinstance(error, BlockingIOError) else self._patience
                 if time.monotonic() - began >= patience:
-                    raise DialFailed(self._failed.code, self._failed.message) from error
+                    raise self._failed() from error
             await asyncio.sleep(_LOOK_EVERY)  # nobody is told when the process has come so far
 
     async def _to_socket(self, key: PoolKey) -> UpstreamConnection:

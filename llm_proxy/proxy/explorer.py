@@ -56,8 +56,7 @@ class ExplorerDoor:
         self._home = home
         self.visited_at = time.monotonic()
         self._config = config
-        starting = DialFailed("explorer_starting", "the explorer is starting")
-        dialler = aside.SocketDialler(config.address, starting, start=config.start, patience=START_PATIENCE)
+        dialler = aside.SocketDialler(config.address, _starting, start=config.start, patience=START_PATIENCE)
         self._aside = aside.Aside(core, dialler)
 
     @property
@@ -107,6 +106,10 @@ class _ExplorerRelay(Relay):
 
     def dial_failed(self, error: DialFailed) -> None:
         self._fail(Ending.UPSTREAM_FAILED, 503, error.code, error.message)
+
+
+def _starting() -> DialFailed:
+    return DialFailed("explorer_starting", "the explorer is starting")
 
 
 def _is_browser(head: RequestHead) -> bool:

@@ -59,8 +59,7 @@ class GatewayDoor:
 
     def __init__(self, config: Gateway, core: Core, *, tls: bool) -> None:
         """`tls`: whether clients come over it."""
-        down = DialFailed("gateway_down", "the gateway is not running; it is started again")
-        self.aside = aside.Aside(core, aside.SocketDialler(config.address, down))
+        self.aside = aside.Aside(core, aside.SocketDialler(config.address, _down))
         self._instead = Instead(_FIELDS, (f"{SCHEME}: {'https' if tls else 'http'}".encode(),))
 
     @property
@@ -131,6 +130,10 @@ class _GatewayRelay(Relay):
 
     def _dressed(self, answer: bytes) -> bytes:
         return dressed(answer, self._lines)
+
+
+def _down() -> DialFailed:
+    return DialFailed("gateway_down", "the gateway is not running; it is started again")
 
 
 def _is_key_brought(head: RequestHead, target: bytes) -> bool:
