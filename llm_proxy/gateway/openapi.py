@@ -139,10 +139,20 @@ def _operation(route: Route, by_type: Mapping[Any, Any]) -> dict[str, Any]:
         "responses": {**_success(route, by_type), **_failures(route)},
     }
     if route.takes is not None:
-        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": by_type[route.takes]}}}
+        content = {_JSON: {"schema": by_type[route.takes]}}
+        operation["requestBody"] = {"required": not _takes_nothing(route.takes), "content": content}
     elif route.raw is not None and route.method == "POST":
         operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": _ref("Call")}}}
     return operation
+
+
+def _takes_nothing(takes: Any) -> bool:
+    """Whether all of it may be left out, and so the body itself."""
+    try:
+        msgspec.convert({}, takes)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _parameters(route: Route) -> Iterator[dict[str, Any]]:
