@@ -1,5 +1,6 @@
 """What the gateway reads of streams: events, a model's first word, ends, failures and token counts."""
 
+import itertools
 import json
 import re
 import time
@@ -81,6 +82,44 @@ def test_events_come_whole_however_they_are_cut(api, events, size):
     for start in range(0, len(stream), size):
         told += decoder.feed(stream[start : start + size])
     assert told + decoder.finish() == events
+
+
+LINES = [
+    b"data: {}",
+    b'data:{"a":1}',
+    b"event: x",
+    b"event: error",
+    b": note",
+    b"id: 1",
+    b"data: [DONE]",
+    b"retry: 5",
+    b"",
+]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(LINES), st.sampled_from([b"\n", b"\r\n", b"\r", b"\n\n"])), max_size=20),
+    st.lists(st.integers(0, 300), max_size=6),
+)
+def test_pieces_of_any_cut_say_the_same(lines, cuts):
+    """Whether a stream comes whole, in pieces that end with an event, or byte by byte, its events are the same."""
+    stream = b"data: {}\n\n" + b"".join(line + end for line, end in lines)
+    ways = [
+        [stream],
+        [stream[at : at + 1] for at in range(len(stream))],
+        re.findall(rb".+?(?:\n\n|\Z)", stream, re.DOTALL),
+    ]
+    edges = sorted({0, *(cut for cut in cuts if cut < len(stream)), len(stream)})
+    ways.append([stream[start:stop] for start, stop in itertools.pairwise(edges)])
+    told = []
+    for pieces in ways:
+        assert b"".join(pieces) == stream
+        events = Events("chat")
+        try:
+            told.append([event for piece in pieces for event in events.feed(piece)] + events.finish())
+        except Broken:
+            told.append("broken")
+    assert all(one == told[0] for one in told)
 
 
 @pytest.mark.parametrize("data", [b"{", b"[1]", b"text", b"\xff", b'{"a":', b"null"])

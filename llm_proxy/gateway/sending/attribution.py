@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llm_proxy.wire import attribution
 
@@ -20,5 +21,11 @@ class Attribution:
 
     def headers(self) -> list[tuple[str, str]]:
         """Fields for the proxy's socket, which goes no further with them."""
-        told = attribution.Attribution(self.request_id, str(self.attempt), self.user, self.key, self.alias, self.team)
-        return attribution.fields(told)
+        of_call = attribution.fields(attribution.Attribution(self.request_id, str(self.attempt)))
+        return of_call + _of_caller(self.user, self.key, self.alias, self.team)
+
+
+@lru_cache(maxsize=1024)
+def _of_caller(user: str, key: str, alias: str, team: str) -> list[tuple[str, str]]:
+    """These come again with the next call."""
+    return attribution.fields(attribution.Attribution(user=user, key=key, alias=alias, team=team))

@@ -28,7 +28,7 @@ from llm_proxy.wire import eventstream, sse
 LINE_LIMIT: Final = 8 << 20  # bytes of an event that is looked at in a stream that passes
 _TAIL: Final = 1 << 16  # bytes of such a stream that are kept
 
-_DONE: Final = "[DONE]"  # OpenAI's last event
+_DONE: Final = b"[DONE]"  # OpenAI's last event
 
 
 # --- events
@@ -58,12 +58,37 @@ class Events:
 class _ServerSent:
     def __init__(self) -> None:
         self._decoder = sse.EventDecoder()
+        self._between = False  # what came up to now ended with an event's end
 
     def feed(self, piece: bytes) -> list[Json]:
-        return [told for event in self._decoder.feed(piece) if (told := _told(event)) is not None]
+        told = _plainly(piece) if self._between else None
+        if told is None:
+            told = [_told(event) for event in self._decoder.feed(piece)]
+            self._between = piece.endswith(b"\n\n")
+        return [value for value in told if value is not None]
 
     def finish(self) -> list[Json]:
-        return [told for event in _last(self._decoder) if (told := _told(event)) is not None]
+        return [value for event in _last(self._decoder) if (value := _told(event)) is not None]
+
+
+def _plainly(piece: bytes) -> list[Json | None] | None:
+    """The events of a piece; None where one is not as nearly all are: whole, perhaps named, its data on one line."""
+    if b"\r" in piece:
+        return None
+    found, at = [], 0
+    while at < len(piece):
+        name = b""
+        if piece.startswith(b"event: ", at):
+            end = piece.find(b"\n", at)
+            if end < 0:
+                return None
+            name, at = piece[at + 7 : end], end + 1
+        end = piece.find(b"\n", at)
+        if not piece.startswith(b"data: ", at) or not piece.startswith(b"\n\n", end):
+            return None
+        found.append((piece[at + 6 : end], name))
+        at = end + 2
+    return [_said(data, failed=name == b"error") for data, name in found]
 
 
 def _last(decoder: sse.EventDecoder) -> list[sse.Event]:
@@ -72,16 +97,22 @@ def _last(decoder: sse.EventDecoder) -> list[sse.Event]:
 
 
 def _told(event: sse.Event) -> Json | None:
-    """None for what says nothing."""
-    data = event.data
-    if not data or data == _DONE or data.isspace():
+    if event.truncated:
+        raise Broken("bad_event", "an event of the stream is too large")
+    return _said(event.data.encode(), failed=event.event == "error")
+
+
+def _said(data: bytes, *, failed: bool) -> Json | None:
+    """None for what says nothing; `failed`: its name is error. Raises Broken."""
+    if data == _DONE or not data.strip():
         return None
-    value = None if event.truncated else read_value(data)
+    value = read_value(data)
     if not isinstance(value, dict):
-        if event.event == "error":
-            return {"type": "error", "error": {"type": "api_error", "message": text(value) or data[:1000]}}
+        if failed:
+            words = text(value) or data[:1000].decode("utf-8", "replace")
+            return {"type": "error", "error": {"type": "api_error", "message": words}}
         raise Broken("bad_event", f"an event of the stream is no JSON object: {data[:80]!r}")
-    if event.event == "error" and "error" not in value and "type" not in value:
+    if failed and "error" not in value and "type" not in value:
         return {"type": "error", "error": value}
     return value
 
@@ -378,7 +409,7 @@ class Watch:
                 self._take(line[5:])
 
     def _take(self, data: bytes) -> None:
-        if data.strip() == b"[DONE]":
+        if data.strip() == _DONE:
             self._over = self.failure is None
             return
         event = read(_OUTER, data)
