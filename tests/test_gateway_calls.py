@@ -209,20 +209,13 @@ def sdk(client: str, calls: Calls, *, sync: bool) -> Any:
     return SDKS[name, sync](api_key=calls.key, base_url=base, max_retries=0, timeout=20)
 
 
-async def told(client: str, calls: Calls, sync: bool, asked: dict[str, Json]) -> Any:
-    """The whole answer, or the list of a stream's events."""
-    find = operator.attrgetter(METHODS[client])
-    if not sync:
-        async with sdk(client, calls, sync=False) as made:
-            answer = await find(made)(**asked)
-            return [event async for event in answer] if asked.get("stream") else answer
-
-    def ask() -> Any:
-        with sdk(client, calls, sync=True) as made:
-            answer = find(made)(**asked)
-            return list(answer) if asked.get("stream") else answer
-
-    return await asyncio.to_thread(ask)
+async def told(client: str, made: Any, sync: bool, asked: dict[str, Json]) -> Any:
+    """The whole answer, or the list of a stream's events, of an SDK's client."""
+    create = operator.attrgetter(METHODS[client])(made)
+    if sync:
+        return await asyncio.to_thread(lambda: list(create(**asked)) if asked.get("stream") else create(**asked))
+    answer = await create(**asked)
+    return [event async for event in answer] if asked.get("stream") else answer
 
 
 def bedrocks_call() -> tuple[bytes, list[bytes]]:
@@ -253,17 +246,20 @@ async def test_every_client_talks_to_every_provider(calls: Calls, client: str, p
     await calls.alias("fast", await calls.provider(provider))
     if provider == "bedrock" and asked == "tools":
         calls.bedrock.plan.body, calls.bedrock.plan.frames = bedrocks_call()
-    for stream, sync in itertools.product((False, True), (False, True)):
-        body = ask(asked) | {"model": "fast"} | ({"stream": True} if stream else {})
-        if stream and client == "chat":
-            body["stream_options"] = {"include_usage": True}
-        said = (of_events if stream else of_whole)(await told(client, calls, sync, body))
-        if asked == "tools":
-            assert (said.calls, said.stop) == ([("weather", CITY)], called)
-        else:
-            assert (said.text, said.calls, said.stop) == (replies.TEXT if provider == "bedrock" else WORDS, [], ended)
-        assert said.model == (MODELS[provider] if (client, provider) in PASSES else "fast")
-        assert min(said.spent) > 0
+    with sdk(client, calls, sync=True) as blocking:
+        async with sdk(client, calls, sync=False) as waiting:
+            for stream, made in itertools.product((False, True), (blocking, waiting)):
+                body = ask(asked) | {"model": "fast"} | ({"stream": True} if stream else {})
+                if stream and client == "chat":
+                    body["stream_options"] = {"include_usage": True}
+                said = (of_events if stream else of_whole)(await told(client, made, made is blocking, body))
+                if asked == "tools":
+                    assert (said.calls, said.stop) == ([("weather", CITY)], called)
+                else:
+                    words = replies.TEXT if provider == "bedrock" else WORDS
+                    assert (said.text, said.calls, said.stop) == (words, [], ended)
+                assert said.model == (MODELS[provider] if (client, provider) in PASSES else "fast")
+                assert min(said.spent) > 0
     sent = calls.bedrock.requests if provider == "bedrock" else calls.fake.requests
     assert len(sent) == 4
     for one in sent:
@@ -280,39 +276,45 @@ async def test_every_client_talks_to_every_provider(calls: Calls, client: str, p
 
 # --- errors ----------------------------------------------------------------------------------------------------------
 
-# What a provider answers -> what each SDK raises, with which status. Their keys' troubles are not the caller's.
+# What a provider answers -> what both SDKs raise, with which status. His keys' troubles are not the caller's.
 ERRORS = {
     400: ("BadRequestError", 400),
     401: ("InternalServerError", 502),
     403: ("InternalServerError", 502),
     404: ("NotFoundError", 404),
-    413: ("", 413),
     429: ("RateLimitError", 429),
     500: ("InternalServerError", 500),
-    529: ("", 0),
+    529: ("", 0),  # Anthropic's SDK has a class of its own for it, elsewhere it is 503
 }
+AMAZONS = {400: "ValidationException", 401: "UnrecognizedClientException", 429: "ThrottlingException"}
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("client", sorted(CLIENTS))
-async def test_every_error_arrives_in_the_clients_words(calls: Calls, client: str, provider: str, stream: bool) -> None:
+async def test_every_error_arrives_in_the_clients_words(calls: Calls, client: str, provider: str) -> None:
     """With the SDK's own class, a status, and our request's id; whoever answered."""
     ask = CLIENTS[client][0]
     errors = anthropic if client == "anthropic" else openai
-    for status, (name, expected) in ERRORS.items():
-        alias = f"broken-{status}"
-        if provider == "bedrock":
-            calls.bedrock.plan.status = status
-            calls.bedrock.plan.error = {400: "ValidationException", 429: "ThrottlingException"}.get(status, "Odd")
-        faults = "" if provider == "bedrock" else f"status={status}"
-        await calls.alias(alias, await calls.provider(provider, faults))
+
+    async def fails(made: Any, status: int, stream: bool) -> None:
+        name, expected = ERRORS[status]
         with pytest.raises(errors.APIStatusError) as raised:
-            await told(client, calls, bool(status % 2), ask("words") | {"model": alias, "stream": stream})
+            await told(client, made, False, ask("words") | {"model": f"broken-{status}", "stream": stream})
         error = raised.value
         assert error.status_code == (expected or error.status_code)
         assert not name or type(error).__name__ == name
         assert error.request_id == error.response.headers["x-llm-proxy-request-id"]
         assert error.request_id.startswith("req_")
-        retried = status in (429, 500, 529)
-        assert error.response.headers["x-llm-proxy-attempts"] == ("3" if retried else "1"), status
+        attempts = int(error.response.headers["x-llm-proxy-attempts"])
+        assert (attempts > 1) == (status in (429, 500, 529)), status
+
+    async with sdk(client, calls, sync=False) as made:
+        for status in AMAZONS if provider == "bedrock" else ERRORS:
+            faults = "" if provider == "bedrock" else f"status={status}"
+            await calls.alias(f"broken-{status}", await calls.provider(provider, faults))
+        if provider == "bedrock":
+            for status, error in AMAZONS.items():
+                calls.bedrock.plan.status, calls.bedrock.plan.error = status, error
+                await asyncio.gather(*(fails(made, status, stream) for stream in (False, True)))
+        else:
+            await asyncio.gather(*(fails(made, status, stream) for status in ERRORS for stream in (False, True)))
