@@ -9,11 +9,13 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import text as sql
 
 from llm_proxy.gateway import rotating
 from llm_proxy.gateway.facts import Provider, ProviderKey
@@ -93,7 +95,9 @@ def test_the_canary_and_a_row_are_not_interchangeable():
 
 
 @pytest.mark.parametrize(
-    ("sealed", "version"), [(sealer().seal(SECRET, row=7, user=3).text, OURS), (THEIRS, TOKENTRACER)]
+    ("sealed", "version"),
+    [(sealer().seal(SECRET, row=7, user=3).text, OURS), (THEIRS, TOKENTRACER)],
+    ids=["ours", "tokentracer"],
 )
 def test_each_altered_byte_is_noticed(sealed, version):
     """Of the nonce, the text and the tag, and each character of the base64 around them."""
@@ -479,3 +483,17 @@ def test_facts_of_a_key_do_not_show_it():
     """What goes from part to part may be printed."""
     key = row("c2VhbGVk")
     assert "c2VhbGVk" not in repr(replace(key, label="x"))
+
+
+async def test_a_lost_encryption_key_loses_no_more_than_it_must(store):
+    """What the documentation says for that: the store takes another key, and the rows wait for their keys."""
+    page = (Path(__file__).parent.parent / "docs/gateway-providers.md").read_text()
+    await filled(store)
+    with pytest.raises(WrongKey):
+        await guard(store, sealer(NEW))
+    async with store.writing() as connection:
+        for statement in page.split("```sql\n")[1].split("```")[0].strip().split("\n"):
+            await connection.execute(sql(statement))
+    await guard(store, sealer(NEW))
+    with pytest.raises(Unreadable):
+        await opened_keys(store, sealer(NEW))
