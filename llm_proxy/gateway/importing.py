@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -78,8 +78,8 @@ class Report:
 
     def lines(self) -> list[str]:
         counted = (
-            f"{self.users} users, {self.provider_keys} provider keys, {self.aliases} aliases, {self.api_keys} API keys, "
-            f"{self.models} names of models, {self.usage} calls of usage taken over"
+            f"taken over: {self.users} users, {self.provider_keys} provider keys, {self.aliases} aliases, "
+            f"{self.api_keys} API keys, {self.models} names of models, {self.usage} calls of usage"
         )
         joined = [f"{self.joined} users had an account here, which now has theirs too"] if self.joined else []
         admin = [f"{self.admin} is the administrator"] if self.admin else []
@@ -177,11 +177,14 @@ class _Import:
         self._sealer = sealer
         self._theirs = theirs
         self._report = report
+        self._users: dict[int, int] = {}  # of those taken, who is still here
 
     async def run(self) -> None:
         rows = [dict(row) for row in await self._source.fetch("SELECT * FROM users ORDER BY id")]
         self._taken = await self._known(rows)
         await self._take_users(rows)
+        here = set(await self._connection.scalars(select(users.c.id)))
+        self._users = {theirs: ours for theirs, ours in self._taken.users.items() if ours in here}
         await self._take_provider_keys()
         await self._take_aliases()
         await self._take_api_keys()
@@ -244,7 +247,7 @@ class _Import:
         if not proved:
             self._report.say(
                 f"{what} is left out with all that is theirs: somebody signed up here with that address, and nothing "
-                "proves that it is the same person. Delete that account, or invite them by the address; then import again"
+                "proves that it is the same person; delete that account, then import again"
             )
             return
         self._taken.users[row["id"]] = ours
@@ -259,7 +262,7 @@ class _Import:
             if row["provider"] not in _PROVIDERS:
                 self._report.say(f"{what} is left out: {row['provider'][:50]!r} is no provider that is known")
                 continue
-            user = self._taken.users[row["user_id"]]
+            user = self._users[row["user_id"]]
             text = self._opened(row, what)
             if text is not None and not text.strip():
                 self._report.say(f"{what} is left out: it is empty")
@@ -299,7 +302,7 @@ class _Import:
     async def _take_aliases(self) -> None:
         new: dict[int, Row] = {}
         for row in await self._new("model_aliases"):
-            key, user = self._taken.provider_keys.get(row["provider_key_id"]), self._taken.users[row["user_id"]]
+            key, user = self._taken.provider_keys.get(row["provider_key_id"]), self._users[row["user_id"]]
             what = f"alias {row['alias'][:80]!r} of user {row['user_id']}"
             if why := await self._unfit(row, key, user):
                 self._report.say(f"{what} is left out: {why}")
@@ -326,6 +329,8 @@ class _Import:
         if key is None:
             return f"its provider key {row['provider_key_id']} was not taken over"
         owner = await self._connection.scalar(select(provider_keys.c.user_id).where(provider_keys.c.id == key))
+        if owner is None:
+            return f"its provider key {row['provider_key_id']} was deleted here"
         if owner != user:
             return f"its provider key {row['provider_key_id']} is another user's"
         same = exists().where(model_aliases.c.user_id == user, model_aliases.c.alias == row["alias"])
@@ -345,7 +350,7 @@ class _Import:
             fallback = self._taken.model_aliases.get(row["fallback_alias_id"])
             what = f"the fallback of alias {row['alias'][:80]!r} of user {row['user_id']} is left out"
             if fallback not in known:
-                self._report.say(f"{what}: that alias was not taken over")
+                self._report.say(f"{what}: that alias is not here")
             elif known[fallback].user_id != known[ours].user_id:
                 self._report.say(f"{what}: that alias is another user's")
             elif _leads(after, fallback, ours):
@@ -362,7 +367,7 @@ class _Import:
                 continue
             made = _moment(row["created_at"])
             values = {
-                "user_id": self._taken.users[row["user_id"]],
+                "user_id": self._users[row["user_id"]],
                 "kind": "jwt",
                 "name": row["name"] or f"api-key-{row['id']}",
                 "prefix": row["prefix"] or "",
@@ -381,7 +386,7 @@ class _Import:
         statement = self._store.insert(request_logs).on_conflict_do_nothing(index_elements=["id"])
         batch: list[dict[str, Any]] = []
         query = "SELECT * FROM request_logs WHERE user_id = ANY($1) ORDER BY id"
-        async for row in self._source.cursor(query, list(self._taken.users), prefetch=_BATCH):
+        async for row in self._source.cursor(query, [*self._users], prefetch=_BATCH):
             batch.append(self._usage(row))
             if len(batch) == _BATCH:
                 await self._connection.execute(statement, batch)
@@ -397,7 +402,7 @@ class _Import:
             "id": f"{request}-1",
             "request_id": request,
             "attempt": 1,
-            "user_id": self._taken.users[row["user_id"]],
+            "user_id": self._users[row["user_id"]],
             "api": "chat",
             "alias_used": (row["alias_used"] or "")[:255],
             "provider_used": (row["provider_used"] or "")[:50],
@@ -419,13 +424,11 @@ class _Import:
             name: getattr(report, name)
             for name in ("users", "joined", "provider_keys", "aliases", "api_keys", "models", "usage")
         }
-        await audit.note(self._connection, None, "import", self._taken.name, **counts)
+        await audit.note(self._connection, None, "tokentracer.import", self._taken.name, **counts)
 
     async def _new(self, table: str) -> list[Row]:
         """The rows of a table there, of people who are taken over, that no run before has taken."""
-        rows = await self._source.fetch(
-            f"SELECT * FROM {table} WHERE user_id = ANY($1) ORDER BY id", [*self._taken.users]
-        )
+        rows = await self._source.fetch(f"SELECT * FROM {table} WHERE user_id = ANY($1) ORDER BY id", [*self._users])
         known = getattr(self._taken, table)
         return [row for row in rows if row["id"] not in known]
 
