@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, make_url, select, update
 
 from llm_proxy.gateway.catalog import Catalogs
 from llm_proxy.gateway.facts import Caller, Role, Scope
@@ -18,6 +18,7 @@ from llm_proxy.gateway.store import schema
 from llm_proxy.gateway.store.database import StoreAway
 from llm_proxy.gateway.tokens import Prompt
 from tests.gatewaystore import a_store_url, add_user, opened
+from tests.postgresbed import SERVER
 
 DEFAULTS = {
     "fallback_alias_id": None,
@@ -285,14 +286,13 @@ async def test_loops_are_refused_and_named(ann):
     await ann("PATCH", {"fallback_alias_id": c["id"]}, "a")  # which is no loop any more
 
 
-async def test_two_changes_at_once_close_no_loop(ann):
-    """Each is right alone; the later one sees the earlier."""
+async def test_changes_at_once_close_no_loop(ann):
+    """Each is right alone; the last one sees the others."""
     key = await ann.key()
-    ids = {name: (await ann.put(name, key))["id"] for name in "ab"}
+    ids = {name: (await ann.put(name, key))["id"] for name in "abcd"}
+    circle = dict(zip("abcd", "bcda", strict=True))
     done = await asyncio.gather(
-        ann("PATCH", {"fallback_alias_id": ids["b"]}, "a"),
-        ann("PATCH", {"fallback_alias_id": ids["a"]}, "b"),
-        return_exceptions=True,
+        *(ann("PATCH", {"fallback_alias_id": ids[circle[name]]}, name) for name in ids), return_exceptions=True
     )
     assert [one.code for one in done if isinstance(one, Exception)] == ["alias_loop"]
 
@@ -347,6 +347,11 @@ async def test_shared_aliases_are_seen_by_all_and_changed_by_admins(ann, admin, 
     assert (await admin.refused("PATCH", {"fallback_alias_id": unshared["id"]}, "team")).status == 400
     other = await Person.new(store, "second@example.com", admin=True)
     assert (await other("PATCH", {"target_model": "gpt-5"}, "team"))["own"] is False
+    his = await other.key()
+    assert (await other.refused("PATCH", {"shared": False, "provider_key_id": his}, "team")).status == 404
+    assert (await other("PATCH", {"shared": False, "provider_key_id": private}, "team"))["shared"] is False
+    assert (await other.refused("PATCH", {"shared": True}, "team")).status == 404
+    await admin("PATCH", {"shared": True, "provider_key_id": key}, "team")
     script = Person(store, admin.caller.user_id, admin=True)
     script.caller = Caller(admin.caller.user_id, "", Role.ADMIN, frozenset({Scope.MANAGE}), key_id=1)
     assert (await script.refused("DELETE", None, "team")).code == "admin_needed"
@@ -458,15 +463,12 @@ async def test_a_caller_who_leaves_takes_the_reading_from_nobody(ann):
 
 async def test_a_store_that_is_away_serves_what_is_remembered_for_a_while(tmp_path):
     """For two minutes from when it was read; but nothing that is known to have changed since."""
-    async with a_store_url("sqlite", tmp_path) as url, opened(url) as store:
+    async with a_store_url("postgresql", tmp_path) as url, opened(url) as store:
         user = await add_user(store, "ann@example.com")
         now = 0.0
         catalogs = Catalogs(store, lambda: now)
         known = await catalogs.of(user)
-        file = tmp_path / "gateway.db"
-        await store.close()
-        file.rename(tmp_path / "away.db")
-        file.mkdir()  # what SQLite cannot open
+        await SERVER.drop(make_url(url).database)
         now = 119.0
         assert await catalogs.of(user) is known
         now = 121.0
