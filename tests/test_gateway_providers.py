@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from datetime import timedelta
 
 import msgspec
@@ -33,7 +34,10 @@ from llm_proxy.gateway.store.schema import (
     users,
 )
 from llm_proxy.proxy.authority import parse_authority
+from tests.gatewaybed import gateways
 from tests.gatewaystore import add_user, opened
+
+__all__ = ["gateways"]
 
 OPENAI = "sk-proj-aBcDeFgHiJkLmNoPqRsTuVwXyZ0123456789"
 ANTHROPIC = "sk-ant-api03-aBcDeFgHiJkLmNoPqRsTuVwXyZ0123456789-AA"
@@ -961,3 +965,34 @@ async def test_a_list_of_a_key_that_goes_meanwhile_is_dropped(ann, site, hosts):
     assert not await asking
     site.sender = sender
     assert await count(site, provider_models) == 0
+
+
+async def test_a_key_is_in_clear_nowhere_on_disk(gateways, fake):
+    """Through the whole program: given, tested, listed, used; then every file of the home is searched, logs and all."""
+    secret = "sk-a-key-that-must-be-in-no-file-0123456789"
+    gateway = await asyncio.to_thread(gateways, allow=(fake.url,))
+
+    def use():
+        given = {"provider": "openai-compatible", "api_key": secret, "base_url": f"{fake.url}/v1", "test": True}
+        made = gateway.want(201, "POST", "/manage/providers", given, gateway.admin)
+        path = f"/manage/providers/{made['id']}"
+        deadline = time.monotonic() + 30
+        while not (models := gateway.want(200, "GET", path + "/models", None, gateway.admin)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert gateway.want(200, "GET", "/manage/models", None, gateway.admin) == {"openai-compatible": models}
+        gateway.alias("fast", models[0], made["id"])
+        call = {"model": "fast", "messages": [{"role": "user", "content": "hello"}]}
+        gateway.want(200, "POST", "/v1/chat/completions", call, gateway.key())
+        assert gateway.ask("DELETE", path, None, gateway.admin).status == 409
+        bad = {**given, "provider": "openai", "base_url": "", "api_key": secret + "\n"}
+        refused = gateway.ask("POST", "/manage/providers", bad, gateway.admin)
+        assert refused.status == 400 and refused.json["error"]["param"] == "api_key"
+        gateway.daemon.stop()
+        return [made, refused.json]
+
+    shown = json.dumps(await asyncio.to_thread(use)) + "\n".join(gateway.daemon.lines)
+    files = [path for path in gateway.daemon.home.rglob("*") if path.is_file()]
+    assert any(path.name.startswith("gateway") and path.suffix == ".db" for path in files) and len(files) > 5
+    holding = [path for path in files if secret[3:-4].encode() in path.read_bytes()]
+    assert holding == [] and secret[3:-4] not in shown
