@@ -190,6 +190,33 @@ async def test_a_row_that_the_store_does_not_take_holds_back_no_other(store, tmp
     assert "r4-None" in caplog.text
 
 
+async def test_prices_that_break_cost_no_row(sqlite, tmp_path, caplog):
+    """They are somebody else's: an attempt without a cost is better than none, and one that cannot be told is named."""
+
+    class Broken(Prices):
+        def load(self):
+            raise RuntimeError("no prices today")
+
+        def cost(self, attempt):
+            return self.load()
+
+    log = UsageLog(sqlite, str(tmp_path), Broken())
+    run = asyncio.create_task(log.run())
+    log.note(attempt("r1"))
+    log.note(attempt("r2", seconds=None))
+    log.note(attempt("r3"))
+
+    async def written():
+        return not log._waiting
+
+    await until(written)
+    run.cancel()
+    await asyncio.gather(run, return_exceptions=True)
+    assert [(one["id"], one["cost"]) for one in await rows_of(sqlite)] == [("r1-1", None), ("r3-1", None)]
+    assert (log.counts["written"], log.counts["lost"]) == (2, 1)
+    assert "no prices today" in caplog.text
+
+
 async def test_sums_hold_whatever_a_provider_writes(store, tmp_path):
     """Counts of tokens are bounded, so that adding them up cannot overflow."""
     log = log_of(store, tmp_path)

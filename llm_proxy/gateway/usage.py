@@ -90,7 +90,7 @@ class UsageLog:
 
     async def run(self) -> None:
         """Writes as it comes. Never ends."""
-        await asyncio.to_thread(self._prices.load)
+        await asyncio.to_thread(self._load)
         while True:
             await self._something()
             async with self._turn:
@@ -129,7 +129,7 @@ class UsageLog:
         if not batch:
             return True
         rows = await asyncio.to_thread(self._rows, batch)
-        if not await self._stored(rows) and not await self._spooled(rows):
+        if rows and not await self._stored(rows) and not await self._spooled(rows):
             return False
         # Only now do they leave: where we are cancelled before, they are written again, by the same ids.
         for _ in batch:
@@ -145,7 +145,27 @@ class UsageLog:
         return True
 
     def _rows(self, batch: Sequence[Attempt]) -> list[Row]:
-        return [row(attempt, self._prices.cost(attempt)) for attempt in batch]
+        """Blocks: it is for a thread."""
+        rows = []
+        for attempt in batch:
+            try:
+                rows.append(row(attempt, self._cost(attempt)))
+            except Exception as error:  # whatever is wrong with one attempt must not hold back the others
+                self._lose(1, f"{attempt.request_id} cannot be told: {error!r}")
+        return rows
+
+    def _cost(self, attempt: Attempt) -> int | None:
+        try:
+            return self._prices.cost(attempt)
+        except Exception as error:  # prices are a foreign package's
+            self._tell("attempts have no cost: %r", error)
+            return None
+
+    def _load(self) -> None:
+        try:
+            self._prices.load()
+        except Exception as error:  # as above
+            self._tell("attempts have no cost: %r", error)
 
     async def _stored(self, rows: Sequence[Row]) -> bool:
         """Whether the store has them, those aside that it does not take."""
