@@ -165,8 +165,8 @@ async def _redis(url: str) -> Finding:
     from redis.asyncio import Redis
     from redis.exceptions import RedisError
 
-    told = _told(url)
     try:
+        told = _told(url)
         async with asyncio.timeout(_REDIS), Redis.from_url(url) as redis:
             await redis.ping()
     except (RedisError, OSError, TimeoutError) as error:
@@ -178,8 +178,8 @@ async def _redis(url: str) -> Finding:
 
 
 def _told(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "REDIS_URL"
+    """Without the password. Raises ValueError."""
+    parts = urlsplit(url)
+    if not parts.netloc and parts.scheme != "unix":
+        raise ValueError
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
