@@ -17,8 +17,8 @@ from llm_proxy.dialects.digest import Usage
 from llm_proxy.dialects.reading import read_value
 from llm_proxy.gateway.calls import embedding, legacy
 from llm_proxy.gateway.calls.arriving import Arrived
-from llm_proxy.gateway.calls.counted import WithoutCounts
 from llm_proxy.gateway.calls.parameters import laid_over
+from llm_proxy.gateway.calls.passing_events import WholeEvents, WithoutCounts
 from llm_proxy.gateway.calls.speaking import broken_off
 from llm_proxy.gateway.facts import Target
 from llm_proxy.gateway.refusals import Refusal
@@ -130,16 +130,16 @@ class Passing:
         return data, answered(self.api, data)
 
     def feed(self) -> Feed:
-        return _Passed(self.api, WithoutCounts() if self._uncounted else None)
+        return _Passed(self.api, WithoutCounts() if self._uncounted else WholeEvents())
 
 
 class _Passed:
     """Until the model speaks its events are read; from then on they are looked at for little else than token counts."""
 
-    def __init__(self, api: str, without: WithoutCounts | None) -> None:
+    def __init__(self, api: str, events: WholeEvents) -> None:
         self._api = api
         self._watch = Watch(api)
-        self._without = without
+        self._events = events
 
     @property
     def begun(self) -> bool:
@@ -159,13 +159,14 @@ class _Passed:
 
     def feed(self, piece: bytes) -> bytes:
         self._watch.feed(piece)
-        return self._without.feed(piece) if self._without else piece
+        return self._events.feed(piece)
 
     def finish(self) -> bytes:
         told = self.failure
         self._watch.finish()
-        last = self._without.finish() if self._without else b""
-        return last if self.failure is told else last + broken_off(DIALECTS[self._api], self._watch.failure or _CUT)
+        if self.failure is told:
+            return self._events.finish()
+        return broken_off(DIALECTS[self._api], self._watch.failure or _CUT)
 
     def break_off(self, failure: Failure) -> bytes:
         self._watch.failure = failure
