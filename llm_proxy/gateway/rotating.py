@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, select, update
 
-from llm_proxy.gateway.sealing import CANARY, OURS, Unreadable, WrongKey, guard
+from llm_proxy.gateway.sealing import CANARY, Unreadable, WrongKey, guard
 from llm_proxy.gateway.store import audit
 from llm_proxy.gateway.store.schema import facts, provider_keys
 
@@ -73,7 +73,7 @@ async def rotate(store: Store, sealer: Sealer, report: Callable[[int, int], None
 
 
 def _is_due(sealer: Sealer) -> ColumnElement[bool]:
-    return or_(_keys.key_version != OURS, _keys.key_id != sealer.key_id)
+    return _keys.key_id != sealer.key_id  # TokenTracer's have none
 
 
 def _due(sealer: Sealer) -> Select[int]:
