@@ -20,6 +20,7 @@ from llm_proxy.gateway.costing import Prices
 from llm_proxy.gateway.facts import Attempt, Caller, Provider, ProviderKey, Role, Scope, Target
 from llm_proxy.gateway.manage import audit as audit_route
 from llm_proxy.gateway.manage import usage as usage_route
+from llm_proxy.gateway.options import Options, options
 from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.routes import Access, Ask
 from llm_proxy.gateway.spool import Spool
@@ -392,6 +393,17 @@ def test_each_provider_has_prices(provider, model, base_url):
     """Bedrock's are Amazon's, wherever its endpoint lies; others' go by the address."""
     cost = PRICES.cost(attempt(target=target(Provider(provider), model, base_url)))
     assert (cost is not None) == (provider == "bedrock" or not base_url)
+
+
+def test_the_operators_prices_come_first(tmp_path):
+    """Those of the settings, as the record's; then the stored list's, then the package's."""
+    given = Options(
+        "", "", "", prices=(("gpt-4o*", (("input", "10"), ("output", "0"))),), price_data=str(tmp_path / "none")
+    )
+    prices = Prices(options(given.to_json()))
+    assert prices.cost(attempt()) == 10 * schema.NANO
+    assert prices.cost(attempt(target=target(base_url="http://127.0.0.1:1"))) == 10 * schema.NANO
+    assert prices.cost(attempt(target=target(model="o3"))) == PRICES.cost(attempt(target=target(model="o3")))
 
 
 async def test_a_team_is_told_what_was_spent(sqlite, tmp_path):

@@ -14,6 +14,7 @@ from llm_proxy.gateway.facts import Attempt, Provider, ProviderKey
 from llm_proxy.gateway.store.schema import NANO
 
 if TYPE_CHECKING:
+    from llm_proxy.gateway.options import Options
     from llm_proxy.records.pricing import PriceBook
 
 _FREE: Final = "count_tokens"  # the API that is free of charge everywhere
@@ -29,8 +30,9 @@ _SELLERS: Final = {
 class Prices:
     """Loaded with the first cost that is asked for, by any thread."""
 
-    def __init__(self, book: PriceBook | None = None) -> None:
-        self._book = book
+    def __init__(self, options: Options | None = None) -> None:
+        self._options = options
+        self._book: PriceBook | None = None
         self._turn = threading.Lock()
 
     def load(self) -> None:
@@ -41,7 +43,9 @@ class Prices:
         if self._book is None:
             from llm_proxy.records.pricing import PriceBook
 
-            self._book = PriceBook()
+            given = self._options
+            overrides = {model: dict(prices) for model, prices in given.prices} if given else {}
+            self._book = PriceBook(overrides, given.price_data if given else "")
         return self._book
 
     def cost(self, attempt: Attempt) -> int | None:

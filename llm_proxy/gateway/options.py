@@ -31,6 +31,8 @@ class Options:
     bases: tuple[tuple[str, str], ...] = ()  # (provider, URL) in the place of the provider's own
     first_token_timeout: float = 120.0
     trusted_proxies: tuple[str, ...] = ()  # networks whose X-Forwarded-For is believed
+    prices: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()  # (model, ((class, USD), ...))
+    price_data: str = ""  # the stored list, "" for the one that came with the package
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -12,6 +12,7 @@ from typing import Any
 from llm_proxy.gateway import limiting, model_lists
 from llm_proxy.gateway.breaker import Breakers
 from llm_proxy.gateway.catalog import Catalogs
+from llm_proxy.gateway.costing import Prices
 from llm_proxy.gateway.identity import Identifier
 from llm_proxy.gateway.limiting import Limiter
 from llm_proxy.gateway.options import Options, Secrets
@@ -56,7 +57,7 @@ async def site(options: Options, secrets: Secrets) -> Site:
             breakers=Breakers(),
             sender=Sender(options.upstream, sealer, options),
             limiter=limiting.make(store, options, secrets),
-            usage=UsageLog(store, options.state),
+            usage=UsageLog(store, options.state, Prices(options)),
         )
     except BaseException:
         await store.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -123,6 +124,8 @@ def options(settings: Settings, *, socket: str, upstream: str) -> Options:
         bases=tuple((name, base) for name, base in bases.items() if base),
         first_token_timeout=settings.gateway_first_token_timeout,
         trusted_proxies=settings.gateway_trusted_proxies,
+        prices=settings.prices,
+        price_data=paths.price_file(),
     )
 
 
@@ -186,5 +189,4 @@ class Gatewaying:
 
 def _shown(url: str) -> str:
     """Without a password."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    return re.sub(r"(?<=://)[^/@]*@", "", url).partition("?")[0]
