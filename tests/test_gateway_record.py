@@ -5,10 +5,12 @@ import json
 import socket
 import stat
 import time
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
 
+from llm_proxy.explorer.pages import call as page
 from llm_proxy.keeper.options import Options
 from llm_proxy.proxy import requests
 from llm_proxy.proxy.authority import parse_base
@@ -16,6 +18,7 @@ from llm_proxy.proxy.gateway import Gateway
 from llm_proxy.records.exchange import Ending
 from llm_proxy.wire import attribution
 from llm_proxy.wire.attribution import Attribution
+from tests.calls import call as a_call
 from tests.journals import MS, WALL, Call, Journal
 from tests.logpage import untold
 from tests.rig import TIMEOUT, Wire
@@ -406,6 +409,16 @@ def test_an_id_that_two_users_both_give_is_two_sessions(tmp_path):
     assert sessions(place) == [[ANN.user, ANN.user], [ANN.user], ["bob", "bob"], ["bob"], [None]]
     starts = [entry for entry in place.entries() if entry["type"] == "session_start"]
     assert [entry.get("client_session") for entry in starts].count("same") == 3
+
+
+def test_the_explorer_says_for_whom_a_call_was_made():
+    """User, team, the model's name as it was asked for, and the request that it was made for; of no other call."""
+    plain = a_call({})
+    facts = page._asked_by(None, replace(plain, request=plain.request | {"gateway": {**ANN._asdict(), "attempt": 1}}))
+    shown = {fact.name: fact.value for fact in facts}
+    names = ("for", "team", "asked for as", "gateway’s request")
+    assert [shown[name] for name in names] == ["ann@team.example", "Büro", "fast model", "req_1"]
+    assert not any({fact.name: fact.value for fact in page._asked_by(None, plain)}[name] for name in names)
 
 
 def test_values_round_trip():
