@@ -276,6 +276,17 @@ async def test_a_key_of_ours_goes_to_no_provider(rigs, team, target, key):
     assert theirs.get(b"x-llm-proxy-error") == b"" and rig.fake.requests
 
 
+@pytest.mark.parametrize("key", ["Authorization: Bearer llmp_abc", "x-api-key: llmp_abc"])
+async def test_where_there_is_no_gateway_its_keys_still_go_to_no_provider(rigs, key):
+    """As in safe mode. Another machine's gateway, which is named, may well be called through us."""
+    rig = await rigs()
+    for target in ("/v1/messages", "/v1/chat/completions", "/openai/api.openai.com/v1/responses"):
+        answer = await ask(rig, target, key, method="POST", body=b"{}")
+        assert answer.status == 404 and answer.get(b"x-llm-proxy-error") == b"not_served"
+    theirs = await ask(rig, f"/anthropic/127.0.0.1:{rig.fake.port}/v1/messages", key, method="POST", body=b"{}")
+    assert theirs.get(b"x-llm-proxy-error") == b"" and len(rig.fake.requests) == 1
+
+
 # --- bodies, streams, ends
 
 

@@ -16,10 +16,10 @@ from llm_proxy.proxy.core import Core
 from llm_proxy.proxy.dialler import DialFailed
 from llm_proxy.proxy.front import dressed
 from llm_proxy.proxy.relay import Relay
-from llm_proxy.proxy.router import NoRoute, Route
+from llm_proxy.proxy.router import NoRoute, Route, brings_gateway_key
 from llm_proxy.records.exchange import Ending
 from llm_proxy.wire.exposition import Sample
-from llm_proxy.wire.head import RequestHead, Role
+from llm_proxy.wire.head import RequestHead
 from llm_proxy.wire.hop import Instead
 
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ _OURS = re.compile(
 # Behind the same path POST calls a model of Gemini's, and DELETE removes one of OpenAI's.
 _MODELS = re.compile(rb"(?:/v1)?/models(?:/[^?]*)?(?:\?.*)?", re.DOTALL)
 _LISTING = frozenset((b"GET", b"HEAD", b"OPTIONS"))
-# The gateway's own keys begin so.
-_KEY = re.compile(rb"(?i:bearer[ \t]+)?llmp_")
-_KEY_IN_QUERY = re.compile(rb"[?&][^=&]*=llmp_")
 
 PEER = "X-LLM-Proxy-Peer"  # the client's address
 SCHEME = "X-LLM-Proxy-Scheme"  # http or https: how it came
@@ -91,7 +88,7 @@ class GatewayDoor:
                 remembered=True,
                 instead=self._instead,
             )
-        if _is_key_brought(head, target):
+        if brings_gateway_key(head, target):
             raise NoRoute(404, "not_served", "the gateway does not serve this path, and its keys open no other")
         return None
 
@@ -134,10 +131,3 @@ class _GatewayRelay(Relay):
 
 def _down() -> DialFailed:
     return DialFailed("gateway_down", "the gateway is not running; it is started again")
-
-
-def _is_key_brought(head: RequestHead, target: bytes) -> bool:
-    """A key of the gateway's is for no provider to see."""
-    return _KEY_IN_QUERY.search(target) is not None or any(
-        field.role == Role.IDENTITY and _KEY.match(field.value) for _, field in head.special
-    )

@@ -76,6 +76,9 @@ _GEMINI_PATHS = tuple(
     b"%b/%b/" % (before, version) for before in (b"", b"/upload") for version in (b"v1beta", b"v1alpha")
 )
 _GEMINI_KEY = re.compile(rb"\?(?:[^#]*&)?key=")  # OpenAI and Anthropic take keys in fields only
+# A gateway's own keys begin so, this machine's or another's.
+_GATEWAY_KEY = re.compile(rb"(?i:bearer[ \t]+)?llmp_")
+_GATEWAY_KEY_IN_QUERY = re.compile(rb"[?&][^=&]*=llmp_")
 _GEMINI_CALL = re.compile(
     rb"/v1/[A-Za-z]+/[^/:?]+:(?:(?:stream|batch)?[Gg]enerateContent|countTokens|(?:asyncBatchE|batchE|e)mbedContents?"
     rb"|predict(?:LongRunning)?)(?:\?.*)?"
@@ -286,6 +289,9 @@ class Router:
             named, why = CHATGPT, "chatgpt login"
             target = CODEX + (target[3:] if target.startswith(b"/v1/") else target)
         authority = authority_of(named)
+        if str(authority) in self.known_hosts and brings_gateway_key(head, target):
+            message = f"the key is a gateway's, which {authority} must not see, and no gateway is switched on here"
+            raise NoRoute(404, "not_served", message, provider)
         missing = _NEEDS_V1.get(authority.host)
         if missing is not None and missing.fullmatch(target):
             target = b"/v1" + target
@@ -357,6 +363,13 @@ def bare_provider(head: RequestHead, target: bytes) -> str | None:
     if b"anthropic-version" in names:
         return "anthropic"
     return "gemini" if b"x-goog-api-key" in names or _GEMINI_KEY.search(target) else "openai"
+
+
+def brings_gateway_key(head: RequestHead, target: bytes) -> bool:
+    """Such a key is for no provider to see."""
+    return _GATEWAY_KEY_IN_QUERY.search(target) is not None or any(
+        field.role == Role.IDENTITY and _GATEWAY_KEY.match(field.value) for _, field in head.special
+    )
 
 
 def _is_chatgpt_login(head: RequestHead) -> bool:
