@@ -46,6 +46,8 @@ LARGEST: Final = 64 << 20  # bytes of a whole answer
 WHOLE_TIMEOUT: Final = 600.0  # seconds that an answer which does not stream has until it begins
 _LARGEST_ERROR: Final = 1 << 20
 _MOST_HELD: Final = 1 << 20  # bytes of a stream that wait for the model's first word
+_MOST_GUESSED: Final = 1 << 16  # bytes of a request; beyond are pictures, more often than words
+_BYTES_OF_TOKEN: Final = 4
 _LONGEST_LIST: Final = 2048  # characters of the header that says what was left out
 _SHOWN: Final = "[]():/@+"  # in a header, beside letters and digits
 _EVENTS: Final = "text/event-stream; charset=utf-8"
@@ -276,7 +278,7 @@ class Call:
             self._break_off()
             return response, feed.failure.message
         finally:
-            one.usage = feed.usage
+            one.usage = feed.usage if feed.over or not feed.begun else _so_far(feed, chosen)
 
     async def _first(self, one: _Try, feed: Feed, answer: Answer) -> tuple[bytes, bool]:
         """The stream up to the model's first word, and whether more is to come. Raises _Failed."""
@@ -409,6 +411,13 @@ async def _problem(key: ProviderKey, chosen: Way, answer: Answer) -> _Failed:
     if answer.status < 400:
         problem, own = replace(problem, kind=Kind.BAD_GATEWAY), None
     return _Failed(problem, answer.status, stay_away=retrying.stay_away(answer.headers), own=own)
+
+
+def _so_far(feed: Feed, chosen: Way) -> Usage:
+    """What an answer that was broken off has used, at least: most providers tell only at the end, and charge anyway."""
+    told = feed.usage
+    went_in = told.input if told.prompt else min(len(chosen.body), _MOST_GUESSED) // _BYTES_OF_TOKEN
+    return replace(told, input=went_in, output=max(told.output, feed.pieces))
 
 
 def _of(failure: Failure) -> _Failed:

@@ -56,8 +56,12 @@ class Feed(Protocol):
     """A stream on its way: pieces of the provider's in, pieces of the caller's out.
 
     `begun`: the model has said something, so that nobody else may answer now. `over`: the answer told its end.
-    `failure`: it told that it broke off. `usage` is what is known of it so far.
+    `failure`: it told that it broke off. `usage` is what is known of it so far, `pieces` how many there were: about as
+    many as tokens.
     """
+
+    @property
+    def pieces(self) -> int: ...
 
     @property
     def begun(self) -> bool: ...
@@ -137,6 +141,7 @@ class _Passed:
     """Until the model speaks its events are read; from then on they are looked at for little else than token counts."""
 
     def __init__(self, api: str, events: WholeEvents) -> None:
+        self.pieces = 0
         self._api = api
         self._watch = Watch(api)
         self._events = events
@@ -159,6 +164,7 @@ class _Passed:
 
     def feed(self, piece: bytes) -> bytes:
         self._watch.feed(piece)
+        self.pieces += piece.count(b"\n\n")
         return self._events.feed(piece)
 
     def finish(self) -> bytes:
@@ -230,6 +236,7 @@ class _Translated:
         self.begun = self.over = False
         self.failure: Failure | None = None
         self.usage = Usage()
+        self.pieces = 0
         self._events = Events(api)
         self._reader = APIS[api].reader(id=id, model=asked)
         self._asked = asked
@@ -266,6 +273,7 @@ class _Translated:
         match event:
             case Piece() | PartBegin():
                 self.begun = True
+                self.pieces += 1
             case Begin():
                 self.usage = event.usage
             case End():
