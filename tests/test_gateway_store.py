@@ -186,7 +186,8 @@ async def test_a_cancelled_transaction_is_taken_back(store):
                     await connection.execute(select(func.count()).select_from(schema.users))
 
         task = asyncio.create_task(write())
-        await inside.wait()
+        async with asyncio.timeout(30):
+            await inside.wait()
         await asyncio.sleep(0.001 * attempt)  # somewhere within a statement
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -120,7 +120,8 @@ async def take_over(
     async with _source(address(source_url, "/")) as source:
         try:
             async with store.writing() as connection:
-                await store.alone(connection, "import")
+                for name in ("import", "users", "aliases"):  # as whoever makes an administrator, or links aliases
+                    await store.alone(connection, name)
                 await hold(connection, sealer)
                 work = _Import(source, store, connection, sealer, Sealer(theirs), report)
                 await work.run()

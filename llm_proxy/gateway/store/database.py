@@ -36,7 +36,7 @@ log = logging.getLogger("llm_proxy.gateway")
 VERSION = "0001"  # the newest migration's
 
 WATCH = 0.4  # seconds between two looks at the counter
-_ACQUIRE = 3.0  # seconds until a connection is there and answers
+_ACQUIRE = 5.0  # seconds until a connection is there and answers; more if the URL's connect_timeout says so
 _STATEMENT = 10.0  # seconds a statement may take
 _BUSY = 5_000  # milliseconds SQLite waits for another process' writing
 _CONNECTIONS = 5
@@ -182,7 +182,7 @@ class Store:
     @asynccontextmanager
     async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         async with AsyncExitStack() as stack:
-            async with asyncio.timeout(_ACQUIRE):
+            async with asyncio.timeout(max(_ACQUIRE, self._address.connect_timeout)):
                 connection = await stack.enter_async_context(engine.connect())
             yield connection
 
