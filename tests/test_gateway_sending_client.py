@@ -331,6 +331,52 @@ async def test_an_answer_nobody_asked_for_is_not_taken(server, client):
     assert len(server.peers) == 2
 
 
+async def test_a_word_out_of_turn_ends_a_connection(server, client):
+    """What comes while a connection waits for its next call closes it, and answers nothing."""
+    said = asyncio.Event()
+
+    async def script(peer):
+        await peer.request()
+        peer.writer.write(OK)
+        await said.wait()
+        peer.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
+        await peer.left()
+
+    await server.start(script)
+    assert await (await post(client)).read(10) == b"ok"
+    said.set()
+    async with asyncio.timeout(5):
+        while client.connections:
+            await asyncio.sleep(0.001)
+    assert await (await post(client)).read(10) == b"ok"
+
+
+async def test_a_connection_that_is_to_be_closed_is_not_kept(server, client):
+    """`Connection: close` counts, also where the server has not closed yet."""
+
+    async def script(peer):
+        await peer.request()
+        peer.writer.write(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        await peer.left()
+
+    await server.start(script)
+    for _ in range(2):
+        assert await (await post(client)).read(10) == b"ok"
+    assert len(server.peers) == 2
+
+
+async def test_an_answer_that_filled_the_buffer_leaves_a_good_connection(server, client):
+    """Reading that was held up by the last bytes of an answer goes on for the next one."""
+    size = module.HIGH + 50_000
+    await server.start(always(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size))
+    for _ in range(3):
+        answer = await post(client)
+        await asyncio.sleep(0.05)  # all of it comes before any is taken
+        async with asyncio.timeout(5):
+            assert len(await answer.read(size)) == size
+    assert len(server.peers) == 1
+
+
 async def test_the_first_byte_has_a_limit_and_the_stream_has_none(server, client):
     """No head in time: Unreachable that says so, and the server sees the connection close. Later silence is no matter."""
     left = asyncio.Event()
@@ -473,6 +519,10 @@ async def test_a_large_request_is_sent_at_the_servers_pace(server, client):
             peer.writer.write(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig")
             await peer.left()
             return
+        peer.writer.transport.pause_reading()
+        await asyncio.sleep(0.05)
+        assert 0 < max(one._transport.get_write_buffer_size() for one in client._open) < 1 << 20
+        peer.writer.transport.resume_reading()
         assert await peer.reader.readexactly(len(body)) == body
         peer.writer.write(OK)
         await peer.left()

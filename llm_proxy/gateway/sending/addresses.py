@@ -23,7 +23,7 @@ _OPENAI: Final = {
     "completions": "/completions",
 }
 # Provider -> API -> path, and the one of a stream where that is another. `{}` is the model.
-_PATHS: Final[dict[Provider, dict[str, tuple[str, ...]]]] = {
+PATHS: Final[dict[Provider, dict[str, tuple[str, ...]]]] = {
     Provider.OPENAI: {api: (f"/v1{path}",) for api, path in _OPENAI.items()},
     Provider.COMPATIBLE: {api: (path,) for api, path in _OPENAI.items() if api != "responses"},
     Provider.ANTHROPIC: {"anthropic": ("/v1/messages",), "count_tokens": ("/v1/messages/count_tokens",)},
@@ -77,7 +77,7 @@ def speaks(provider: Provider, model: str) -> tuple[str, ...]:
         return next(apis for pattern, apis in _BY_MODEL if pattern.fullmatch(model))
     if provider is Provider.BEDROCK and _ANTHROPICS.fullmatch(model) is None:
         return ("bedrock",)
-    return tuple(_PATHS[provider])
+    return tuple(PATHS[provider])
 
 
 class Addresses:
@@ -91,7 +91,7 @@ class Addresses:
 
     def _call(self, provider: Provider, base_url: str, region: str, model: str, api: str, stream: bool) -> Address:
         """Where a call goes. Raises Unreachable; KeyError for an API that the provider does not speak."""
-        path = _PATHS[provider][api][-1 if stream else 0]
+        path = PATHS[provider][api][-1 if stream else 0]
         if "{}" in path:
             path = path.format(_encoded(provider, model))
         if provider is Provider.BEDROCK:

@@ -47,6 +47,9 @@ _BEDROCK_BETAS = re.compile(
     r"(?:computer-use|token-efficient-tools|interleaved-thinking|output-128k|dev-full-thinking|context-1m"
     r"|context-management|effort|tool-search-tool|tool-examples|fine-grained-tool-streaming|compact)-\d{4}-\d\d-\d\d"
 )
+_GOES_ON: Final = {
+    api: frozenset(_SESSIONS + _PASSED.get(api, ())) for paths in addresses.PATHS.values() for api in paths
+}
 _JSON: Final = ("Content-Type", "application/json")
 
 
@@ -107,7 +110,7 @@ class Sender:
         key = target.key
         address = self._addresses.call(key.provider, key.base_url, key.region, target.model, api, stream)
         fields = [_JSON, ("Accept-Encoding", "identity"), self._agent, *attribution.headers()]
-        passed = _passed(headers, (*_PASSED.get(api, ()), *_SESSIONS))
+        passed = _passed(headers, _GOES_ON[api])
         if key.provider is Provider.BEDROCK:
             betas = passed.pop("anthropic-beta", "")
             passed.pop("anthropic-version", None)
@@ -205,7 +208,7 @@ def _is_amazons(answer: Answer) -> bool:
     return answer.headers.get("content-type", "").partition(";")[0].strip().lower() == eventstream.MEDIA_TYPE
 
 
-def _passed(headers: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+def _passed(headers: Mapping[str, str], names: frozenset[str]) -> dict[str, str]:
     """Those of a caller's fields that go on, by lower-case name. Raises Refusal 400."""
     passed = {}
     for name, value in headers.items():
