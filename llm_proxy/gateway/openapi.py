@@ -164,9 +164,7 @@ def _parameters(route: Route) -> Iterator[dict[str, Any]]:
 
 def _success(route: Route, by_type: Mapping[Any, Any]) -> dict[str, Any]:
     if route.raw is not None:
-        content: dict[str, Any] = {_JSON: {}}
-        if route.method == "POST":
-            content["text/event-stream"] = {}
+        content: dict[str, Any] = {_JSON: {}, "text/event-stream" if route.method == "POST" else "text/plain": {}}
         return {"200": {"description": "As the API gives it.", "headers": _RATE_HEADERS, "content": content}}
     if route.gives is None:
         return {str(204 if route.status == 200 else route.status): {"description": "Done."}}
@@ -185,10 +183,10 @@ def _failures(route: Route) -> dict[str, Any]:
 
 
 def _tag(route: Route) -> str:
-    if route.raw is not None:
-        return "models"
     first = route.path.split("/")[1]
-    return first if first in ("auth", "manage") else "gateway"
+    if first in ("auth", "manage"):
+        return first
+    return "models" if route.raw is not None else "gateway"
 
 
 def _ref(name: str) -> dict[str, str]:
