@@ -25,6 +25,7 @@ from llm_proxy.gateway.calls.running import shown
 from llm_proxy.gateway.refusals import Refusal
 from tests.fakeprovider.answers import SENTENCE
 from tests.gatewaycalls import Calls, calling, calls
+from tests.rig import Wire
 
 __all__ = ["calls"]
 
@@ -79,10 +80,15 @@ async def test_a_body_has_a_limit(calls: Calls) -> None:
 
     headers = {"Authorization": f"Bearer {calls.key}"}
     with contextlib.suppress(aiohttp.ClientError):  # the answer comes while it still writes
-        async with calls.http.post(calls.url + "/v1/messages", data=endless(), headers=headers) as response:
-            assert (response.status, (await response.json())["error"]["type"]) == (413, "request_too_large")
-    answer = await calls.ask("/v1/chat/completions", headers={"Content-Length": str(MOST + 1)}, method="POST")
-    assert (answer.status, answer.json["error"]["code"]) == (413, "request_too_large")
+        async with aiohttp.ClientSession() as http:
+            async with http.post(calls.url + "/v1/messages", data=endless(), headers=headers) as response:
+                assert (response.status, (await response.json())["error"]["type"]) == (413, "request_too_large")
+    wire = Wire.to(calls.port)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {calls.key}\r\n"
+    await wire.send(f"{head}Content-Length: {MOST + 1}\r\n\r\n".encode())
+    answer = await wire.message()
+    assert (answer.status, json.loads(answer.payload)["error"]["code"]) == (413, "request_too_large")
+    wire.socket.close()
     assert [row.status_code for row in await calls.attempts()] == [413, 413]
 
 
