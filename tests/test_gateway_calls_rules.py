@@ -80,9 +80,9 @@ async def test_a_body_has_a_limit(calls: Calls) -> None:
 
     headers = {"Authorization": f"Bearer {calls.key}"}
     with contextlib.suppress(aiohttp.ClientError):  # the answer comes while it still writes
-        async with aiohttp.ClientSession() as http:
-            async with http.post(calls.url + "/v1/messages", data=endless(), headers=headers) as response:
-                assert (response.status, (await response.json())["error"]["type"]) == (413, "request_too_large")
+        url = calls.url + "/v1/messages"
+        async with aiohttp.ClientSession() as http, http.post(url, data=endless(), headers=headers) as response:
+            assert (response.status, (await response.json())["error"]["type"]) == (413, "request_too_large")
     wire = Wire.to(calls.port)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {calls.key}\r\n"
     await wire.send(f"{head}Content-Length: {MOST + 1}\r\n\r\n".encode())
