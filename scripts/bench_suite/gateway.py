@@ -355,7 +355,7 @@ def _missing(gate: Gate, upstream: int) -> str:
     if gate.home is None:
         return ""
     seen, record = seen_by(upstream), Record(gate.home)
-    if not record.wait_for(seen):
+    if not record.wait_for(seen, 600):
         return f"{record.calls} of {seen} calls are in the session logs"
     database = gate.home / ".local/share/llm-proxy/gateway/gateway.db"
     deadline = time.monotonic() + 60
