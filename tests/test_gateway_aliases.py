@@ -1,24 +1,36 @@
 """Aliases are made, seen and changed by those who may, lead only where these may go, and never in a circle."""
 
 import asyncio
+import json
 import random
 from types import SimpleNamespace
+from urllib.parse import quote
 
+import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
 from sqlalchemy import insert, make_url, select, update
+from yarl import URL
 
+from llm_proxy.gateway import apikeys
+from llm_proxy.gateway.app import application
 from llm_proxy.gateway.catalog import Catalogs
 from llm_proxy.gateway.facts import Caller, Role, Scope
 from llm_proxy.gateway.manage.aliases import LONGEST_CHAIN, MOST, ROUTES
+from llm_proxy.gateway.options import Options, Secrets
 from llm_proxy.gateway.planning import plan
 from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.routes import Access, Ask
+from llm_proxy.gateway.site import site
 from llm_proxy.gateway.store import schema
 from llm_proxy.gateway.store.database import StoreAway
 from llm_proxy.gateway.tokens import Prompt
+from tests.gatewaycalls import calls
 from tests.gatewaystore import a_store_url, add_user, opened
 from tests.postgresbed import SERVER
+
+__all__ = ["calls"]
 
 DEFAULTS = {
     "fallback_alias_id": None,
@@ -442,13 +454,16 @@ async def test_a_catalog_is_read_once_and_again_after_a_change(ann):
 async def test_what_changes_while_it_is_read_is_not_remembered_as_it_was(ann):
     """A reading that began before a change serves those who asked before it, nobody else."""
     catalogs = Catalogs(ann.store)
-    reading = asyncio.create_task(catalogs.of(ann.caller.user_id))
-    await asyncio.sleep(0)  # it has begun
-    catalogs.forget()
-    later = asyncio.create_task(catalogs.of(ann.caller.user_id))
-    old, new = await asyncio.gather(reading, later)
-    assert old is not new
-    assert await catalogs.of(ann.caller.user_id) is new
+    for later_asks_at_once in (True, False):
+        reading = asyncio.create_task(catalogs.of(ann.caller.user_id))
+        await asyncio.sleep(0)  # it has begun
+        catalogs.forget()
+        later = asyncio.create_task(catalogs.of(ann.caller.user_id)) if later_asks_at_once else None
+        old = await reading
+        new = await (later or catalogs.of(ann.caller.user_id))
+        assert old is not new
+        assert await catalogs.of(ann.caller.user_id) is new
+        catalogs.forget()
 
 
 async def test_a_caller_who_leaves_takes_the_reading_from_nobody(ann):
@@ -474,9 +489,13 @@ async def test_a_store_that_is_away_serves_what_is_remembered_for_a_while(tmp_pa
         now = 121.0
         with pytest.raises(StoreAway):
             await catalogs.of(user)
-        now = 1.0
+        now = 61.0
         assert await catalogs.of(user) is known
+        trying = asyncio.create_task(catalogs.of(user))
+        await asyncio.sleep(0)
         catalogs.forget()
+        with pytest.raises(StoreAway):
+            await trying
         with pytest.raises(StoreAway):
             await catalogs.of(user)
 
@@ -512,3 +531,86 @@ async def test_calls_go_where_an_alias_leads_now(ann, admin):
         await ann.store.changed(connection)
     with pytest.raises(Refusal, match="leads to no provider key"):
         await places()
+
+
+# --- over the wire
+
+
+@pytest.fixture
+async def served(tmp_path):
+    """The routes as the application serves them, for somebody with an API key: (method, path, body) to what is said."""
+    async with a_store_url("sqlite", tmp_path) as url, aiohttp.ClientSession() as http:
+        made = await site(Options("", "", str(tmp_path)), Secrets("j" * 40, "e" * 40, url))
+        runner = web.AppRunner(application(made, ROUTES))
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        ann = await Person.new(made.store, "ann@example.com")
+        tokens = {}
+        for scope in Scope:
+            tokens[scope] = apikeys.new(apikeys.KEY)
+            row = {"user_id": ann.caller.user_id, "name": "laptop", "prefix": "", "scopes": [str(scope)]}
+            async with made.store.writing() as connection:
+                await connection.execute(insert(schema.api_keys).values(key_hash=apikeys.digest(tokens[scope]), **row))
+
+        async def say(method, path, body=None, scope=Scope.MANAGE):
+            told = {"Authorization": f"Bearer {tokens[scope]}"} if scope else {}
+            place = URL(f"http://127.0.0.1:{runner.addresses[0][1]}/manage/aliases{path}", encoded=True)
+            async with http.request(method, place, json=body, headers=told) as answer:
+                text = await answer.text()
+                return answer.status, json.loads(text) if text else None
+
+        say.ann = ann
+        try:
+            yield say
+        finally:
+            await runner.cleanup()
+            made.sender.close()
+            await made.store.close()
+
+
+async def test_names_with_slashes_and_colons_are_percent_encoded(served):
+    """Whatever a name holds, its path leads to it."""
+    key = await served.ann.key()
+    for name in ("team/fast", "llama3:8b", "a b?#%25", "grün/狐", "..", "%2F"):
+        body = {"alias": name, "target_model": "m", "provider_key_id": key}
+        assert (await served("POST", "", body))[0] == 200
+        path = "/" + quote(name, safe="").replace(".", "%2E")
+        status, changed = await served("PATCH", path, {"target_model": "n"})
+        assert (status, changed["alias"], changed["target_model"]) == (200, name, "n")
+        assert await served("DELETE", path) == (204, None)
+        assert (await served("DELETE", path))[0] == 404
+    assert await served("GET", "") == (200, [])
+
+
+async def test_what_is_wrong_is_said_in_json(served):
+    """With its field, whoever finds it; and keys without the scope do nothing."""
+    for body, param in (
+        ({"alias": 7}, "alias"),
+        ({"alias": "a", "chain": [{"model": "m"}]}, "chain[0]"),
+        ({"alias": "a", "target_model": "m", "provider_key_id": "1"}, "provider_key_id"),
+        ({"alias": "a", "target_model": ""}, "target_model"),
+        ({}, "alias"),
+    ):
+        status, said = await served("POST", "", body)
+        assert (status, said["error"]["param"]) == (400, param), said
+    status, said = await served("POST", "", {"alias": "a", "target_model": "m", "provider_key_id": 10**17})
+    assert (status, said["error"]["code"]) == (404, "not_found")
+    for field in ("provider_key_id", "fallback_alias_id", "light_model_threshold", "weight"):
+        body = {"alias": "a", "target_model": "m", "provider_key_id": await served.ann.key(), field: 10**4000}
+        status, said = await served("POST", "", body)
+        assert (status, said["error"]["param"]) == (404 if field.endswith("id") else 400, field)
+        assert len(said["error"]["message"]) < 200
+    for scope, wanted in ((None, 401), (Scope.MODELS, 403), (Scope.USAGE, 403)):
+        for method, path, body in (("POST", "", {}), ("GET", "", None), ("PATCH", "/a", {}), ("DELETE", "/a", None)):
+            assert (await served(method, path, body, scope))[0] == wanted
+
+
+async def test_short_prompts_go_to_the_light_model(calls):
+    """From a client's request to the provider's model; long ones to the target, or to the long-context model."""
+    key = await calls.provider("openai")
+    choice = {"use_light_model": True, "light_model": "gpt-4o-mini", "light_model_threshold": 50}
+    await calls.alias("smart", key, "gpt-4o", long_model="gpt-4.1", long_model_threshold=2000, **choice)
+    for words in (1, 200, 3000):
+        body = {"model": "smart", "messages": [{"role": "user", "content": "word " * words}]}
+        assert (await calls.ask("/v1/chat/completions", body)).status == 200
+    assert [row.model_used for row in await calls.attempts()] == ["gpt-4o-mini", "gpt-4o", "gpt-4.1"]

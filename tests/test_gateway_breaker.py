@@ -140,10 +140,12 @@ def test_a_probe_of_which_nothing_is_heard_is_given_up(breakers, clock):
 
 def test_calls_from_before_it_opened_change_nothing(breakers, clock):
     """Many were under way; that they fail too does not prolong it, that one succeeds does not end it."""
+    fail(breakers)
+    clock.now += 2
     fail(breakers, 50)
     breakers.succeeded(1)
     assert breakers.states() == {(1, ""): State.OPEN}
-    assert open_for(breakers, clock) == COOL
+    assert open_for(breakers, clock) == COOL - 2
 
 
 def test_trouble_of_a_model_leaves_the_others_alone(breakers):

@@ -334,13 +334,13 @@ def _text(param: str, text: str) -> None:
 
 def _within(param: str, number: int, least: int, most: int) -> None:
     if not least <= number <= most:
-        raise _wrong(param, f"a whole number from {least} to {most}, not {number}")
+        raise _wrong(param, f"a whole number from {least} to {most}, not {_cut(str(number))}")
 
 
 def _key(param: str, id: int, catalog: Catalog, shared: bool) -> None:
     key = catalog.keys.get(id)
     if key is None:
-        raise Refusal(404, "not_found", f"{param}: there is no provider key {id}", param=param)
+        raise Refusal(404, "not_found", f"{param}: there is no provider key {_cut(str(id))}", param=param)
     if shared and not key.shared:
         raise _wrong(param, f"a shared alias takes shared provider keys only, and {id} is not")
 
@@ -413,7 +413,7 @@ def _fallback(given: New, fallback: int, catalog: Catalog, own: int | None) -> N
     """Raises Refusal for one that is not there, and for loops, which it names."""
     alias = catalog.by_id.get(fallback)
     if alias is None:
-        words = f"fallback_alias_id: there is no alias {fallback}"
+        words = f"fallback_alias_id: there is no alias {_cut(str(fallback))}"
         raise Refusal(404, "not_found", words, param="fallback_alias_id")
     if given.shared and not alias.shared:
         raise _wrong("fallback_alias_id", f"a shared alias takes shared ones only, and {_cut(alias.alias)!r} is not")
