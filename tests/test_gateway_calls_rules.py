@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from llm_proxy.dialects.reading import read_value
 from llm_proxy.gateway.calls.arriving import MOST, Arrived
 from llm_proxy.gateway.calls.ids import request_id
+from llm_proxy.gateway.calls.parameters import laid_over
 from llm_proxy.gateway.calls.passing_events import WholeEvents, WithoutCounts
 from llm_proxy.gateway.calls.running import shown
 from llm_proxy.gateway.refusals import Refusal
@@ -253,6 +254,42 @@ async def test_models_are_listed_for_both_sdks(calls: Calls) -> None:
     for path in ("/v1/models", "/models", "/v1/models/smart%2Fone"):
         answer = await calls.ask(path, method="HEAD")
         assert (answer.status, answer.body) == (200, b"")
+
+
+GIVEN = {"max_tokens": 7, "stop": "X", "seed": 1, "reasoning_effort": "low", "top_p": None, "user": "u", "own": True}
+LAID: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "chat": (
+        {"max_completion_tokens": 99, "top_p": 1, "n": 2},
+        {"max_tokens": 7, "stop": "X", "seed": 1, "reasoning_effort": "low", "user": "u", "own": True, "n": 2},
+    ),
+    "responses": (
+        {"max_output_tokens": 99, "top_p": 1, "reasoning": {"summary": "auto", "effort": "high"}},
+        {"max_output_tokens": 7, "reasoning": {"summary": "auto", "effort": "low"}, "user": "u", "own": True},
+    ),
+    "anthropic": (
+        {"max_tokens": 99, "top_p": 1},
+        {
+            "max_tokens": 7,
+            "stop_sequences": ["X"],
+            "output_config": {"effort": "low"},
+            "metadata": {"user_id": "u"},
+            "own": True,
+        },
+    ),
+    "completions": (
+        {"max_tokens": 9},
+        {"max_tokens": 7, "stop": "X", "seed": 1, "reasoning_effort": "low", "user": "u", "own": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("api", sorted(LAID))
+def test_an_alias_parameters_are_said_in_the_callers_words(api: str) -> None:
+    """What his API has no word for is left out; the request itself stays as it was."""
+    body, expected = LAID[api]
+    before = json.dumps(body)
+    assert laid_over(api, body, GIVEN) == expected
+    assert json.dumps(body) == before
 
 
 # --- pure -------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import random
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
@@ -425,6 +426,7 @@ def _of(failure: Failure) -> _Failed:
     return _Failed(Problem(failure.kind, failure.message), status_of(failure.kind))
 
 
+@lru_cache(maxsize=1024)
 def shown(text: str) -> str:
     """A caller's or provider's word as a header can hold it."""
     return quote(text, safe=_SHOWN, errors="replace")
