@@ -343,8 +343,8 @@ async def test_who_was_looked_up_before_a_change_is_not_remembered_after_it(door
     await looking.wait()
     door.store.reading = reading
     await door.want(204, "DELETE", f"/auth/key/{made['id']}", token=admin)
-    late = asyncio.ensure_future(door.ask("GET", "/models", token=made["token"]))
-    assert (await late).status == 401
+    async with asyncio.timeout(30):
+        assert (await door.ask("GET", "/models", token=made["token"])).status == 401
     go_on.set()
     assert (await first).status == 200  # it came before
     assert (await door.ask("GET", "/models", token=made["token"])).status == 401
@@ -586,14 +586,19 @@ async def test_two_administrators_who_demote_each_other_at_once_leave_one(store_
         await machines[1].sign_up("other@example.com")
         await machines[0].want(200, "PATCH", "/manage/users/2", {"role": "admin"}, admin)
         tokens = [admin, (await machines[1].sign_in("other@example.com"))["token"]]
-        answers = await asyncio.gather(
-            *(
-                machines[here].ask("PATCH", f"/manage/users/{2 - here}", {"role": "member"}, tokens[here])
-                for here in (0, 1)
+        for _ in range(5):
+            for machine, token in zip(machines, tokens, strict=True):
+                await machine.want(200, "GET", "/manage/users", token=token)
+            answers = await asyncio.gather(
+                *(
+                    machines[here].ask("PATCH", f"/manage/users/{2 - here}", {"role": "member"}, tokens[here])
+                    for here in (0, 1)
+                )
             )
-        )
-        assert sorted(answer.status for answer in answers) in ([200, 403], [200, 409])
-        assert sorted(row.role for row in await machines[0].rows(users)) == ["admin", "member"]
+            assert sorted(answer.status for answer in answers) == [200, 409]
+            assert sorted(row.role for row in await machines[0].rows(users)) == ["admin", "member"]
+            for store in stores:
+                await _change(store, users, users.c.id > 0, role="admin")
 
 
 async def test_who_shares_a_provider_key_that_others_use_is_not_removed(door, admin):

@@ -82,6 +82,7 @@ def test_a_session_token_tells_whose_session_it_is_for_a_quarter_of_an_hour():
         with pytest.raises(BadToken):
             reader(token)
     assert len({TOKENS.access(7, SID, at) for _ in range(50)}) == 50
+    assert len({*TOKENS._keys.values(), SECRET.encode()}) == 3
 
 
 def test_a_token_by_hand_is_read():
