@@ -93,14 +93,19 @@ def _process(code, *arguments):
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-async def test_machines_that_start_at_once_migrate_once(empty_url):
-    """Three processes open an empty store at the same moment: each finds it good, and its first rows are there once."""
-    processes = [_process(_OPEN, empty_url) for _ in range(3)]
-    assert [process.stdout.readline() for process in processes] == ["here\n"] * 3
+def _at_once(code, url, count):
+    """Run it in so many processes, which wait for each other; what each of them complains of."""
+    processes = [_process(code, url) for _ in range(count)]
+    assert [process.stdout.readline() for process in processes] == ["here\n"] * count
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    assert [process.communicate(timeout=120)[1] for process in processes] == [""] * 3
+    return [process.communicate(timeout=120)[1] for process in processes]
+
+
+async def test_machines_that_start_at_once_migrate_once(empty_url):
+    """Three processes open an empty store at the same moment: each finds it good, and its first rows are there once."""
+    assert _at_once(_OPEN, empty_url, 3) == [""] * 3
     async with opened(empty_url) as store:
         assert await count(store, schema.changes) == 1
 
@@ -224,6 +229,8 @@ from llm_proxy.gateway.store.database import Store
 async def main():
     store = Store(sys.argv[1], "/nowhere")
     await store.open()
+    print("here", flush=True)
+    sys.stdin.readline()
     for _ in range(40):
         async with store.writing() as connection:
             await store.alone(connection, "n")
@@ -238,8 +245,7 @@ async def test_processes_take_turns(store, store_url):
     """Two processes that each read a number and write the next one forty times over: none is lost."""
     async with store.writing() as connection:
         await connection.execute(insert(schema.facts).values(name="n", value="0"))
-    processes = [_process(_STEPS, store_url) for _ in range(2)]
-    assert [process.communicate(timeout=120)[1] for process in processes] == [""] * 2
+    assert _at_once(_STEPS, store_url, 2) == [""] * 2
     async with store.reading() as connection:
         assert await connection.scalar(select(schema.facts.c.value)) == "80"
 
@@ -433,6 +439,7 @@ async def test_lost_connections_are_made_anew(database_name):
                 await SERVER.execute(throw)
                 await connection.execute(select(schema.users))
         assert PASSWORD not in str(caught.value)
+        assert await emails(store) == []
         await SERVER.execute(throw)
         assert await emails(store) == []
 
