@@ -248,6 +248,23 @@ async def test_a_body_without_length_ends_with_its_connection(server, client):
     assert len(seen) == 2
 
 
+@pytest.mark.parametrize(("body", "whole"), [(b'{"a": [1]} ', True), (b'{"a": [1', False), (b"", False)])
+async def test_json_without_length_must_be_whole(server, client, body, whole):
+    """A socket of this machine tells no break from an end, so that the body itself must show that it is all."""
+
+    async def script(peer):
+        await peer.request()
+        peer.writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n" + body)
+
+    await server.start(script)
+    answer = await post(client)
+    if whole:
+        assert await answer.read(100) == body
+    else:
+        with pytest.raises(Broken):
+            await answer.read(100)
+
+
 @pytest.mark.parametrize(
     "sent",
     [

@@ -19,6 +19,8 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Final, cast
 
+import msgspec
+
 from llm_proxy import unix
 from llm_proxy.wire.framing import BadFraming, Framing, for_response
 from llm_proxy.wire.head import MAX_HEAD, BadHead, ResponseHead, parse_response
@@ -68,13 +70,32 @@ def _field(line: bytes) -> tuple[str, str]:
     return name.lower(), value.strip(" \t")
 
 
+def _is_json(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
 class Answer:
     """One answer, as it comes: `status` and `headers` are there, the body is taken by `read` or by `pieces`, once.
 
     Whoever has it reads it to its end or calls `close`.
     """
 
-    __slots__ = ("_connection", "_failure", "_head", "_headers", "_over", "_pieces", "_size", "_waiter", "status")
+    __slots__ = (
+        "_connection",
+        "_failure",
+        "_head",
+        "_headers",
+        "_over",
+        "_pieces",
+        "_size",
+        "_unmeasured",
+        "_waiter",
+        "status",
+    )
 
     def __init__(self) -> None:
         self.status = 0
@@ -83,6 +104,7 @@ class Answer:
         self._pieces: list[bytes] = []
         self._size = 0
         self._over = False
+        self._unmeasured = False  # its end was that of the connection, and over this socket resets look the same
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._connection: _Connection | None = None  # while the call is under way
@@ -105,7 +127,10 @@ class Answer:
             if size > limit:
                 self.close()
                 raise Broken("too_large", f"the answer has more than {limit} bytes")
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if self._unmeasured and "json" in self.headers.get("content-type", "") and not _is_json(body):
+            raise Broken("upstream_truncated", "the answer told no length, and ended in the middle")
+        return body
 
     def pieces(self) -> Answer:
         """The body, as it comes, for `async for`; never an empty piece. Raises Broken."""
@@ -173,8 +198,9 @@ class Answer:
         self._wake()
         return self._size > HIGH
 
-    def finish(self) -> None:
+    def finish(self, *, measured: bool = True) -> None:
         self._over = True
+        self._unmeasured = not measured
         self._connection = None
         self._wake()
 
@@ -421,7 +447,7 @@ class _Connection(asyncio.Protocol):
             message = f"the connection was {how} before an answer came"
             answer.fail(_Stale() if self.reused and not self.heard else Unreachable("upstream_reset", message))
         elif exc is None and framing.ends_by_close():
-            answer.finish()
+            answer.finish(measured=False)
         else:
             answer.fail(Broken("upstream_truncated", f"the connection was {how} in the middle of the answer"))
 
