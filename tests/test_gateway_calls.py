@@ -274,6 +274,43 @@ async def test_every_client_talks_to_every_provider(calls: Calls, client: str, p
     assert sum(row.first_token_milliseconds is not None for row in rows) == 4
 
 
+# Models that are best spoken to in another API than their provider's usual one: the path that is called.
+OTHERWISE = [
+    ("anthropic", "openai", "gpt-5", "/chat/completions"),  # it is asked to stop at a text: responses cannot say that
+    ("responses", "openai-compatible", "gpt-5", "/chat/completions"),
+    ("chat", "openai", "gpt-5", "/chat/completions"),
+    ("anthropic", "bedrock", "us.anthropic.claude-haiku-4-5-20251001-v1:0", "/invoke"),
+    ("chat", "bedrock", "us.anthropic.claude-haiku-4-5-20251001-v1:0", "/converse"),
+]
+
+
+@pytest.mark.parametrize(("client", "provider", "model", "path"), OTHERWISE)
+async def test_a_model_is_spoken_to_in_the_api_that_suits_it(
+    calls: Calls, client: str, provider: str, model: str, path: str
+) -> None:
+    """Whole and streamed, and its tokens are known."""
+    ask, of_whole, of_events, (ended, _) = CLIENTS[client]
+    await calls.alias("fast", await calls.provider(provider), model)
+    async with sdk(client, calls, sync=False) as made:
+        for stream in (False, True):
+            body = ask("words") | {"model": "fast"} | ({"stream": True} if stream else {})
+            said = (of_events if stream else of_whole)(await told(client, made, False, body))
+            assert (said.text, said.stop) == (replies.TEXT if provider == "bedrock" else WORDS, ended)
+    seen = [one.head.path for one in calls.bedrock.requests] or [one.target for one in calls.fake.requests]
+    assert all(path in one for one in seen)
+    assert [(row.ending, row.input_tokens > 0, row.output_tokens > 0) for row in await calls.attempts()] == [
+        ("complete", True, True)
+    ] * 2
+
+
+async def test_thinking_models_of_openai_are_asked_for_responses(calls: Calls) -> None:
+    """Only there they keep their thoughts from one turn to the next."""
+    await calls.alias("fast", await calls.provider("openai"), "gpt-5")
+    for asked in ("tools", "turns", "image"):
+        assert (await calls.ask("/v1/messages", messages(asked) | {"model": "fast"})).status == 200
+    assert {one.target for one in calls.fake.requests} == {"/v1/responses"}
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 # What a provider answers -> what both SDKs raise, with which status. His keys' troubles are not the caller's.

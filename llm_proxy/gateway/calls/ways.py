@@ -27,7 +27,7 @@ from llm_proxy.gateway.translate.apis import APIS, StreamWriter, server_sent
 from llm_proxy.gateway.translate.conversation import Ask, Begin, End, Event, Failure, Json, PartBegin, Piece, Reply
 from llm_proxy.gateway.translate.errors import Kind
 from llm_proxy.gateway.translate.free import Freed
-from llm_proxy.gateway.translate.losses import Losses
+from llm_proxy.gateway.translate.losses import CannotSay, Losses
 
 # The dialect of errors for each API that callers speak.
 DIALECTS: Final = {
@@ -106,10 +106,14 @@ def way(arrived: Arrived, api: str, target: Target, speaks: tuple[str, ...], *, 
         if "embed_gemini" in speaks:
             return Embedding(arrived, target, Losses("Gemini", refuse=refuse))
         raise cannot(target, "make embeddings")
-    other = next((one for one in speaks if one in APIS), None)
-    if other is None:
-        raise cannot(target, "be spoken to in any API that we translate to")
-    return Translating(arrived, api, other, target, Losses(APIS[other].name, refuse=refuse), id)
+    first: CannotSay | None = None
+    for other in speaks:
+        if other in APIS:
+            try:
+                return Translating(arrived, api, other, target, Losses(APIS[other].name, refuse=refuse), id)
+            except CannotSay as error:  # another API of the same model may have a word for it
+                first = first or error
+    raise first or cannot(target, "be spoken to in any API that we translate to")
 
 
 def cannot(target: Target, what: str) -> Refusal:
