@@ -1,6 +1,7 @@
 """Limits hold exactly, in one process and over many; budgets are kept; nothing of ours that is down stops the traffic."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import random
@@ -19,9 +20,9 @@ from llm_proxy.gateway.limiting_shared import PATIENCE, SharedLimiter
 from llm_proxy.gateway.options import Options, Secrets
 from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.store import schema
-from llm_proxy.gateway.store.database import Store
 from tests.gatewaystore import a_store_url, opened
 from tests.redisbed import PASSWORD, a_redis
+from tests.storeaway import shut
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 
@@ -230,15 +231,17 @@ async def test_a_day_ends_at_midnight_in_utc(sqlite):
     assert await passes(limiter, caller(), 9) == 0
 
 
+@contextlib.asynccontextmanager
+async def a_store_that_is_away(folder):
+    async with a_store_url("postgresql", folder) as url, opened(url, folder) as store:
+        await shut(url)
+        yield store
+
+
 async def test_a_store_that_is_away_stops_nobody(tmp_path, caplog):
     """What was made today cannot be asked: it is counted from 0, and the log says so."""
-    async with opened("", tmp_path) as store:
+    async with a_store_that_is_away(tmp_path) as store:
         limiter = local(store, Clock(), day=3)
-        for file in tmp_path.glob("*"):
-            file.unlink()
-        await store.close()
-        tmp_path.chmod(0o500)
-        (tmp_path / "gateway.db").mkdir()
         with caplog.at_level(logging.WARNING, "llm_proxy.gateway"):
             assert await passes(limiter, caller(), 9) == 3
     assert "counted from 0" in caplog.text
@@ -350,20 +353,16 @@ async def test_a_raised_budget_and_a_new_month_open_again(store):
     assert await passes(limiter, caller(team_ids=(team,))) == 1
 
 
-async def test_a_budget_that_cannot_be_asked_stops_nobody(sqlite, caplog):
+async def test_a_budget_that_cannot_be_asked_stops_nobody(tmp_path, caplog):
     """One line a minute says so."""
-    team = await a_team(sqlite, 0)
     clock = Clock()
-    budgets = Budgets(Store(f"sqlite:////nowhere/{PASSWORD}.db", "/nowhere"), clock=lambda: clock.monotonic)
-    budgets._store._engine = sqlite._engine
-    await sqlite.close()
-    sqlite_path = sqlite._address.path
-    sqlite_path.unlink()
-    sqlite_path.mkdir()
-    with caplog.at_level(logging.WARNING, "llm_proxy.gateway"):
-        for _ in range(5):
-            await budgets.check(team)
-            clock.go(31)
+    async with a_store_that_is_away(tmp_path) as store:
+        budgets = Budgets(store, clock=lambda: clock.monotonic)
+        with caplog.at_level(logging.WARNING, "llm_proxy.gateway"):
+            for _ in range(5):
+                await budgets.check(1)
+                await asyncio.gather(*(team.asking for team in budgets._teams.values() if team.asking))
+                clock.go(31)
     assert caplog.text.count("budgets go by what was known before") == 3
 
 
@@ -393,7 +392,6 @@ from llm_proxy.gateway.facts import Caller, Role
 from llm_proxy.gateway.limiting import make
 from llm_proxy.gateway.options import Options, Secrets
 from llm_proxy.gateway.refusals import Refusal
-from llm_proxy.gateway.store.database import Store
 
 limiting_shared.PATIENCE = 60.0  # however busy the machine is
 

@@ -27,7 +27,7 @@ from llm_proxy.gateway.spool import Spool
 from llm_proxy.gateway.store import audit, schema
 from llm_proxy.gateway.usage import BATCH, SPOOL, UsageLog, row
 from tests.gatewaystore import a_store_url, add_user, opened
-from tests.postgresbed import SERVER
+from tests.storeaway import shut, unlock
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 PRICES = Prices()
@@ -240,13 +240,11 @@ async def postgres_url(tmp_path):
 async def test_a_store_that_is_away_costs_no_row(monkeypatch, postgres_url, tmp_path, caplog):
     """Rows go to a file that nobody else can read, and come back once, also to a process that is started later."""
     monkeypatch.setattr(usage_module, "_AGAIN", 0.1)
-    name = postgres_url.rpartition("/")[2]
     async with opened(postgres_url, tmp_path) as store:
         log = log_of(store, tmp_path)
         log.note(attempt("before"))
         await log.flush()
-        await SERVER.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-        await SERVER.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+        await shut(postgres_url)
         with caplog.at_level(logging.WARNING, "llm_proxy.gateway"):
             for number in range(BATCH + 10):
                 log.note(attempt(f"away{number}"))
@@ -255,7 +253,7 @@ async def test_a_store_that_is_away_costs_no_row(monkeypatch, postgres_url, tmp_
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert log.counts["spooled"] == BATCH + 10
         assert caplog.text.count("usage goes to a file") == 1
-        await SERVER.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        await unlock(postgres_url)
     async with opened(postgres_url, tmp_path) as store:
         later = log_of(store, tmp_path)
         later.note(attempt("away3"))
