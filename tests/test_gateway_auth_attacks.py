@@ -300,7 +300,8 @@ async def test_a_credential_that_comes_twice_is_refused(one_door):
         reader, writer = await asyncio.open_connection(host, int(port))
         lines = (f"GET /models HTTP/1.1\r\nHost: {where}\r\n{name}{key}\r\n{name}{key}x\r\nConnection: close\r\n\r\n",)
         writer.write("".join(lines).encode())
-        answer = await reader.read()
+        async with asyncio.timeout(30):
+            answer = await reader.read()
         writer.close()
         await writer.wait_closed()
         assert b" 401 " in answer.split(b"\r\n")[0] or b" 400 " in answer.split(b"\r\n")[0], answer

@@ -441,6 +441,7 @@ def test_who_signs_in_rightly_is_never_slowed():
     for _ in range(500):
         assert _enters(guard, "bob", "192.0.2.1") == 0
         guard.succeeded("bob", "192.0.2.1")
+    assert _enters(guard, "another", "192.0.2.1") == 0 == _enters(guard, "bob", "192.0.2.3")
     for _ in range(500):
         assert _enters(guard, "eve", "192.0.2.2") == 0
         guard.give_back("eve", "192.0.2.2")
