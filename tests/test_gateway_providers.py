@@ -5,7 +5,9 @@ import contextlib
 import json
 import logging
 import time
+from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -857,17 +859,26 @@ async def test_one_machine_of_many_asks(ann, site, hosts, store_url, tmp_path):
 
 
 async def test_a_key_that_changes_while_it_is_asked_is_asked_again(ann, site, hosts):
-    """What the old key opens is not said of the new one."""
+    """What the old key opens is not said of the new one, however late it comes."""
     key = await ann.add()
-    hosts.answers["/openai/"] = ("hang", b"")
-    asking = asyncio.create_task(model_lists.refresh(site, key["id"]))
-    await hosts.waiting.wait()
+    asked, go, listed = asyncio.Event(), asyncio.Event(), site.sender.models
+
+    async def late(key):
+        models = await listed(key)
+        asked.set()
+        await go.wait()
+        return models
+
+    hosts.lists("/openai/", "of the old key")
+    slow = replace(site, sender=SimpleNamespace(models=late))
+    asking = asyncio.create_task(model_lists.refresh(slow, key["id"]))
+    await asked.wait()
     await ann("PATCH", f"/manage/providers/{key['id']}", {"api_key": OPENAI[:-1]})
-    hosts.lists("/openai/", "a")
+    hosts.lists("/openai/", "of the new key")
     assert await model_lists.refresh(site, key["id"])  # due, though somebody is at it
-    asking.cancel()
-    await asyncio.gather(asking, return_exceptions=True)
-    assert await models_of(site, key["id"]) == {"a"}
+    go.set()
+    assert not await asking
+    assert await models_of(site, key["id"]) == {"of the new key"}
 
 
 @contextlib.asynccontextmanager
