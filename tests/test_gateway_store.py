@@ -335,6 +335,13 @@ asyncio.run(main())
 """
 
 
+async def _ended(*watches):
+    """Before their store is closed."""
+    for watch in watches:
+        watch.cancel()
+    await asyncio.gather(*watches, return_exceptions=True)
+
+
 async def test_a_change_is_known_to_other_processes_within_a_second(store, store_url):
     """What another process writes, this one forgets at most a second later, every time."""
     told = asyncio.Event()
@@ -351,7 +358,7 @@ async def test_a_change_is_known_to_other_processes_within_a_second(store, store
                 await told.wait()
             assert time.monotonic() - at <= 1.0
     finally:
-        watch.cancel()
+        await _ended(watch)
         _, said = other.communicate(timeout=60)
     assert said == ""
 
@@ -370,8 +377,7 @@ async def test_two_stores_of_one_process_tell_each_other(store, store_url):
                 await writer.changed(connection)
             async with asyncio.timeout(30):
                 await told[other].wait()
-        for watch in watches:
-            watch.cancel()
+        await _ended(*watches)
         assert (store.generation, second.generation) == (2, 2)
 
 
@@ -476,7 +482,7 @@ async def test_the_watch_outlives_an_absence(database_name, monkeypatch, caplog)
         await other.close()
         async with asyncio.timeout(30):
             await told.wait()
-        watch.cancel()
+        await _ended(watch)
     assert ["cannot be reached" in caplog.messages[0], caplog.messages[1].endswith("is back")] == [True, True]
     assert len(caplog.messages) == 2 and PASSWORD not in caplog.text
 
