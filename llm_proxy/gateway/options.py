@@ -30,6 +30,7 @@ class Options:
     allow: tuple[str, ...] = ()
     bases: tuple[tuple[str, str], ...] = ()  # (provider, URL) in the place of the provider's own
     first_token_timeout: float = 120.0
+    secrets_file: str = ""  # where a rotation leaves new encryption keys; empty: they come by the environment alone
     trusted_proxies: tuple[str, ...] = ()  # networks whose X-Forwarded-For is believed
     prices: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()  # (model, ((class, USD), ...))
     price_data: str = ""  # the stored list, "" for the one that came with the package
@@ -64,3 +65,14 @@ def secrets() -> Secrets:
     import msgspec
 
     return msgspec.json.decode(os.environ.pop(SECRETS).encode(), type=Secrets)
+
+
+def encryption_keys(file: str) -> tuple[str, ...]:
+    """Those in the file of secrets now, the current one first; none where it cannot be read."""
+    try:
+        with open(file, encoding="utf-8") as opened:  # noqa: PTH123
+            kept = json.load(opened)
+        found = (kept["encryption_key"], *kept.get("old_encryption_keys", ()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ()
+    return found if all(isinstance(key, str) and key.strip() for key in found) else ()

@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -112,9 +113,13 @@ class _Key:
 
 @dataclass(slots=True)
 class Sealer:
-    """Seals under the encryption key, opens what that one or an older one has sealed."""
+    """Seals under the encryption key, opens what that one or an older one has sealed.
+
+    `others` gives the keys there are by now, the current one first: a rotation goes on while this process runs.
+    """
 
     secrets: Secrets = field(repr=False)
+    others: Callable[[], Sequence[str]] = tuple
     _keys: tuple[_Key, ...] = field(init=False, repr=False)
     _opened: dict[tuple[int, int, int, str], str] = field(init=False, repr=False, default_factory=dict)
 
@@ -172,12 +177,24 @@ class Sealer:
         data = _decoded(sealed)
         if len(data) < _NONCE + _TAG:
             raise Unreadable(f"{what} holds no sealed text")
-        for key in self._keys:
-            try:
-                return key.open(data, place, version), key.id
-            except (InvalidTag, UnicodeDecodeError):
-                continue
+        for again in (False, True):
+            if again and not self._learn():
+                break
+            for key in self._keys:
+                try:
+                    return key.open(data, place, version), key.id
+                except (InvalidTag, UnicodeDecodeError):
+                    continue
         raise Unreadable(f"{what} opens with none of the encryption keys, or was altered")
+
+    def _learn(self) -> bool:
+        """Whether there are keys by now that were not there."""
+        found = tuple(map(_Key, self.others()))
+        if {key.id for key in found} <= self.key_ids:
+            return False
+        known = {key.id for key in found}
+        self._keys = (*found, *(key for key in self._keys if key.id not in known))
+        return True
 
 
 def _decoded(text: str) -> bytes:

@@ -15,7 +15,7 @@ from llm_proxy.gateway.catalog import Catalogs
 from llm_proxy.gateway.costing import Prices
 from llm_proxy.gateway.identity import Identifier
 from llm_proxy.gateway.limiting import Limiter
-from llm_proxy.gateway.options import Options, Secrets
+from llm_proxy.gateway.options import Options, Secrets, encryption_keys
 from llm_proxy.gateway.sealing import Sealer, guard
 from llm_proxy.gateway.sending.sender import Sender
 from llm_proxy.gateway.store.database import Store
@@ -45,7 +45,7 @@ async def site(options: Options, secrets: Secrets) -> Site:
     store = Store(secrets.database_url, options.state)
     await store.open()
     try:
-        sealer = Sealer(secrets)
+        sealer = Sealer(secrets, lambda: encryption_keys(options.secrets_file))
         await guard(store, sealer)
         made = Site(
             options=options,

@@ -123,6 +123,7 @@ def options(settings: Settings, *, socket: str, upstream: str) -> Options:
         allow=settings.allow,
         bases=tuple((name, base) for name, base in bases.items() if base),
         first_token_timeout=settings.gateway_first_token_timeout,
+        secrets_file="" if os.environ.get("ENCRYPTION_KEY") else f"{gateway_secrets.folder()}/{gateway_secrets.FILE}",
         trusted_proxies=settings.gateway_trusted_proxies,
         prices=settings.prices,
         price_data=paths.price_file(),
