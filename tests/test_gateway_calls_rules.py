@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import itertools
 import json
 import struct
@@ -91,6 +92,19 @@ async def test_a_body_has_a_limit(calls: Calls) -> None:
     assert (answer.status, json.loads(answer.payload)["error"]["code"]) == (413, "request_too_large")
     wire.socket.close()
     assert [row.status_code for row in await calls.attempts()] == [413, 413]
+
+
+async def test_a_body_may_be_coded(calls: Calls) -> None:
+    """What it grows to counts; what is no such coding is the caller's fault."""
+    await calls.alias("fast", await calls.provider("openai"))
+    coded = {"Content-Encoding": "gzip"}
+    body = json.dumps(CHAT).encode()
+    assert (await calls.ask(PATHS[0], gzip.compress(body), coded)).status == 200
+    assert json.loads(calls.fake.requests[0].body)["messages"] == HELLO
+    answer = await calls.ask(PATHS[0], gzip.compress(b" " * (2 * MOST)), coded)
+    assert (answer.status, answer.headers["x-llm-proxy-error"]) == (413, "request_too_large")
+    answer = await calls.ask(PATHS[0], body, coded)
+    assert (answer.status, answer.headers["x-llm-proxy-error"]) == (400, "invalid_body")
 
 
 async def test_keys_open_what_their_scope_says(calls: Calls) -> None:

@@ -42,19 +42,24 @@ _HEAD = msgspec.json.Decoder(_Head)
 
 
 async def body_of(request: web.Request) -> bytes:
-    """All of it. Raises Refusal 413."""
+    """All of it, its coding taken off. Raises Refusal 413, and 400 where it cannot be read."""
+    if (request.content_length or 0) > MOST:
+        raise _too_large()
     pieces: list[bytes] = []
-    size = request.content_length or 0
-    if size <= MOST:
-        size = 0
+    size = 0
+    try:
         while piece := await request.content.readany():
             size += len(piece)
             if size > MOST:
-                break
+                raise _too_large()
             pieces.append(piece)
-        else:
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    raise Refusal(413, "request_too_large", f"a request's body has at most {MOST} bytes")
+    except web.RequestPayloadError as error:
+        raise Refusal(400, "invalid_body", f"the body cannot be read: {' '.join(str(error).split())}") from None
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _too_large() -> Refusal:
+    return Refusal(413, "request_too_large", f"a request's body has at most {MOST} bytes")
 
 
 class Arrived:
@@ -76,9 +81,10 @@ class Arrived:
 
     @cached_property
     def document(self) -> dict[str, Any]:
-        """Decoded. Not to be changed."""
+        """Decoded. Not to be changed. Raises Refusal 400: `_head` has passed over what nobody can read."""
         value = read_value(self.body)
-        assert isinstance(value, dict)  # as `_head` has seen
+        if not isinstance(value, dict):
+            raise _no_json("there is a number in it that is too long, or it is nested too deep")
         return value
 
     def as_sent(self, api: str, model: str, parameters: Mapping[str, Any], *, counted: bool = False) -> bytes:
