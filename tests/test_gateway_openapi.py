@@ -148,7 +148,15 @@ def _schemathesis(gateway, token, folder):
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{gateway.url}/openapi.json"]
     command += ["--header", f"Authorization: Bearer {token}", "--checks", ",".join(_CHECKS), "--seed", "7"]
     command += ["--max-examples", "3", "--phases", "examples,coverage,fuzzing", "--no-shrink", "--workers", "2"]
-    command += ["--continue-on-failure", "--suppress-health-check", "all", "--exclude-path-regex", _APART]
+    command += [
+        "--continue-on-failure",
+        "--request-timeout",
+        "100",
+        "--suppress-health-check",
+        "all",
+        "--exclude-path-regex",
+        _APART,
+    ]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
 
 
