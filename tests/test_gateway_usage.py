@@ -418,9 +418,14 @@ async def test_a_team_is_told_what_was_spent(sqlite, tmp_path):
 # --- /manage/usage
 
 
+def around(store):
+    """What the route needs of a site."""
+    return SimpleNamespace(store=store, usage=UsageLog(store, "/nowhere", PRICES))
+
+
 async def ask_usage(store, who=None, **query):
     query = {name.rstrip("_"): value for name, value in query.items()}
-    return await usage_route.usage(Ask(SimpleNamespace(store=store), who or caller(), {}, query, None, ""))
+    return await usage_route.usage(Ask(around(store), who or caller(), {}, query, None, ""))
 
 
 async def note(store, *attempts):
@@ -535,7 +540,7 @@ async def test_usage_of_a_time(store):
 )
 async def test_a_wrong_query_is_refused_by_name(sqlite, query, name):
     """Nothing is ignored, and the message says the rule and the value."""
-    ask = Ask(SimpleNamespace(store=sqlite), caller(1, Role.ADMIN), {}, query, None, "")
+    ask = Ask(around(sqlite), caller(1, Role.ADMIN), {}, query, None, "")
     with pytest.raises(Refusal) as caught:
         await usage_route.usage(ask)
     assert (caught.value.status, caught.value.param) == (400, name)
@@ -622,7 +627,7 @@ async def test_200000_rows_are_no_trouble(store):
         ({"from": "2026-02-01"}, "user_id_created_at"),
         ({"all": "true", "from": "2026-01-01", "to": "2026-01-01"}, "created_at"),
     ):
-        ask = Ask(SimpleNamespace(store=store), caller(3, Role.ADMIN), {}, query, None, "")
+        ask = Ask(around(store), caller(3, Role.ADMIN), {}, query, None, "")
         statement = usage_route.statement(usage_route._groups(store.dialect).values(), usage_route._where(ask))
         how = "EXPLAIN QUERY PLAN " if store.dialect == "sqlite" else "EXPLAIN "
         async with store.reading() as connection:

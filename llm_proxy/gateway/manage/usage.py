@@ -103,6 +103,7 @@ async def usage(ask: Ask) -> list[Usage]:
     groups = _groups(ask.site.store.dialect)
     wanted = [groups[word] for word in asked.words(ask.query, "group_by", GROUPS) or _DEFAULT]
     query = statement(wanted, _where(ask))
+    await ask.site.usage.flush()  # who has just called looks for it
     async with ask.site.store.reading() as connection:
         rows = (await connection.execute(query)).mappings().all()
         if len(rows) > MOST:
