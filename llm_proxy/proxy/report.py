@@ -132,6 +132,8 @@ class Report:
             "disk": {name: {"free": free} for name, free in self.disks.free.items()},
             "lag": {"bytes": size, "seconds": round(seconds, 3)},
         }
+        if self._gateway is not None:  # whether its process serves is /health/gateway's to tell
+            body["gateway"] = {"open": self._gateway.open}
         return answers.answer(200, json.dumps(body).encode())
 
     def _health_sinks(self) -> bytes:
