@@ -5,15 +5,18 @@ import contextlib
 import json
 import socket
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
 from aiohttp import web
 
 from llm_proxy import unix
+from llm_proxy.gateway.session_tokens import SessionTokens
 from llm_proxy.proxy.authority import parse_base
 from llm_proxy.proxy.gateway import Gateway
 from llm_proxy.proxy.remote import Remote
+from tests.gatewaydoor import old_token
 from tests.rig import Wire
 
 
@@ -257,9 +260,19 @@ async def test_other_machines_reach_the_gateway_and_nothing_else(rigs, team):
         team.requests.clear()
 
 
+_TOKENS = SessionTokens("the secret of all sessions, for tests")
+_SESSION = _TOKENS.access(7, "a-session", datetime.now(UTC))
+_RENEWAL = _TOKENS.refresh(7, "a-session", datetime.now(UTC), datetime.now(UTC) + timedelta(days=30))
+
+
 @pytest.mark.parametrize(
     "key",
-    ["Authorization: Bearer llmp_abc", "Authorization: bearer  llmp_abc", "x-api-key: llmp_abc", "?key=llmp_abc"],
+    [
+        *("Authorization: Bearer llmp_abc", "Authorization: bearer  llmp_abc", "x-api-key: llmp_abc", "?key=llmp_abc"),
+        *(f"Authorization: Bearer {_SESSION}", f"x-api-key: {_SESSION}", f"Authorization: Bearer {_RENEWAL}"),
+        *(f"Authorization: Bearer {old_token()}", f"?key={_SESSION}"),
+    ],
+    ids=["key", "another bearer", "x-api-key", "query", "session", "session's x-api-key", "renewal", "old", "in query"],
 )
 @pytest.mark.parametrize("target", ["/v1/messages/batches", "/anthropic/127.0.0.1:{}/v1/files", "/v1beta/models"])
 async def test_a_key_of_ours_goes_to_no_provider(rigs, team, target, key):

@@ -76,9 +76,14 @@ _GEMINI_PATHS = tuple(
     b"%b/%b/" % (before, version) for before in (b"", b"/upload") for version in (b"v1beta", b"v1alpha")
 )
 _GEMINI_KEY = re.compile(rb"\?(?:[^#]*&)?key=")  # OpenAI and Anthropic take keys in fields only
-# A gateway's own keys begin so, this machine's or another's.
-_GATEWAY_KEY = re.compile(rb"(?i:bearer[ \t]+)?llmp_")
-_GATEWAY_KEY_IN_QUERY = re.compile(rb"[?&][^=&]*=llmp_")
+# What a gateway gave out begins so, this machine's or another's: its keys, its sessions' tokens ({"iss":"llm-proxy"),
+# and the keys that TokenTracer gave out before it ({"exp":…,"iat":…,"scope":"api_key").
+_GATEWAY_TOKEN = (
+    rb"(?:llmp_|eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9\."
+    rb"(?:eyJpc3MiOiJsbG0tcHJveHki|eyJleHAi[\w-]{40}c2NvcGUiOiJhcGlfa2V5))"
+)
+_GATEWAY_KEY = re.compile(rb"(?i:bearer[ \t]+)?" + _GATEWAY_TOKEN)
+_GATEWAY_KEY_IN_QUERY = re.compile(rb"[?&][^=&]*=" + _GATEWAY_TOKEN)
 _GEMINI_CALL = re.compile(
     rb"/v1/[A-Za-z]+/[^/:?]+:(?:(?:stream|batch)?[Gg]enerateContent|countTokens|(?:asyncBatchE|batchE|e)mbedContents?"
     rb"|predict(?:LongRunning)?)(?:\?.*)?"
@@ -366,7 +371,7 @@ def bare_provider(head: RequestHead, target: bytes) -> str | None:
 
 
 def brings_gateway_key(head: RequestHead, target: bytes) -> bool:
-    """Such a key is for no provider to see."""
+    """Such a key, or a session's token, is for no provider to see."""
     return _GATEWAY_KEY_IN_QUERY.search(target) is not None or any(
         field.role == Role.IDENTITY and _GATEWAY_KEY.match(field.value) for _, field in head.special
     )
