@@ -160,6 +160,24 @@ def test_only_allowed_tools_are_offered() -> None:
     assert body["toolConfig"] == {"functionCallingConfig": {"mode": "ANY"}}
 
 
+@pytest.mark.parametrize(("api", "model"), [("gemini", "gemini-2.5-pro"), ("bedrock", "amazon.nova-pro-v1:0")])
+def test_one_call_at_a_time_is_a_hint_where_one_tool_is_forced(api: str, model: str) -> None:
+    """Frameworks say both where they want JSON of a shape; with a choice of tools it would change the answer."""
+    forced = {"type": "function", "function": {"name": FUNCTION["name"]}}
+    for choice in (forced, None):
+        asked: dict[str, Any] = ASKED | {"parallel_tool_calls": False, "tool_choice": choice or "auto"}
+        losses = Losses(api)
+        ask = APIS["chat"].read_request(
+            {name: asked[name] for name in ("model", "messages", "tools", "tool_choice", "parallel_tool_calls")}, losses
+        )
+        if choice:
+            APIS[api].write_request(ask, losses)
+            assert "parallel_tool_calls" in losses.dropped
+        else:
+            with pytest.raises(CannotSay, match=r"^parallel_tool_calls: "):
+                APIS[api].write_request(ask, losses)
+
+
 def test_json_without_a_schema() -> None:
     """Gemini has it, Anthropic has not."""
     asked = {"model": "m", "messages": [], "response_format": {"type": "json_object"}}

@@ -58,6 +58,7 @@ def optional_size(text: str) -> int:
 FAULTS: dict[str, Callable[[str], Any]] = {
     # What the answer is.
     "words": int,  # N words of text
+    "say": lambda text: bytes.fromhex(text).decode(),  # this text
     "endless": nothing,  # a stream of text that goes on until the client leaves
     "error-event": int,  # after N events the provider's error event, and a clean end
     "status": int,  # an error in the provider's own shape

@@ -291,7 +291,7 @@ def write_request(ask: Ask, losses: Losses) -> Json:
         body["system"] = blocks
     body["messages"] = list(_messages(turns, losses))
     for name, given in ask.options.items():
-        _write_option(body, name, given, losses)
+        _write_option(body, name, given, ask, losses)
     if ask.tools:
         body["tools"] = [_tool(one, losses) for one in ask.tools]
     _write_choice(body, ask)
@@ -407,7 +407,7 @@ def _most(ask: Ask) -> Json:
     return next((most for pattern, most in _MOST if pattern.search(ask.model)), _MOST_OF_OTHERS)
 
 
-def _write_option(body: dict[str, Json], name: str, given: Given, losses: Losses) -> None:
+def _write_option(body: dict[str, Json], name: str, given: Given, ask: Ask, losses: Losses) -> None:
     match name:
         case Option.MAX_TOKENS | Option.PARALLEL_TOOLS:
             pass  # written elsewhere
@@ -421,7 +421,7 @@ def _write_option(body: dict[str, Json], name: str, given: Given, losses: Losses
         case _ if name in _NAMES:
             body[_NAMES[name]] = given.value
         case _:
-            pass_over(name, given, losses)
+            pass_over(name, given, ask, losses)
 
 
 def _tool(tool: Tool, losses: Losses) -> Json:

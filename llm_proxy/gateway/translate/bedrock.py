@@ -349,7 +349,7 @@ def _write_options(body: dict[str, Json], ask: Ask, losses: Losses) -> None:
             case _ if name in _NAMES:
                 config[_NAMES[name]] = given.value
             case _:
-                pass_over(name, given, losses)
+                pass_over(name, given, ask, losses)
     if config:
         body["inferenceConfig"] = config
 

@@ -203,7 +203,7 @@ def _config(ask: Ask, losses: Losses) -> dict[str, Json]:
         if name in _NAMES:
             config[_NAMES[name]] = given.value
         elif name != Option.TIER or given.value not in _TIER_NAMES:
-            pass_over(name, given, losses)
+            pass_over(name, given, ask, losses)
     if ask.shape is not None:
         config["responseMimeType"] = "application/json"
         if ask.shape.schema is not None:

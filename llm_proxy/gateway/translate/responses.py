@@ -334,7 +334,7 @@ def write_request(ask: Ask, losses: Losses) -> Json:
             case _ if name in _NAMES:
                 body[_NAMES[name]] = given.value
             case _:
-                pass_over(name, given, losses)
+                pass_over(name, given, ask, losses)
     if include:
         body["include"] = include
     if ask.tools:
