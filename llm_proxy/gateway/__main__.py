@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -27,6 +28,7 @@ log = logging.getLogger("llm_proxy.gateway")
 
 STOPPING = 25.0  # seconds that calls under way have; the daemon's drain is as long
 _LONGEST_LINE = 65_536  # bytes of a request head's line; the proxy's own limits come first
+_MADE = 10_000  # objects between two looks for garbage: calls leave next to none that counting does not free
 _AGAIN = 2.0  # seconds until a store that is away at the start is tried again
 
 
@@ -76,6 +78,9 @@ async def _live(given: Options, secret: Secrets) -> int:
         await runner.setup()
         try:
             await web.SockSite(runner, link, backlog=1024).start()
+            gc.collect()
+            gc.freeze()  # modules and tables stay: there is no point in looking through them again
+            gc.set_threshold(_MADE)
             await stop.wait()
         finally:
             await runner.cleanup()
