@@ -250,9 +250,9 @@ async def test_a_models_name_is_one_segment_of_a_path(bed, model, path):
 )
 async def test_a_models_name_that_is_none_is_refused(bed, provider, api, model):
     """What could be no model of the provider is not asked for."""
-    with pytest.raises(Unreachable) as caught:
+    with pytest.raises(Refusal) as caught:
         await bed.send(bed.key(provider, region="us-east-1"), api, model=model)
-    assert caught.value.code == "bad_model"
+    assert (caught.value.status, caught.value.param) == (400, "model")
     assert not bed.fake.requests
 
 

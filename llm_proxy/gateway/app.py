@@ -15,7 +15,7 @@ from aiohttp import web
 
 from llm_proxy.gateway.calls import speaking
 from llm_proxy.gateway.facts import Caller, Role
-from llm_proxy.gateway.refusals import Refusal
+from llm_proxy.gateway.refusals import STORE_AWAY, Refusal
 from llm_proxy.gateway.routes import NOBODY, Access, Ask, Route
 from llm_proxy.gateway.site import Site
 from llm_proxy.gateway.store.database import StoreAway
@@ -25,9 +25,7 @@ log = logging.getLogger("llm_proxy.gateway")
 MOST = 1 << 20  # bytes of a managing route's body
 PEER: Final = "X-LLM-Proxy-Peer"  # whose connection the proxy serves; nobody else can send it
 _JSON: Final = "application/json"
-_AWAY: Final = Refusal(
-    503, "store_away", "the gateway's store cannot be reached; try again soon", headers={"Retry-After": "5"}
-)
+_FAILED: Final = Refusal(500, "internal_error", "the gateway failed at this; its log says why")
 _encode: Final = msgspec.json.Encoder().encode
 
 _Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -59,7 +57,10 @@ def _raw(site: Site, route: Route) -> _Serve:
         except Refusal as refusal:
             return speaking.refusal(route.dialect, refusal)
         except StoreAway:
-            return speaking.refusal(route.dialect, _AWAY)
+            return speaking.refusal(route.dialect, STORE_AWAY)
+        except Exception:
+            log.exception("%s %s failed", route.method, route.path)
+            return speaking.refusal(route.dialect, _FAILED)
 
     return handle
 
@@ -78,10 +79,10 @@ def _managed(site: Site, route: Route) -> _Serve:
         except Refusal as refusal:
             return said(refusal)
         except StoreAway:
-            return said(_AWAY)
+            return said(STORE_AWAY)
         except Exception:
             log.exception("%s %s failed", route.method, route.path)
-            return said(Refusal(500, "internal_error", "the gateway failed at this; its log says why"))
+            return said(_FAILED)
         return answer(given, route.status)
 
     return handle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 
 class Refusal(Exception):
@@ -25,3 +26,8 @@ class Refusal(Exception):
 def not_found(what: str) -> Refusal:
     """What another tenant has is answered as what nobody has."""
     return Refusal(404, "not_found", f"there is no {what}")
+
+
+STORE_AWAY: Final = Refusal(
+    503, "store_away", "the gateway's store cannot be reached; try again soon", headers={"Retry-After": "5"}
+)

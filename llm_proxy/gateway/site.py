@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Final
 
 from llm_proxy.gateway import limiting, model_lists
 from llm_proxy.gateway.breaker import Breakers
@@ -22,6 +22,8 @@ from llm_proxy.gateway.store.database import Store
 from llm_proxy.gateway.usage import UsageLog
 
 log = logging.getLogger("llm_proxy.gateway")
+
+_AGAIN: Final = 5.0  # seconds until background work that failed is begun again
 
 
 @dataclass(slots=True)
@@ -75,25 +77,28 @@ async def live(site: Site) -> AsyncIterator[None]:
     chores = [
         loop.create_task(_forever(name, chore))
         for name, chore in (
-            ("the store's watch", site.store.watch()),
-            ("the usage log", site.usage.run()),
-            ("the lists of models", model_lists.run(site)),
+            ("the store's watch", site.store.watch),
+            ("the usage log", site.usage.run),
+            ("the lists of models", lambda: model_lists.run(site)),
         )
     ]
-    try:
-        yield
-    finally:
-        for chore in chores:
-            chore.cancel()
-        await asyncio.gather(*chores, return_exceptions=True)
-        await site.usage.flush()
-        await site.limiter.close()
-        await site.identifier.close()
-        await site.store.close()
+    async with AsyncExitStack() as ending:  # from the last to the first, whichever of them fails
+        for end in (site.store.close, site.identifier.close, site.limiter.close, site.usage.flush):
+            ending.push_async_callback(end)
+        ending.callback(site.sender.close)
+        try:
+            yield
+        finally:
+            for chore in chores:
+                chore.cancel()
+            await asyncio.gather(*chores, return_exceptions=True)
 
 
-async def _forever(name: str, chore: Coroutine[Any, Any, None]) -> None:
-    try:
-        await chore
-    except Exception:
-        log.exception("%s has ended", name)
+async def _forever(name: str, chore: Callable[[], Awaitable[None]]) -> None:
+    """Goes on whatever happens: what is not watched, or not written, nobody would miss until much later."""
+    while True:
+        try:
+            await chore()
+        except Exception:
+            log.exception("%s has failed, and is begun again", name)
+        await asyncio.sleep(_AGAIN)

@@ -19,6 +19,7 @@ from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.wire.json_span import ModelSpan, NotAnObject
 
 MOST: Final = 32 << 20  # bytes of a body
+_LONGEST: Final = 1024  # characters of a model's name: it may go into a path, and so into a head
 
 _KEY = b'"model"'
 _NAME = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*("[^"\\]*")')
@@ -73,6 +74,9 @@ class Arrived:
         self._options = head.stream_options
         if not self.model.strip():
             raise Refusal(400, "invalid_request", "model: must name a model", param="model")
+        if len(self.model) > _LONGEST:
+            words = f"model: must be a text of at most {_LONGEST} characters, not {len(self.model)}"
+            raise Refusal(400, "invalid_request", words, param="model")
 
     @property
     def counts(self) -> bool:

@@ -1,6 +1,6 @@
 """`GET /v1/models`: what a caller can ask for, his aliases first; as OpenAI lists it, or Anthropic for its clients.
 
-Leaves out how the models of a provider key become known (`manage.providers`).
+Leaves out how the models of a provider key become known (`model_lists`).
 """
 
 from __future__ import annotations

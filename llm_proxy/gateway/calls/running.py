@@ -29,7 +29,7 @@ from llm_proxy.gateway.calls.ids import request_id
 from llm_proxy.gateway.calls.ways import DIALECTS, STREAMED, Feed, Passing, Unfit, Way, way
 from llm_proxy.gateway.facts import Attempt, Caller, ProviderKey, Target
 from llm_proxy.gateway.planning import plan
-from llm_proxy.gateway.refusals import Refusal
+from llm_proxy.gateway.refusals import STORE_AWAY, Refusal
 from llm_proxy.gateway.sending.attribution import Attribution
 from llm_proxy.gateway.sending.client import Answer, Broken, Unreachable
 from llm_proxy.gateway.store.database import StoreAway
@@ -46,6 +46,7 @@ log = logging.getLogger("llm_proxy.gateway")
 LARGEST: Final = 64 << 20  # bytes of a whole answer
 WHOLE_TIMEOUT: Final = 600.0  # seconds that an answer which does not stream has until it begins
 _LARGEST_ERROR: Final = 1 << 20
+_ERROR_TIMEOUT: Final = 5.0  # seconds that the words of an error have; its status is enough to go on
 _MOST_HELD: Final = 1 << 20  # bytes of a stream that wait for the model's first word
 _MOST_GUESSED: Final = 1 << 16  # bytes of a request; beyond are pictures, more often than words
 _BYTES_OF_TOKEN: Final = 4
@@ -54,9 +55,6 @@ _SHOWN: Final = "[]():/@+"  # in a header, beside letters and digits
 _EVENTS: Final = "text/event-stream; charset=utf-8"
 _STREAM: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _DROP: Final = {"true": True, "false": False}
-_AWAY: Final = Refusal(
-    503, "store_away", "the gateway's store cannot be reached; try again soon", headers={"Retry-After": "5"}
-)
 _RANDOM: Final = random.Random()
 
 
@@ -124,13 +122,16 @@ class Call:
         except Refusal as refused:
             return self._refused(refused)
         except StoreAway:
-            return self._refused(_AWAY)
+            return self._refused(STORE_AWAY)
         except BadRequest as wrong:
             self._note_unsent(400, "refused", str(wrong))
             return speaking.problem(self._dialect, problem_of(wrong), self.id, self._headers)
         except Exception:
             log.exception("request %s failed", self.id)
-            return self._refused(Refusal(500, "internal_error", f"the gateway failed; its log says why ({self.id})"))
+            fault = Refusal(500, "internal_error", f"the gateway failed; its log says why ({self.id})")
+            if self._number:  # the attempt at hand has been noted
+                return speaking.refusal(self._dialect, fault, self.id, self._headers)
+            return self._refused(fault)
 
     async def _targets(self, arrived: Arrived) -> tuple[Target, ...]:
         catalog = await self._site.catalogs.of(self._caller.user_id)
@@ -163,7 +164,7 @@ class Call:
             try:
                 chosen = way(arrived, self._api, target, speaks, refuse=refuse, id=self.id)
             except (Refusal, BadRequest):
-                if last is None:
+                if not failures:
                     raise
                 failures.append(retrying.Failure(step.index, skipped=True))  # it would do, but cannot be asked this
                 continue
@@ -176,7 +177,8 @@ class Call:
                 last = failed
                 failures.append(retrying.Failure(step.index, failed.status, failed.stay_away, failed.timed_out))
         if last is None:
-            wait = min(breakers.wait(target.key.id, target.model) for target in targets)
+            waits = (breakers.wait(target.key.id, target.model) for target in targets)
+            wait = min(filter(None, waits), default=0.0)
             words = f"every provider of {self._asked!r} has failed of late and is left alone for a while"
             raise Refusal(503, "providers_resting", words, headers={"Retry-After": str(max(1, math.ceil(wait)))})
         return self._failed(last)
@@ -204,9 +206,13 @@ class Call:
             breakers.let_go(key_id, model)
             self._note(one, "client_gone")
             raise
-        except BaseException as error:
+        except Refusal:
             breakers.let_go(key_id, model)
-            self._note(one, "refused", error.code if isinstance(error, Refusal) else "internal_error")
+            self._number -= 1  # it was not sent, so it is noted as what was refused (`answer`)
+            raise
+        except BaseException:
+            breakers.let_go(key_id, model)
+            self._note(one, "refused", "internal_error")
             raise
         if failure == _GONE:
             breakers.let_go(key_id, model)
@@ -274,6 +280,10 @@ class Call:
                     await response.write_eof()
             except ConnectionError:
                 return response, _GONE
+            except Exception:  # a head is out: no other answer can be given
+                log.exception("request %s failed in the middle of its stream", self.id)
+                self._break_off()
+                return response, "internal_error"
             if feed.failure is None:
                 return response, ""
             self._break_off()
@@ -398,8 +408,9 @@ async def _rest(response: web.StreamResponse, feed: Feed, answer: Answer) -> Non
 async def _problem(key: ProviderKey, chosen: Way, answer: Answer) -> _Failed:
     """What a provider's error is to our caller: a key that was refused is not his."""
     try:
-        data = await answer.read(_LARGEST_ERROR)
-    except Broken:
+        async with asyncio.timeout(_ERROR_TIMEOUT):
+            data = await answer.read(_LARGEST_ERROR)
+    except (Broken, TimeoutError):
         data = b""
     told = read_value(data)
     words = data.decode("utf-8", "replace") if told is None else told

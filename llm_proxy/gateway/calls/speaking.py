@@ -40,7 +40,7 @@ def refusal(dialect: str, refused: Refusal, id: str = "", headers: Mapping[str, 
         body = {"error": error}
     told = {**(headers or {}), **identified(dialect, id), "x-llm-proxy-error": refused.code, **refused.headers}
     if refused.status == 401:
-        told["WWW-Authenticate"] = "Bearer"
+        told.setdefault("WWW-Authenticate", "Bearer")
     return whole(_encode(body), refused.status, told)
 
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from llm_proxy.gateway.base_urls import BadBaseUrl, Base, base_of
 from llm_proxy.gateway.facts import Provider
+from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.sending.client import Unreachable
 from llm_proxy.wire import aws_regions, bedrock_paths
 
@@ -90,7 +91,9 @@ class Addresses:
         self.call = lru_cache(maxsize=1024)(self._call)
 
     def _call(self, provider: Provider, base_url: str, region: str, model: str, api: str, stream: bool) -> Address:
-        """Where a call goes. Raises Unreachable; KeyError for an API that the provider does not speak."""
+        """Where a call goes. Raises Unreachable, Refusal 400 for a model that no path can name, and KeyError for an API
+        that the provider does not speak.
+        """
         path = PATHS[provider][api][-1 if stream else 0]
         if "{}" in path:
             path = path.format(_encoded(provider, model))
@@ -98,7 +101,7 @@ class Addresses:
             try:
                 path = bedrock_paths.read(b"POST", path.encode()).target.decode()
             except bedrock_paths.NotSigned as error:
-                raise Unreachable("bad_model", error.message) from None
+                raise _no_model(error.message) from None
         return self._at(provider, self._base(provider, base_url, region), path)
 
     def models(self, provider: Provider, base_url: str, region: str, rest: str) -> Address:
@@ -133,8 +136,13 @@ def _runtime_host(region: str) -> str:
 
 
 def _encoded(provider: Provider, model: str) -> str:
-    """As one segment of a path. Raises Unreachable for what would be none, or another one."""
+    """As one segment of a path. Raises Refusal 400 for what would be none, or another one."""
     name = model.removeprefix("models/") if provider is Provider.GEMINI else model
     if not name.strip("."):
-        raise Unreachable("bad_model", f"{model[:100]!r} is no name of a model")
+        raise _no_model(f"{model[:100]!r} is no name of a model")
     return quote(name, safe="-_.~", errors="replace")
+
+
+def _no_model(words: str) -> Refusal:
+    """Whoever calls chooses the name, so it says nothing of the provider."""
+    return Refusal(400, "invalid_request", f"model: {words}", param="model")

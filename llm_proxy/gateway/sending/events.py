@@ -1,9 +1,9 @@
 """From an answer's bytes to what they say: JSON events of streams, whether the model speaks yet, its end, token counts.
 
 `Events` decodes all, for `translate`'s readers. `Watch` is for streams that pass as they are: it decodes until the
-model speaks, and then only what its last events say. `Retelling` gives Anthropic's
-events in Amazon's envelopes as Anthropic itself sends them. All are fed pieces, cut anywhere, in bounded memory. Leaves
-out what conversations are made of (`translate`).
+model speaks, and then only what its last events say. `Retelling` gives Anthropic's events in Amazon's envelopes as
+Anthropic itself sends them. All are fed pieces, cut anywhere, in bounded memory. Leaves out what conversations are made
+of (`translate`).
 """
 
 from __future__ import annotations
@@ -393,11 +393,12 @@ class Watch:
         self._look()
 
     def _trim(self) -> None:
-        """The last event stays whole, as long as it is not endless."""
+        """An event that is not over stays whole, as long as it is not endless; those that are over were looked at."""
         if self._size > LINE_LIMIT:
             self._tail.clear()
             self._size = 0
         elif self._tail[-1].endswith(b"\n"):
+            self._look()
             while self._size > _TAIL // 2:
                 self._size -= len(self._tail.popleft())
 

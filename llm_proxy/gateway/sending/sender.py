@@ -32,6 +32,7 @@ VERSION: Final = "2023-06-01"  # of Anthropic's API, where a caller names none
 _OURS: Final = "x-llm-proxy-error"  # the proxy's own answers have it
 _LARGEST_ERROR: Final = 1 << 20  # bytes
 _SHOWABLE = re.compile(r"[\t\x20-\x7e]*")
+_LONGEST: Final = 4096  # characters of a caller's field; all of them and ours must fit into one head
 
 # API -> the fields of a caller that go on to the provider. No others do: least of all credentials, the accounts they
 # belong to, or what could bring one caller another's answer (Idempotency-Key).
@@ -105,7 +106,7 @@ class Sender:
         """A call in `api`, which the target speaks; its answer once there is a head, within `timeout` seconds.
 
         `headers` are the caller's, names in any case. An Anthropic stream by way of Bedrock is told as Anthropic tells
-        it. Raises Unreachable, and Refusal for a header that cannot be sent.
+        it. Raises Unreachable, and Refusal 400 for a header or a model's name that cannot be sent.
         """
         key = target.key
         address = self._addresses.call(key.provider, key.base_url, key.region, target.model, api, stream)
@@ -214,8 +215,9 @@ def _passed(headers: Mapping[str, str], names: frozenset[str]) -> dict[str, str]
     for name, value in headers.items():
         low = name.lower()
         if low in names:
-            if _SHOWABLE.fullmatch(value) is None:
-                raise Refusal(400, "invalid_header", f"{low}: must be printable ASCII", param=low)
+            if len(value) > _LONGEST or _SHOWABLE.fullmatch(value) is None:
+                words = f"{low}: must be printable ASCII of at most {_LONGEST} characters"
+                raise Refusal(400, "invalid_header", words, param=low)
             passed[low] = value
     return passed
 
