@@ -526,6 +526,23 @@ async def test_a_redis_that_is_down_is_found_again(shared, redis, sqlite):
     assert not limiter.is_away
 
 
+async def test_a_redis_that_is_down_a_second_time_opens_no_day_again(patient, shared, redis, sqlite):
+    """What was counted together between the two is the store's to say, not what this machine remembers of the first."""
+    limiter, now = shared(redis, sqlite, day=10), datetime.now(UTC)
+    redis.stop()
+    assert await passes(limiter, caller(), 2) == 2
+    await log_requests(sqlite, count=2, at=now)
+    redis.start()
+    async with asyncio.timeout(30):
+        while limiter.is_away:
+            await passes(limiter, caller(2))
+            await asyncio.sleep(0.02)
+    assert await passes(limiter, caller(), 3) == 3
+    await log_requests(sqlite, count=3, at=now)
+    redis.stop()
+    assert await passes(limiter, caller(), 20) == 5
+
+
 def test_a_url_that_is_none_is_refused_without_its_password():
     """At the start, by its name."""
     options = Options(socket="", upstream="", state="")

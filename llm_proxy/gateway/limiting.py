@@ -148,12 +148,17 @@ class LocalLimiter:
             user.count += 1
         return self.told(limits, Standing(passed, made, user.count, wait, DAY - wall % DAY))
 
-    def passed_elsewhere(self, user_id: int) -> None:
-        """A request was counted by those who share, so that it is known here when they cannot be asked."""
+    def passed_elsewhere(self, user_id: int, *, minute: bool) -> None:
+        """A request was counted by those who share, so that it is known here when they cannot be asked.
+
+        The day's are not all ours then: the store is to be asked for them.
+        """
         user = self._users.get(user_id) or self._new(user_id)
+        user.day = -1
         now = self._clock()
         _forget(user.times, now - MINUTE)
-        user.times.append(now)
+        if minute:
+            user.times.append(now)
 
     def told(self, limits: Limits, standing: Standing) -> Mapping[str, str]:
         """The headers that say so. Raises Refusal 429."""

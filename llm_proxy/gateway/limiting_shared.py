@@ -117,8 +117,8 @@ class SharedLimiter:
         if standing is None:
             self.fallbacks += 1
             return await self._alone.count(caller.user_id, limits)
-        if standing.passed and limits.minute > 0:
-            self._alone.passed_elsewhere(caller.user_id)
+        if standing.passed:
+            self._alone.passed_elsewhere(caller.user_id, minute=limits.minute > 0)
         return self._alone.told(limits, standing)
 
     def spent(self, team_id: int, cost: int) -> None:
