@@ -166,6 +166,27 @@ async def test_the_default_store_is_a_file_for_its_owner_alone(tmp_path):
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
 
 
+async def test_who_looks_at_the_file_and_leaves_takes_nothing_along(tmp_path):
+    """A backup or another command of ours opens the living file and closes it again: what is written behind it is still
+    seen by the next, and there after a restart.
+    """
+    look = "import sqlite3, sys; at = sqlite3.connect(sys.argv[1]); print(at.execute(sys.argv[2]).fetchone()[0]); at.close()"
+
+    async def looked():
+        command = [sys.executable, "-I", "-c", look, str(tmp_path / "gateway.db"), "SELECT count(*) FROM users"]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True, timeout=60)
+        return int(done.stdout)
+
+    async with opened("", tmp_path) as store:
+        await asyncio.gather(*(count(store, schema.users) for _ in range(4)))  # each on a connection of its own
+        for number in range(1, 4):
+            await add_user(store, f"user{number}@example.org")
+            assert await looked() == number
+        assert (tmp_path / "gateway.db-wal").exists()
+    async with opened("", tmp_path) as store:
+        assert await count(store, schema.users) == 3
+
+
 # -- reading and writing
 
 

@@ -263,7 +263,10 @@ def _sqlite(address: Address, migrating: bool) -> AsyncEngine:
     @event.listens_for(made.sync_engine, "do_connect")
     def prepare(*_: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # its -wal and -shm take the same mode
+        # Its -wal and -shm take the same mode. Only where it is new: closing a descriptor of a file gives up all locks
+        # that this process has on it (POSIX), and the next to leave would take the living -wal along.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
     @event.listens_for(made.sync_engine, "connect")
     def settle(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
