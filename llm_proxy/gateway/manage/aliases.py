@@ -228,7 +228,7 @@ ROUTES: Final = (
     ),
     Route(
         "PATCH",
-        "/manage/aliases/{alias}",
+        "/manage/aliases/{alias:[^/]+}",
         Access.KEY,
         "Change some fields of an alias, its name too",
         handler=_change,
@@ -238,7 +238,7 @@ ROUTES: Final = (
     ),
     Route(
         "DELETE",
-        "/manage/aliases/{alias}",
+        "/manage/aliases/{alias:[^/]+}",
         Access.KEY,
         "Delete an alias",
         handler=_delete,
