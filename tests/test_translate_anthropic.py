@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from llm_proxy.gateway.translate.apis import APIS
 from llm_proxy.gateway.translate.conversation import Ask
 from llm_proxy.gateway.translate.losses import BadRequest, CannotSay, Losses
 from tests.conversations import PIXEL
@@ -298,3 +299,15 @@ def test_an_answer_that_is_no_answer_does_not_raise() -> None:
     """Whatever a provider sends."""
     for body in (None, [], {}, {"content": "x"}, {"content": [None, {"type": "text"}, {"type": "tool_use"}]}):
         assert answer("anthropic", "chat", body, Ask("m", ()))["object"] == "chat.completion"
+
+
+def test_clearing_old_turns_is_a_hint() -> None:
+    """Claude Code always asks for it; a summary of Anthropic's own would be a part of the answer."""
+    asked = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+    clear = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}, {"type": "clear_tool_uses_20250919"}]}
+    losses = Losses("OpenAI")
+    APIS["anthropic"].read_request(asked | {"context_management": clear}, losses)
+    assert losses.dropped == ["context_management"]
+    with pytest.raises(CannotSay, match=r"^context_management: "):
+        compact = {"edits": [{"type": "compact_20260112"}]}
+        APIS["anthropic"].read_request(asked | {"context_management": compact}, Losses("OpenAI"))

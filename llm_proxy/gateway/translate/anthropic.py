@@ -98,10 +98,21 @@ def read_request(body: Json, losses: Losses) -> Ask:
         usage=True,
     )
     output.finish(losses)
+    _context(fields.object("context_management"), losses)
     fields.loosen(losses, *_HINTS)
     fields.leave("anthropic_version", "anthropic_beta")
     fields.finish(losses)
     return ask
+
+
+def _context(fields: Fields | None, losses: Losses) -> None:
+    """What clears old turns only saves tokens; a summary would be a part of the answer."""
+    if fields is None:
+        return
+    if all(edit.text("type").startswith("clear_") for edit in fields.objects("edits")):
+        losses.loosen(fields.at)
+    else:
+        losses.lose(fields.at)
 
 
 def _options(fields: Fields, chosen: Fields | None, losses: Losses) -> dict[str, Given]:
