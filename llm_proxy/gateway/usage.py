@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import String
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,6 +30,9 @@ from llm_proxy.gateway.store.schema import request_logs
 from llm_proxy.wire.exposition import Sample, family
 
 if TYPE_CHECKING:
+    from sqlalchemy import Dialect
+    from sqlalchemy.dialects import postgresql, sqlite
+
     from llm_proxy.gateway.store.database import Store
 
 log = logging.getLogger("llm_proxy.gateway")
@@ -36,7 +40,7 @@ log = logging.getLogger("llm_proxy.gateway")
 SPOOL: Final = "usage.spool"  # in the state folder
 BATCH: Final = 500  # rows of one transaction
 _PAUSE: Final = 0.5  # seconds in which a batch may fill
-_AT_ONCE: Final = 50  # rows of one statement: building it is done on the event loop
+_AT_ONCE: Final = 125  # rows of one statement: building it is done on the event loop
 _PATIENCE: Final = 5.0  # seconds that the store has for a batch
 _AGAIN: Final = 2.0  # seconds until a store that is away is tried again
 _MOST_WAITING: Final = 50_000  # attempts in memory; what comes beyond is counted as lost
@@ -68,6 +72,7 @@ class UsageLog:
         self._full = asyncio.Event()
         self._turn = asyncio.Lock()
         self._spent: Callable[[int, int], None] | None = None
+        self._inserting: _Inserting | None = None
         self._away_until = 0.0
         self._told = float("-inf")
 
@@ -174,7 +179,7 @@ class UsageLog:
         try:
             try:
                 await self._insert(rows)
-            except SQLAlchemyError:
+            except (SQLAlchemyError, LookupError, ValueError):
                 await self._insert_singly(rows)
         except (StoreAway, TimeoutError) as error:
             self._away_until = time.monotonic() + _AGAIN
@@ -184,19 +189,26 @@ class UsageLog:
         return True
 
     async def _insert(self, rows: Sequence[Row]) -> None:
-        """One transaction. Raises StoreAway, TimeoutError, and SQLAlchemyError where something is wrong with a row."""
-        statement = self._store.insert(request_logs).on_conflict_do_nothing(index_elements=["id"])
+        """One transaction. Raises StoreAway, TimeoutError, and others where something is wrong with a row."""
         async with asyncio.timeout(_PATIENCE), self._store.writing() as connection:
+            if self._inserting is None:
+                self._inserting = _Inserting(self._statement(), connection.dialect)
             for start in range(0, len(rows), _AT_ONCE):
-                await connection.execute(statement, rows[start : start + _AT_ONCE])
+                values = [self._inserting.values(one) for one in rows[start : start + _AT_ONCE]]
+                await connection.exec_driver_sql(self._inserting.text, values)
 
     async def _insert_singly(self, rows: Sequence[Row]) -> None:
+        """Raises StoreAway, TimeoutError. A row that lacks columns gets what the schema says of them."""
         for one in rows:
             try:
-                await self._insert([one])
+                async with asyncio.timeout(_PATIENCE), self._store.writing() as connection:
+                    await connection.execute(self._statement(), [one])
             except SQLAlchemyError as error:
                 self._lose(1, f"the store does not take {one.get('id')!r}: {type(error).__name__}")
                 self.counts["written"] -= 1
+
+    def _statement(self) -> sqlite.Insert | postgresql.Insert:
+        return self._store.insert(request_logs).on_conflict_do_nothing(index_elements=["id"])
 
     async def _spooled(self, rows: Sequence[Row]) -> bool:
         """Whether they are in the file, those aside that found no room."""
@@ -236,6 +248,25 @@ class UsageLog:
         if now - self._told >= _TOLD_EVERY:
             self._told = now
             log.warning(words, *values)
+
+
+class _Inserting:
+    """A statement as the driver takes it: what SQLAlchemy would find out again for every value of every row."""
+
+    def __init__(self, statement: sqlite.Insert | postgresql.Insert, dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect)
+        names = compiled.positiontup or ()
+        self.text = str(compiled)
+        self._get = itemgetter(*names)
+        told = (request_logs.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names)
+        self._processors = [(at, process) for at, process in enumerate(told) if process is not None]
+
+    def values(self, row: Row) -> tuple[Any, ...]:
+        """In the statement's order. Raises KeyError where one is missing, ValueError for one that is none."""
+        values = list(self._get(row))
+        for at, process in self._processors:
+            values[at] = process(values[at])
+        return tuple(values)
 
 
 def row(attempt: Attempt, cost: int | None) -> Row:
