@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -29,9 +30,11 @@ class Raw(NamedTuple):
     body: bytes
 
 
-def raw(port, method, target, *lines, host="127.0.0.1", body=b"", timeout=30):
+def raw(port, method, target, *lines, body=b"", timeout=30):
     """One request whose line and fields are sent as they are written, and its answer; status 0 for none."""
-    told = [f"{method} {target} HTTP/1.1", f"Host: {host}", *lines, "Connection: close"]
+    told = [f"{method} {target} HTTP/1.1", *lines, "Connection: close"]
+    if not any(line.startswith("Host:") for line in lines):
+        told.insert(1, "Host: 127.0.0.1")
     if body:
         told.append(f"Content-Length: {len(body)}")
     with socket.create_connection(("127.0.0.1", port), timeout=timeout) as link:
@@ -54,33 +57,45 @@ class Echo(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
+        self.server.seen.append((self.path, dict(self.headers)))
+        if self._misbehaves():
+            return
         self._answer({"object": "list", "data": [{"id": "gpt-4o", "object": "model"}]})
 
-    def do_POST(self):  # noqa: N802
+    def do_POST(self):
         data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.seen.append((self.path, dict(self.headers)))
-        if "/redirect" in self.path:
-            self.send_response(307)
-            self.send_header("Location", self.server.elsewhere)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        if "/refuse" in self.path:  # as some do: with the key in their words
-            key = self.headers.get("Authorization") or self.headers.get("x-api-key")
-            self._answer({"error": {"message": f"Incorrect API key provided: {key}", "type": "auth", "code": "x"}}, 401)
+        if self._misbehaves():
             return
         said = " ".join(CANARY.findall(data.decode("utf-8", "replace")))
+        self.pause = 0.05 if b"slowly" in data else 0
         streams = re.search(rb'"stream": ?true', data) is not None  # a provider may read more than JSON
         said = {"anthropic": _message, "openai": _completion}[self._kind()](said, streams)
         self._answer(said) if isinstance(said, dict) else self._events(said)
 
+    def _misbehaves(self):
+        """Whether it did, as the path has it."""
+        key = self.headers.get("Authorization") or self.headers.get("x-api-key")
+        said = {"error": {"message": f"Incorrect API key provided: {key}", "type": "auth", "code": "x"}}
+        if "/redirect" in self.path:
+            self._answer({}, 307, Location=self.server.elsewhere)
+        elif "/refuse" in self.path:  # some tell the key
+            self._answer(said, 401)
+        elif "/fail" in self.path:
+            self._answer(said, 400)
+        else:
+            return False
+        return True
+
     def _kind(self):
         return "anthropic" if self.path.endswith("/messages") else "openai"
 
-    def _answer(self, value, status=200):
+    def _answer(self, value, status=200, **fields):
         data = json.dumps(value).encode()
         self.send_response(status)
+        for name, field in fields.items():
+            self.send_header(name, field)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -97,6 +112,7 @@ class Echo(BaseHTTPRequestHandler):
                 data = (f"event: {name}\n" if name else "").encode() + f"data: {told}\n\n".encode()
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
                 self.wfile.flush()
+                time.sleep(self.pause)
             self.wfile.write(b"0\r\n\r\n")
 
 
@@ -111,7 +127,7 @@ def _completion(said, streams):
         choices = [{"index": 0, "delta": delta, "finish_reason": reason}]
         return "", {**head, "object": "chat.completion.chunk", "choices": choices, **more}
 
-    words = [chunk({"content": f"{part}"}) for part in re.split(r"(?<=-)", said)]
+    words = [chunk({"content": part}) for part in ("the ", "word ", "is ", said)]
     last = ("", {**head, "object": "chat.completion.chunk", "choices": [], "usage": usage})
     return [chunk({"role": "assistant", "content": ""}), *words, chunk({}, "stop"), last, ("", "[DONE]")]
 
@@ -131,7 +147,7 @@ def _message(said, streams):
         event("content_block_start", index=0, content_block={"type": "text", "text": ""}),
         *(
             event("content_block_delta", index=0, delta={"type": "text_delta", "text": part})
-            for part in re.split(r"(?<=-)", said)
+            for part in ("the ", "word ", "is ", said)
         ),
         event("content_block_stop", index=0),
         event("message_delta", delta={"stop_reason": "end_turn", "stop_sequence": None}, usage={"output_tokens": 3}),
@@ -162,18 +178,35 @@ def echoing():
         server.server_close()
 
 
+# What shows a secret, once, to whom it is for.
+SHOWS = {"/auth/login": ("token", "refresh_token"), "/auth/refresh": ("token", "refresh_token")}
+SHOWS |= {"/auth/key": ("token",), "/manage/invitations": ("token",)}
+
+
 class Team(Gateway):
-    """A gateway with two tenants, `alice` and `bob`, and what alice has: `hers`, by its names in paths.
+    """A gateway with two tenants, `alice` and `bob`; what alice has are `hers`, `claude` and the aliases of these names.
 
     `tokens` are everybody's who may come: sessions, alice's keys by scope, an administrator's key of all scopes. All
-    that must never come out is in `secrets`.
+    that must never come out is in `secrets`, all that came out in `answers`.
     """
 
     def __init__(self, daemon, echo):
         super().__init__(daemon)
         self.echo = echo
-        self.secrets = {"password": PASSWORD, **SECRETS}
+        self.secrets = {PASSWORD, *SECRETS.values()}
+        self.answers = []
         self.count = 0
+
+    def ask(self, method, path, *arguments, **more):
+        answer = super().ask(method, path, *arguments, **more)
+        told = answer.body
+        if method == "POST" and answer.status < 300:
+            for name in SHOWS.get(path, ()):
+                secret = answer.json[name]
+                self.secrets.add(secret)
+                told = told.replace(secret.encode(), b"")
+        self.answers.append((method, path, str(answer.headers).encode() + told))
+        return answer
 
     def fresh(self, prefix="thing"):
         """A name nobody has yet."""
@@ -182,13 +215,12 @@ class Team(Gateway):
 
     def provider_key(self, owner, kind="openai", path="", **more):
         secret = f"sk-canary-{self.fresh('provider')}-{os.urandom(12).hex()}"
-        self.secrets[secret[:24]] = secret
+        self.secrets.add(secret)
         return self.provider(kind, self.echo.url + path, owner, secret, **more)
 
     def new_key(self, owner, **more):
         """An API key: its id and itself."""
         made = self.want(200, "POST", "/auth/key", more, owner)
-        self.secrets[f"key {made['id']}"] = made["token"]
         return made["id"], made["token"]
 
     def found(self):
@@ -213,7 +245,9 @@ class Team(Gateway):
         self.alias("hers", "gpt-4o", self.hers, self.alice)
         self.alias("hers-claude", "claude-sonnet-4-5", self.claude, self.alice)
         self.alias("his", "gpt-4o", self.bobs, self.bob)
+        self.shared_claude = self.provider_key(self.admin, "anthropic", shared=True)
         self.alias("ours", "gpt-4o", self.shared, shared=True)
+        self.alias("ours-claude", "claude-sonnet-4-5", self.shared_claude, shared=True)
         return self
 
     def call(self, model, text="hello", token="", path="/v1/chat/completions", **more):
@@ -224,7 +258,6 @@ class Team(Gateway):
 @contextlib.contextmanager
 def team(home, **env):
     """A Team in this folder, until the end of the block."""
-    home.mkdir()
     environ = {name: os.environ[name] for name in _KEPT if name in os.environ}
     with echoing() as echo:
         environ |= {"HOME": str(home), **SECRETS, **DEAD, "LLM_PROXY_UPSTREAMS_ALLOW": f"{echo.url},{NOWHERE}", **env}
@@ -236,3 +269,12 @@ def team(home, **env):
                 daemon.kill()
             _end_keepers(str(home))
             _forget_rings(str(home))
+
+
+def until(found, timeout=30):
+    """What `found` returns once that is something."""
+    deadline = time.monotonic() + timeout
+    while not (value := found()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
+    return value

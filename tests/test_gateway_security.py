@@ -1,19 +1,31 @@
 """A whole gateway under attack: who may come where, and what LiteLLM's published advisories were about."""
 
+import contextlib
 import json
+import re
+import socket
+import sqlite3
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import quote, unquote
 
+import jwt
 import pytest
 
 from llm_proxy.gateway.table import table
-from tests.gatewayattacks import SCOPES, raw, team
-from tests.gatewaybed import PASSWORD
+from tests.gatewayattacks import SCOPES, raw, team, until
+from tests.gatewaybed import PASSWORD, SECRETS
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory):
-    """One for all of this module: whoever spoils something for the others brings his own."""
-    with team(tmp_path_factory.mktemp("team") / "home") as gateway:
-        yield gateway
+def ours():
+    """One for all of this module: whoever spoils something for the others brings his own. Others can look for it."""
+    with tempfile.TemporaryDirectory(prefix="team-") as folder:
+        home = Path(folder)
+        home.chmod(0o755)
+        with team(home) as gateway:
+            yield gateway
 
 
 # --- who may come where
@@ -51,8 +63,8 @@ EXPECTED = {
     ("GET", "/manage/models"): MANAGING,
     ("POST", "/manage/aliases"): HERS,  # that leads to her provider key
     ("GET", "/manage/aliases"): MANAGING,
-    ("PATCH", "/manage/aliases/{alias}"): HERS,
-    ("DELETE", "/manage/aliases/{alias}"): HERS_204,
+    ("PATCH", "/manage/aliases/{alias:[^/]+}"): HERS,
+    ("DELETE", "/manage/aliases/{alias:[^/]+}"): HERS_204,
     ("GET", "/manage/usage"): "401 403 200 403 200 200 200 200",
     ("GET", "/manage/users"): ADMINS,
     ("PATCH", "/manage/users/{id}"): ADMINS,
@@ -93,7 +105,7 @@ _BODIES = {
     "PATCH /manage/teams/{id}": {"monthly_budget": 7},
     "PATCH /manage/users/{id}": {"rate_limit_daily": None},
     "PATCH /manage/providers/{id}": {"label": "a label"},
-    "PATCH /manage/aliases/{alias}": {"weight": 1},
+    "PATCH /manage/aliases/{alias:[^/]+}": {"weight": 1},
 }
 
 
@@ -111,7 +123,7 @@ def asking(ours, method, path):
             path = f"/auth/key/{ours.new_key(ours.alice)[0]}"
         case "DELETE", "/manage/providers/{id}":
             path = f"/manage/providers/{ours.provider_key(ours.alice)}"
-        case "DELETE", "/manage/aliases/{alias}":
+        case "DELETE", "/manage/aliases/{alias:[^/]+}":
             path = f"/manage/aliases/{ours.alias(ours.fresh('alias'), 'gpt-4o', ours.hers, ours.alice)['alias']}"
         case _, "/manage/users/{id}":
             path = f"/manage/users/{ours.ids.alice if method == 'PATCH' else ours.leaver}"
@@ -120,13 +132,9 @@ def asking(ours, method, path):
             path = f"/manage/teams/{team_id}"
         case "DELETE", "/manage/invitations/{id}":
             path = f"/manage/invitations/{ours.want(201, 'POST', '/manage/invitations', {}, ours.admin)['id']}"
-    known = {
-        **{"/manage/providers/{id}": ours.hers, "/manage/teams/{id}": ours.teams["one"]},
-        **{"{user_id}": ours.ids.alice, "{alias}": "hers", "{id:.+}": "hers"},
-    }
-    for pattern, value in known.items():
-        path = path.replace(pattern, pattern.replace("{id}", str(value)) if "/{id}" in pattern else str(value))
-    return path, body if method not in ("GET", "HEAD") else None
+    if "/manage/teams/{id}" in path:
+        path = path.replace("{id}", str(ours.teams["one"]))
+    return hers(ours, path), body if method not in ("GET", "HEAD") else None
 
 
 def test_every_route_answers_who_may_come_and_nobody_else(ours):
@@ -150,3 +158,265 @@ def test_every_route_answers_who_may_come_and_nobody_else(ours):
             if answer.status != int(wanted):
                 wrong.append((method, target, who, wanted, answer.status, answer.body[:200]))
     assert not wrong
+
+
+def hers(ours, path):
+    """With alice's things, or their numbers, where it has a parameter."""
+    number = ours.ids.alice if path.startswith("/manage/users") else ours.hers
+    told = {"{id}": number, "{user_id}": ours.ids.alice, "{alias:[^/]+}": "hers", "{id:.+}": "hers"}
+    for parameter, value in told.items():
+        path = path.replace(parameter, str(value))
+    return path
+
+
+def detours(path, port):
+    """(a spelling of the path, fields) that a router and a guard may read differently."""
+    yield from (
+        (path, (f"Host: {host}",)) for host in ("x/?", "x/#", "x/health/gateway?", "127.0.0.1/openapi.json#", "x@y")
+    )
+    here = f"127.0.0.1:{port}"
+    first, _, rest = path[1:].partition("/")
+    spellings = (
+        *(f"http://{here}{path}", f"http://x@{here}{path}", f"http://x/health/gateway{path}", f"//{here}{path}"),
+        *(
+            f"/{path}",
+            path.replace("/", "//"),
+            f"/{first}%2f{rest}",
+            f"/%2f{path[1:]}",
+            f"/%{ord(first[0]):02x}{path[2:]}",
+        ),
+        *(f"{path};", f"{path};.js", f"/;{path}", f"{path}/", f"/.{path}", f"{path}/.", f"{path}/..", f"{path}.json"),
+        *(
+            f"/health/..{path}",
+            f"/auth/login/../..{path}",
+            f"/auth/login/%2e%2e/%2e%2e{path}",
+            f"/openapi.json/..{path}",
+        ),
+        *(path.replace("/", "\\"), path.upper(), f"{path}%00", f"{path}%20", f"{path}%23/openapi.json"),
+        *(f"{path}?/health/gateway", f"{path}#/openapi.json", f"{path}%3f/health/gateway"),
+    )
+    yield from ((spelling, ("Host: 127.0.0.1",)) for spelling in spellings)
+    for name in ("X-HTTP-Method-Override", "X-Method-Override", "X-HTTP-Method"):
+        yield path, ("Host: 127.0.0.1", f"{name}: GET")
+    for name in ("X-Original-URL", "X-Rewrite-URL", "X-Forwarded-Host", "X-Forwarded-Prefix"):
+        yield path, ("Host: 127.0.0.1", f"{name}: /health/gateway")
+
+
+def test_cve_2026_49468_no_spelling_of_a_path_opens_what_is_closed(ours):
+    """There the guard read another URL than the router. Here whoever may not come by a route does not come by any
+    spelling of it, whatever Host and other fields say; and to no provider goes what is ours.
+    """
+    ours.echo.seen.clear()
+    closed = [key for key, wanted in EXPECTED.items() if wanted.startswith("401")]
+    wrong = []
+    for method, path in closed:
+        for who in ("nobody", "usage", "bob"):
+            allowed = EXPECTED[method, path].split()[WHO.index(who)]
+            if allowed[0] == "2":
+                continue
+            target, body = hers(ours, path), b"{}"
+            if path.removeprefix("/v1") in _BODIES:
+                body = json.dumps(_BODIES[path.removeprefix("/v1")]).encode()
+            for spelling, fields in detours(target, ours.port):
+                token = (f"Authorization: Bearer {ours.tokens[who]}",) if who != "nobody" else ()
+                answer = raw(ours.port, method, spelling, *fields, *token, body=body if method != "GET" else b"")
+                fine = answer.status in (400, 401, 403, 404, 405)
+                if not fine and not (who == "nobody" and answer.status == 502):  # carried, as any other client's
+                    wrong.append((who, method, spelling, fields, answer.status, answer.body[:200]))
+    assert not wrong
+    assert not ours.echo.seen, "a provider was called"
+
+
+def test_head_and_options_show_nothing(ours):
+    """No other method than a route's own is a way around it: 405 and what is allowed, or the route's own rule."""
+    methods = {}
+    for method, path in EXPECTED:
+        methods.setdefault(path, set()).add(method)
+    for path, known in methods.items():
+        target = hers(ours, path)
+        for method in ("HEAD", "OPTIONS", "TRACE", "PATCH", "QUERY"):
+            if method in known:
+                continue
+            answer = raw(ours.port, method, target, f"Authorization: Bearer {ours.tokens['usage']}")
+            assert answer.status in (404, 405) and b"hers" not in answer.body, (method, target, answer)
+            assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
+
+# --- what was published of LiteLLM
+
+
+def test_cve_2026_35030_tokens_that_begin_alike_are_different_people(ours):
+    """There a cache knew tokens by their first 20 characters, which all of one algorithm share."""
+    mine, other = ours.tokens["models"], ours.new_key(ours.bob)[1]
+    for known, stranger in ((mine, other), (ours.alice, ours.bob)):
+        path = "/v1/models" if known is mine else "/auth/me"
+        assert ours.ask("GET", path, token=known).status == 200  # and is remembered
+        for length in range(1, len(known)):
+            forged = known[:length] + stranger[length:]
+            if forged not in (known, stranger):
+                assert ours.ask("GET", path, token=forged).status == 401, (length, forged)
+    me = [ours.want(200, "GET", "/auth/me", token=token)["id"] for token in (ours.alice, ours.bob)]
+    assert me == [ours.ids.alice, ours.ids.bob]
+
+
+def test_cve_2026_47101_no_key_is_good_for_more_than_its_maker_says(ours):
+    """There whoever made a key wrote down which routes it opens. Here a key has scopes, which all are its maker's."""
+    for more in (
+        {"allowed_routes": ["/manage/users"]},
+        {"scopes": ["admin"]},
+        {"scopes": ["models", "*"]},
+        {"role": "admin"},
+        {"user_id": ours.ids.admin},
+        {"team_id": ours.teams["two"]},
+        {"permissions": {"admin": True}},
+        {"scopes": []},
+    ):
+        assert ours.ask("POST", "/auth/key", {"name": "x", **more}, ours.alice).status == 400, more
+    _, most = ours.new_key(ours.alice, scopes=list(SCOPES))
+    for method, path in EXPECTED:
+        if EXPECTED[method, path] in (ADMINS, ADMINS_201, ADMINS_204, SIGNED_IN):
+            target = hers(ours, path)
+            assert ours.ask(method, target, {}, most).status == 403, (method, path)
+
+
+def test_cve_2026_47102_nobody_promotes_himself(ours):
+    """There a user's own update took `user_role`."""
+    for more in (
+        {"role": "admin"},
+        {"user_role": "proxy_admin"},
+        {"is_admin": True},
+        {"id": 1},
+        {"rate_limit_minute": 9},
+    ):
+        body = {"email": "eve@three.example", "password": PASSWORD, **more}
+        assert ours.ask("POST", "/auth/signup", body).status == 400, more
+        path = f"/manage/users/{ours.ids.bob}"
+        assert ours.ask("PATCH", path, more, ours.bob).status == 403
+        assert ours.ask("PATCH", "/auth/me", more, ours.bob).status == 405
+        told = {"current_password": PASSWORD, "new_password": "another long one of his", **more}
+        assert ours.ask("POST", "/auth/password", told, ours.bob).status == 400
+    me = ours.want(200, "GET", "/auth/me", token=ours.bob)
+    assert me["role"] == "member" and me["rate_limit_minute"] is None
+    # By what is his: a provider key or alias that is everybody's, or somebody else's.
+    provider, alias = f"/manage/providers/{ours.bobs}", "/manage/aliases/his"
+    for path in (provider, alias):
+        assert ours.ask("PATCH", path, {"shared": True}, ours.bob).status == 403
+        assert ours.ask("PATCH", path, {"user_id": ours.ids.alice}, ours.bob).status == 400
+    assert ours.ask("PATCH", alias, {"provider_key_id": ours.hers}, ours.bob).status == 404
+    step = {"provider_key_id": ours.hers, "model": "gpt-4o"}
+    assert ours.ask("PATCH", alias, {"chain": [step]}, ours.bob).status == 404
+    assert ours.ask("PATCH", "/manage/aliases/ours", {"provider_key_id": ours.bobs}, ours.bob).status == 403
+    for query in ("all=true", f"user={ours.ids.alice}", "all=true&user=1"):
+        assert ours.ask("GET", f"/manage/usage?{query}", token=ours.bob).status in (403, 404), query
+    users = ours.want(200, "GET", "/manage/users", token=ours.admin)
+    assert [one["id"] for one in users if one["role"] == "admin"] == [ours.ids.admin]
+
+
+def test_cve_2026_35029_nothing_configures_a_gateway_from_outside(ours):
+    """There any user could write the configuration, and so have code run and files read."""
+    for path in ("/config/update", "/config", "/config/yaml", "/get/config/callbacks", "/settings", "/manage/settings"):
+        for token in (ours.alice, ours.admin, ours.tokens["admin's key"]):
+            for method in ("GET", "POST", "PUT", "PATCH"):
+                answer = ours.ask(method, path, {"general_settings": {"master_key": "x"}}, token)
+                assert answer.status == 404, (method, path, answer)
+    assert not [path for _, path in EXPECTED if re.search("config|setting|callback|plugin", path)]
+
+
+def test_cve_2026_42203_names_are_no_templates(ours):
+    """There an endpoint that tried templates ran their code. Here there is none, and what looks like one is a text."""
+    for path in (
+        "/prompts/test",
+        "/prompts",
+        "/v1/prompts/test",
+        "/utils/transform_request",
+        "/mcp-rest/test/connection",
+    ):
+        assert ours.ask("POST", path, {"template": "{{7*7}}"}, ours.admin).status == 404
+    texts = ("{{7*7}}", "${7*7}", "#{7*7}", "{0.__class__}", "%(x)s%s%n", "<%= 7*7 %>", "$(id)", "`id`")
+    for text in texts:
+        ours.alias(text, text, ours.hers, ours.alice)
+        ours.want(200, "PATCH", f"/manage/providers/{ours.hers}", {"label": text}, ours.alice)
+        ours.echo.seen.clear()
+        answer = ours.call(text, "hello", ours.alice)
+        assert answer.status == 200 and unquote(answer.headers["x-llm-proxy-model"]) == f"openai/{text}"
+        listed = ours.want(200, "GET", "/manage/aliases", token=ours.alice)
+        assert (text, text) in [(one["alias"], one["target_model"]) for one in listed]
+        ours.want(204, "DELETE", f"/manage/aliases/{quote(text, safe='')}", token=ours.alice)
+
+
+def test_cve_2025_11203_health_tells_of_no_key(ours):
+    """There `/health` told the providers' keys to whoever had a key of the gateway's."""
+    paths = ("/health", "/health/gateway", "/health/sinks", "/health/readiness", "/health/liveliness", "/metrics")
+    for path in paths:
+        for token in ours.tokens.values():
+            told = ours.ask("GET", path, token=token)
+            assert told.status < 500 and not [secret for secret in ours.secrets if secret.encode() in told.body]
+            assert b"sk-" not in told.body and ours.echo.url.encode() not in told.body
+
+
+def test_cve_2026_114612_what_is_sealed_signs_nothing(ours):
+    """There one key sealed what users gave and proved who they are. Here what is sealed for somebody opens no door, is
+    bound to its row, and is never shown.
+    """
+    claims = json.dumps({"sub": str(ours.ids.admin), "role": "admin", "exp": 2_000_000_000})
+    key = ours.provider("openai", ours.echo.url, ours.alice, api_key=claims.replace(" ", "").strip("{}"))
+    database = next(ours.daemon.home.rglob("gateway.db"))
+    with contextlib.closing(sqlite3.connect(database, timeout=30)) as store, store:
+        (sealed,) = store.execute("SELECT encrypted_key FROM provider_keys WHERE id = ?", (key,)).fetchone()
+    for token in (sealed, sealed.rpartition(":")[2], sealed.rpartition(".")[2]):
+        for path in ("/auth/me", "/v1/models", "/manage/users"):
+            assert ours.ask("GET", path, token=token).status == 401
+        assert ours.ask("POST", "/auth/refresh", {"refresh_token": token}).status == 401
+    now = int(time.time())
+    told = {"iss": "llm-proxy", "sub": str(ours.ids.admin), "sid": "x", "jti": "x", "iat": now, "exp": now + 600}
+    for secret in SECRETS.values():
+        for audience in ("llm-proxy gateway", "llm-proxy gateway refresh"):
+            token = jwt.encode({**told, "aud": audience}, secret.ljust(64, "\0"), "HS256")
+            assert ours.ask("GET", "/manage/users", token=token).status == 401
+    assert sealed not in str(ours.want(200, "GET", "/manage/providers", token=ours.alice))
+
+
+def test_a_sealed_key_opens_in_its_own_row_only(ours):
+    """Who can write to the store still cannot have a provider key that is somebody else's: it is not sent at all."""
+    other, his = ours.provider_key(ours.alice), ours.provider_key(ours.bob)
+    ours.alias("swapped", "gpt-4o", his, ours.bob)
+    assert ours.call("swapped", "x", ours.bob).status == 200
+    database = next(ours.daemon.home.rglob("gateway.db"))
+    with contextlib.closing(sqlite3.connect(database, timeout=30)) as store, store:
+        columns = "encrypted_key, key_version, key_id"
+        row = store.execute(f"SELECT {columns} FROM provider_keys WHERE id = ?", (other,)).fetchone()
+        store.execute(
+            "UPDATE provider_keys SET encrypted_key = ?, key_version = ?, key_id = ? WHERE id = ?", (*row, his)
+        )
+    ours.want(200, "PATCH", "/manage/aliases/swapped", {"weight": 2}, ours.bob)  # what was remembered is forgotten
+    ours.echo.seen.clear()
+    answer = ours.call("swapped", "x", ours.bob)
+    assert answer.status == 502 and not ours.echo.seen
+    listed = {one["id"]: one for one in ours.want(200, "GET", "/manage/providers", token=ours.bob)}
+    assert not listed[his]["readable"] and not listed[his]["key_hint"]
+    ours.want(204, "DELETE", f"/manage/providers/{his}?force=true", token=ours.bob)
+
+
+def test_litellm_33736_who_leaves_early_has_still_used_what_he_used(ours):
+    """There whoever closed the connection before the last event paid nothing."""
+    key_id, key = ours.new_key(ours.bob, name="the leaver's")
+    body = {"model": "ours", "stream": True, "messages": [{"role": "user", "content": "slowly canary-1"}]}
+    data = json.dumps(body).encode()
+    lines = (
+        "POST /v1/chat/completions HTTP/1.1",
+        "Host: x",
+        f"Authorization: Bearer {key}",
+        f"Content-Length: {len(data)}",
+    )
+    with socket.create_connection(("127.0.0.1", ours.port), timeout=30) as link:
+        link.sendall("\r\n".join((*lines, "", "")).encode() + data)
+        seen = b""
+        while b"word" not in seen:
+            seen += link.recv(4096)
+
+    def used():
+        rows = ours.want(200, "GET", "/manage/usage?group_by=key", token=ours.bob)
+        return next((row for row in rows if row["key_id"] == key_id), None)
+
+    row = until(used)
+    assert row["requests"] == 1 and row["input_tokens"] > 0 and row["output_tokens"] > 0
