@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from llm_proxy.gateway import site as sites
-from llm_proxy.gateway.breaker import IN_A_ROW
+from llm_proxy.gateway.breaker import IN_A_ROW, Breakers
 from llm_proxy.gateway.calls import ways
+from llm_proxy.gateway.sending import client as client_module
+from llm_proxy.gateway.sending.client import HIGH, Client
 from llm_proxy.gateway.sending.events import Watch
 from tests.gatewaycalls import Calls, calling, calls
 
@@ -170,6 +172,49 @@ async def test_a_fault_of_ours_in_the_middle_of_a_stream_breaks_it_off(
     assert [(row.attempt, row.ending, row.error) for row in await calls.attempts()] == [
         (1, "upstream_failed", "internal_error")
     ]
+
+
+async def test_a_reader_who_was_slow_finds_no_silence_in_what_waits_for_him(tmp_path: Path) -> None:
+    """Nobody read: that was not the provider's silence."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (4 * HIGH) + bytes(4 * HIGH))
+        await reader.read()
+        writer.close()
+
+    path = str(tmp_path / "s")
+    async with await asyncio.start_unix_server(serve, path):
+        client = Client(path, idle_timeout=0.2)
+        answer = await client.request("GET", "/", [], b"", 10.0)
+        (connection,) = client._open
+        async with asyncio.timeout(10):
+            while not connection._paused:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        first = await answer.__anext__()
+        connection.sweep(asyncio.get_running_loop().time(), 0.2)  # as it may come before the next read
+        assert len(first) + len(await answer.read(4 * HIGH)) == 4 * HIGH
+        client.close()
+
+
+def test_header_lines_that_are_long_are_not_kept() -> None:
+    """Whoever answers could fill the memory with them."""
+    client_module._common_field.cache_clear()
+    for number in range(100):
+        assert client_module._field(b"X-%d: %b" % (number, b"a" * 60_000))[0] == f"x-{number}"
+    assert client_module._common_field.cache_info().currsize == 0
+    assert client_module._field(b"Content-Type: text/plain") == ("content-type", "text/plain")
+
+
+def test_what_rests_is_told_to_those_who_watch() -> None:
+    """By key and model, whatever a caller has named it; what serves is no line."""
+    breakers = Breakers()
+    for _ in range(IN_A_ROW):
+        breakers.failed(3, 'a "model"\n')
+    breakers.failed(4)
+    lines = [line for line in breakers.metrics() if not line.startswith("#")]
+    assert lines == ['llm_proxy_gateway_circuit_open{key="3",model="a \\"model\\"\\n"} 1']
 
 
 # -- what goes on in the background goes on

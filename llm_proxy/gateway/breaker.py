@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Final
 
+from llm_proxy.wire.exposition import Sample, family
+
 IN_A_ROW = 5  # failures that open a circuit
 WINDOW, LEAST, SHARE = 60.0, 20, 0.5  # so many seconds, calls, and failures among them do too
 COOL, COOLEST = 5.0, 300.0  # seconds a circuit stays open the first time; it doubles up to the other
@@ -165,6 +167,20 @@ class Breakers:
         """Of every circuit that is known, by key and model ("": all of the key's); for those who watch."""
         now = self._clock()
         return {name: circuit.state(now) for name, circuit in self._circuits.items()}
+
+    def metrics(self) -> Iterator[str]:
+        """Lines in Prometheus' text format."""
+        known = self.states()
+        yield from family(
+            "llm_proxy_gateway_circuit_open",
+            "gauge",
+            "Provider keys, by their ids, and models of theirs that are left alone; 0: tried with one call at a time.",
+            [
+                Sample({"key": str(key_id), "model": model}, int(state is State.OPEN))
+                for (key_id, model), state in sorted(known.items())
+                if state is not State.CLOSED
+            ],
+        )
 
     def _new(self, name: tuple[int, str]) -> _Circuit:
         if len(self._circuits) >= CIRCUITS:

@@ -1,4 +1,4 @@
-"""`/manage/metrics`: what this process has counted of limits and of its usage log, for Prometheus.
+"""`/manage/metrics`: what this process knows of limits, providers that fail and its usage log, for Prometheus.
 
 Each machine tells of itself. What passes through it the proxy tells at `/metrics`.
 """
@@ -22,7 +22,7 @@ async def _metrics(site: Site, caller: Caller, request: web.Request) -> web.Resp
     """By a key too, unlike what else is an administrator's: nobody signs in for Prometheus."""
     if caller.role is not Role.ADMIN:
         raise Refusal(403, "admin_needed", "this is for administrators and their keys")
-    lines = (*site.limiter.metrics(), *site.usage.metrics(), "")
+    lines = (*site.limiter.metrics(), *site.breakers.metrics(), *site.usage.metrics(), "")
     return web.Response(
         body="\n".join(lines).encode(), headers={"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"}
     )
@@ -33,7 +33,7 @@ ROUTES: Final = (
         "GET",
         "/manage/metrics",
         Access.KEY,
-        "Limits and the usage log of this process, for Prometheus; for administrators and their keys",
+        "Limits, failing providers and the usage log of this process, for Prometheus; for administrators only",
         raw=_metrics,
         scope=Scope.USAGE,
         dialect="chat",

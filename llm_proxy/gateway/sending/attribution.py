@@ -10,7 +10,7 @@ from llm_proxy.wire import attribution
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """`attempt` counts the tries of one request from 1; `user` is an address, `key` and `team` are names. "": none."""
+    """`attempt` counts the tries of one request from 1; `user` is an address, `key` a name, `team` an id. "": none."""
 
     request_id: str
     attempt: int = 1

@@ -34,10 +34,10 @@ _SLICE: Final = 1 << 17  # bytes of a request that are handed to the loop at onc
 _WRITTEN_HIGH: Final = 1 << 16
 _CROWDED: Final = 0.005  # until the next try where the listener's queue is full
 _SWEEP: Final = 1.0
+_REMEMBERED: Final = 256  # bytes of a header line; whoever answers could fill the memory with longer ones
 
 _FULL, _BUDGET = 1, 2  # why reading is paused: nobody takes it; others get a turn
-_LINE_END: Final = "\r\n"
-_UNFIT = re.compile(r"[^\t\n\x20-\x7e]")
+_UNFIT = re.compile(r"[^\t\x20-\x7e]")
 
 
 class Unreachable(Exception):
@@ -63,11 +63,17 @@ class _Stale(Exception):
     """A connection that had been kept was closed before anything of an answer came: another try is safe."""
 
 
-@lru_cache(maxsize=1024)
 def _field(line: bytes) -> tuple[str, str]:
     """Name in lower case, and value."""
+    return _common_field(line) if len(line) <= _REMEMBERED else _read_field(line)
+
+
+def _read_field(line: bytes) -> tuple[str, str]:
     name, _, value = line.decode("latin-1").partition(":")
     return name.lower(), value.strip(" \t")
+
+
+_common_field = lru_cache(maxsize=1024)(_read_field)  # most come with every answer
 
 
 def _is_json(body: bytes) -> bool:
@@ -298,6 +304,7 @@ class _Connection(asyncio.Protocol):
             return
         self._paused &= ~why
         if not self._paused and self._transport is not None and not self._transport.is_closing():
+            self.at = self._client.loop.time()  # that nobody read was no silence of the other side
             self._transport.resume_reading()
 
     def _pause(self, why: int) -> None:
@@ -568,7 +575,7 @@ def _head(method: str, target: str, headers: Sequence[tuple[str, str]], length: 
     lines += [f"{name}: {value}" for name, value in headers]
     if length or method == "POST":
         lines.append(f"Content-Length: {length}")
-    text = "\n".join(lines)
-    if text.count("\n") >= len(lines) or " " in target or _UNFIT.search(text) is not None:
+    told = " ".join(lines)
+    if " " in target or (not (told.isascii() and told.isprintable()) and _UNFIT.search(told) is not None):
         raise ValueError("a request's target or one of its header fields has characters that do not belong there")
-    return (text.replace("\n", _LINE_END) + "\r\n\r\n").encode("ascii")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
