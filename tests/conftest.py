@@ -188,7 +188,8 @@ def start(environ):
     running = []
 
     def begin(*arguments, env=None, **options):
-        daemon = Daemon(environ["HOME"], arguments, environ | (env or {}), options)
+        told = environ | (env or {})
+        daemon = Daemon(told["HOME"], arguments, told, options)
         running.append(daemon)
         return daemon
 
@@ -196,8 +197,9 @@ def start(environ):
     for daemon in running:
         if daemon.process.poll() is None:
             daemon.kill()
-    _end_keepers(environ["HOME"])
-    _forget_rings(environ["HOME"])
+    for home in {environ["HOME"], *(str(daemon.home) for daemon in running)}:
+        _end_keepers(home)
+        _forget_rings(home)
 
 
 @pytest.fixture

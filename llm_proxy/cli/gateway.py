@@ -21,6 +21,7 @@ def gateway(arguments: Sequence[str]) -> int:
     if arguments[0] not in actions:
         near = usage.nearest(arguments[0], actions)
         raise UsageError(f"gateway takes options, or {', '.join(actions)}, got {arguments[0]!r}{near and f'; {near}'}")
+    service.needs_its_packages()
     return actions[arguments[0]](arguments[1:])
 
 
