@@ -41,6 +41,7 @@ PEER = "X-LLM-Proxy-Peer"  # the client's address
 SCHEME = "X-LLM-Proxy-Scheme"  # http or https: how it came
 _FIELDS = frozenset(name.lower().encode() for name in (PEER, SCHEME, "X-LLM-Proxy-Token"))
 _PEER_LINE = PEER.encode() + b": %b\r\n\r\n"
+START_PATIENCE = 5.0  # seconds a request waits for the process, which may be starting
 _COME_AGAIN = b"Retry-After: 1\r\n"
 
 
@@ -56,7 +57,7 @@ class GatewayDoor:
 
     def __init__(self, config: Gateway, core: Core, *, tls: bool) -> None:
         """`tls`: whether clients come over it."""
-        self.aside = aside.Aside(core, aside.SocketDialler(config.address, _down))
+        self.aside = aside.Aside(core, aside.SocketDialler(config.address, _down, patience=START_PATIENCE))
         self._instead = Instead(_FIELDS, (f"{SCHEME}: {'https' if tls else 'http'}".encode(),))
 
     @property

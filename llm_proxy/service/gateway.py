@@ -53,6 +53,8 @@ _PACKAGES = (
 )
 _BASES = ("ANTHROPIC_BASE_URL", "OPENAI_BASE_URL", "GEMINI_BASE_URL")
 _NO_BASE: dict[str, dict[str, Any]] = {name: {name: ""} for name in ("anthropic", "openai", "gemini")}
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_THROUGH_US = re.compile(r"/(?:anthropic|openai|gemini)/[^/]+")  # the path of a base URL that --env prints
 _GEMINI_COMPATIBLE = "/openai"  # behind the base that TokenTracer takes; we speak Gemini's own API
 
 
@@ -87,13 +89,18 @@ def needs_its_packages() -> None:
 
 
 def without_ourselves(loaded: Loaded) -> Loaded:
-    """A base that points at our own port would be a loop: it is ignored, loudly."""
-    settings, port = loaded.settings, loaded.settings.port
-    for name in _NO_BASE:
+    """A base that leads back to us would be a loop, or a second record of every call: it is ignored, loudly.
+
+    In a shell that follows the daemon such variables lead to the daemon.
+    """
+    settings = loaded.settings
+    for name, nothing in _NO_BASE.items():
         parts = urlsplit(getattr(settings, name))
-        if port and parts.port == port and parts.hostname in ("127.0.0.1", "localhost", "::1"):
-            log.warning("upstreams.%s is %s, which is this gateway itself: it is ignored", name, parts.geturl())
-            settings = replace(settings, **_NO_BASE[name])
+        if parts.hostname not in _LOOPBACK:
+            continue
+        if parts.port == (settings.port or None) or _THROUGH_US.match(parts.path):
+            log.warning("upstreams.%s is %s, which leads back to llm-proxy itself: it is ignored", name, parts.geturl())
+            settings = replace(settings, **nothing)
     return loaded._replace(settings=settings)
 
 
@@ -164,13 +171,13 @@ class Gatewaying:
         """What start-up says of it."""
         base = self._options.public_url or url
         who = {
-            "open": "anybody who reaches it may sign up; the first is its administrator",
-            "invite": "the first to sign up is its administrator, who invites the others",
-            "closed": "nobody can sign up but the first, who is its administrator",
+            "open": "anybody who reaches it may sign up",
+            "invite": "who is invited may sign up",
+            "closed": "nobody may sign up",
         }
         return (
             f"gateway: {base}/v1 for OpenAI's clients, {base} for Anthropic's\n"
-            f"{who[self._options.signup]}: POST {base}/auth/signup\n"
+            f"accounts: {who[self._options.signup]}; the very first is the administrator's: POST {base}/auth/signup\n"
             f"its store: {_shown(self._database)}\n"
             f"its log: {gateway_secrets.folder()}/gateway.log\n"
         )

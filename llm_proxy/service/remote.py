@@ -41,7 +41,7 @@ def line(settings: Settings) -> str:
 
 def warnings(settings: Settings) -> tuple[str, ...]:
     """What start-up says where nobody could use what is served."""
-    if is_open(settings) or settings.target_url or settings.models:
+    if is_open(settings) or settings.target_url or settings.models or settings.gateway_enabled:
         return ()
     return (
         f"host is {settings.host}, which other machines can reach, and there is no token: calls are refused. Set "
