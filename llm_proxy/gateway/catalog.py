@@ -18,20 +18,22 @@ from sqlalchemy import Row, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llm_proxy.gateway import tokens
-from llm_proxy.gateway.facts import NOTHING, Alias, Provider, ProviderKey, Step
+from llm_proxy.gateway.facts import NOTHING, Alias, Provider, ProviderKey, Step, Target
 from llm_proxy.gateway.store.database import Store, StoreAway
 from llm_proxy.gateway.store.schema import model_aliases, provider_keys, provider_models
 
 FRESH: Final = 60.0  # seconds
 STALE: Final = 120.0  # seconds; so long what is remembered serves while the store is away
 USERS: Final = 1_000  # whose catalogs are kept; then those who have not called for longest are forgotten
+_PROVIDERS: Final = frozenset(Provider)
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
     """One user's. What is his own comes before what is shared with him: of two aliases of one name his own is there.
 
-    `models` are the ids that are known by key, empty where none are. `by_id` has every alias, for fallbacks.
+    `models` are the ids that are known by key, empty where none are. `by_id` has every alias, for fallbacks. `planned`
+    remembers the plans that neither chance nor prompts change.
     """
 
     user_id: int
@@ -39,6 +41,7 @@ class Catalog:
     keys: Mapping[int, ProviderKey] = field(default_factory=dict)
     models: Mapping[int, frozenset[str]] = field(default_factory=dict)
     by_id: Mapping[int, Alias] = field(default_factory=dict)
+    planned: dict[str, tuple[Target, ...]] = field(default_factory=dict, repr=False, compare=False)
 
 
 class Catalogs:
@@ -119,7 +122,7 @@ async def read(
     found = await connection.execute(
         select(provider_keys).where(usable).order_by(provider_keys.c.user_id != user_id, provider_keys.c.id)
     )
-    keys = {key.id: key for row in found if (key := _key(row)) is not None}
+    keys = {row.id: key_of(row) for row in found if row.provider in _PROVIDERS}  # a newer version of us may know more
     seen = or_(model_aliases.c.user_id == user_id, model_aliases.c.shared)
     found = await connection.execute(
         select(model_aliases).where(seen).order_by(model_aliases.c.user_id != user_id, model_aliases.c.id)
@@ -166,10 +169,8 @@ def alias_of(row: Row[Any]) -> Alias:
     )
 
 
-def _key(row: Row[Any]) -> ProviderKey | None:
-    """A provider key from its row; None where a newer version of us knows its provider and we do not."""
-    if row.provider not in Provider.__members__.values():
-        return None
+def key_of(row: Row[Any]) -> ProviderKey:
+    """A provider key from its row. Raises ValueError for a provider that we do not know."""
     return ProviderKey(
         id=row.id,
         user_id=row.user_id,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Final
 
-from llm_proxy.gateway.catalog import Catalog
+from llm_proxy.gateway.catalog import Catalog, chooses
 from llm_proxy.gateway.facts import Alias, Provider, ProviderKey, Step, Target
 from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.tokens import Prompt
@@ -46,11 +46,16 @@ def plan(catalog: Catalog, name: str, prompt: Prompt, rng: random.Random, *, raw
 
     `raw`: whether models may be called by their providers' names. Raises Refusal 404 `model_not_found`.
     """
+    known = catalog.planned.get(name)
+    if known is not None:
+        return known
     alias = catalog.aliases.get(name)
     if alias is not None:
         targets = tuple(islice(_distinct(_of_alias(catalog, alias, prompt, rng)), MOST))
         if not targets:
             raise _miss(f"the model alias {_shown(name)} leads to no provider key that you may use")
+        if not any(one.chain or chooses(one) for one in _with_fallbacks(catalog, alias)):
+            catalog.planned[name] = targets
         return targets
     keys, model = _of_raw(catalog, name) if raw else ((), "")
     if not keys:

@@ -63,7 +63,9 @@ def following(targets: int, failures: Sequence[Failure], rng: random.Random) -> 
     Every target is tried once, without a wait. Then they are tried again, those that may soon do better, in rounds:
     before each wait is full jitter below an exponentially growing bound, or what the provider's Retry-After says.
     """
-    if failures and not failures[-1].skipped and not moves_on(failures[-1].status):
+    if not failures:
+        return Step(0, 0.0) if targets else None
+    if not failures[-1].skipped and not moves_on(failures[-1].status):
         return None
     tried = sum(not failure.skipped for failure in failures)
     if tried >= min(max(LEAST, targets), MOST):

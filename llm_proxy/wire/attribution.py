@@ -31,6 +31,8 @@ Pairs = tuple[tuple[str, str], ...]  # names and values of fields
 
 _PREFIX: Final = "x-llm-proxy-gateway-"
 NAMES: Final = frozenset(f"{_PREFIX}{part}".encode() for part in Attribution._fields)
+_SENT: Final = tuple(f"X-LLM-Proxy-Gateway-{part.capitalize()}" for part in Attribution._fields)
+_PLAIN: Final = re.compile(r"[\w.~@+-]*", re.ASCII)  # is written as it is
 
 _BEFORE = b"\r\n" + _PREFIX.encode()
 _BLOCK = re.compile(
@@ -40,8 +42,8 @@ _BLOCK = re.compile(
 
 def fields(whose: Attribution) -> list[tuple[str, str]]:
     """The fields to send."""
-    told = zip(Attribution._fields, whose, strict=True)
-    return [(f"X-LLM-Proxy-Gateway-{part.capitalize()}", quote(value, safe="@+")) for part, value in told if value]
+    told = zip(_SENT, whose, strict=True)
+    return [(name, value if _PLAIN.fullmatch(value) else quote(value, safe="@+")) for name, value in told if value]
 
 
 def cut(head: bytes) -> tuple[bytes, bytes]:

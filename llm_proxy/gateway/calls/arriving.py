@@ -54,6 +54,8 @@ async def body_of(request: web.Request) -> bytes:
             if size > MOST:
                 raise _too_large()
             pieces.append(piece)
+            if request.content.at_eof():
+                break
     except web.RequestPayloadError as error:
         raise Refusal(400, "invalid_body", f"the body cannot be read: {' '.join(str(error).split())}") from None
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -12,7 +12,7 @@ import logging
 import math
 import random
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -32,6 +32,7 @@ from llm_proxy.gateway.planning import plan
 from llm_proxy.gateway.refusals import STORE_AWAY, Refusal
 from llm_proxy.gateway.sending.attribution import Attribution
 from llm_proxy.gateway.sending.client import Answer, Broken, Unreachable
+from llm_proxy.gateway.sending.sender import named
 from llm_proxy.gateway.store.database import StoreAway
 from llm_proxy.gateway.tokens import Prompt
 from llm_proxy.gateway.translate.conversation import Failure
@@ -56,6 +57,20 @@ _EVENTS: Final = "text/event-stream; charset=utf-8"
 _STREAM: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _DROP: Final = {"true": True, "false": False}
 _RANDOM: Final = random.Random()
+_NO_USAGE: Final = Usage()
+
+# What callers' programs are told of a target that gave no answer. `Unreachable` has more codes, for the log.
+_UNREACHABLE: Final = "provider_unreachable"
+_TIMED_OUT: Final = "provider_timeout"
+_BROKE_OFF: Final = "provider_broke_off"
+_KEY_REFUSED: Final = "provider_key_refused"
+_CODES: Final = {
+    "key_unreadable": "provider_key_unreadable",
+    "bad_key": "provider_key_unusable",
+    "bad_base_url": "provider_not_allowed",
+    "upstream_not_allowed": "provider_not_allowed",
+    "upstream_truncated": _BROKE_OFF,
+}
 
 
 class _Failed(Exception):
@@ -89,7 +104,7 @@ class _Try:
     clock: float
     status: int | None = None
     first_token: float | None = None
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = _NO_USAGE
 
     def spoken(self) -> None:
         self.first_token = time.perf_counter() - self.clock
@@ -239,13 +254,12 @@ class Call:
                 timeout=limit if self._stream else max(limit, WHOLE_TIMEOUT),
             )
         except Unreachable as error:
-            kind = Kind.GATEWAY_LATE if error.timed_out else Kind.BAD_GATEWAY
-            raise _Failed(Problem(kind, error.message), timed_out=error.timed_out) from None
+            raise _unanswered(target.key, error) from None
         one.status = answer.status
         if 200 <= answer.status < 300:
             return answer
         try:
-            raise await _problem(target.key, chosen, answer)
+            raise await _problem(target.key, self._site.sealer.open(target.key), chosen, answer)
         finally:
             answer.close()
 
@@ -254,7 +268,7 @@ class Call:
             data = await answer.read(LARGEST)
             body, one.usage = chosen.whole(data)
         except Broken as broken:
-            raise _Failed(Problem(Kind.BAD_GATEWAY, broken.message)) from None
+            raise _broke_off(broken.message) from None
         except Unfit as unfit:
             raise _of(unfit.failure) from None
         one.spoken()
@@ -308,13 +322,14 @@ class Call:
                 else:
                     held.append(feed.finish())
         except TimeoutError:
-            raise _Failed(Problem(Kind.GATEWAY_LATE, "no word of the model came in time"), timed_out=True) from None
+            late = Problem(Kind.GATEWAY_LATE, "no word of the model came in time", code=_TIMED_OUT)
+            raise _Failed(late, timed_out=True) from None
         except Broken as broken:
-            raise _Failed(Problem(Kind.BAD_GATEWAY, broken.message)) from None
+            raise _broke_off(broken.message) from None
         if not feed.begun and feed.failure is not None:
             raise _of(feed.failure)
         if not feed.begun and not more:
-            raise _Failed(Problem(Kind.BAD_GATEWAY, "the provider's stream ended before its model said anything"))
+            raise _broke_off("the provider's stream ended before its model said anything")
         one.spoken()
         return b"".join(held), more and feed.failure is None
 
@@ -405,19 +420,30 @@ async def _rest(response: web.StreamResponse, feed: Feed, answer: Answer) -> Non
         await response.write(last)
 
 
-async def _problem(key: ProviderKey, chosen: Way, answer: Answer) -> _Failed:
+def _unanswered(key: ProviderKey, error: Unreachable) -> _Failed:
+    kind, code = (Kind.GATEWAY_LATE, _TIMED_OUT) if error.timed_out else (Kind.BAD_GATEWAY, _CODES.get(error.code))
+    words = error.message if code else f"{key.provider} cannot be reached: {error.message}"
+    return _Failed(Problem(kind, words, code=code or _UNREACHABLE), timed_out=error.timed_out)
+
+
+def _broke_off(words: str) -> _Failed:
+    return _Failed(Problem(Kind.BAD_GATEWAY, words, code=_BROKE_OFF))
+
+
+async def _problem(key: ProviderKey, secret: str, chosen: Way, answer: Answer) -> _Failed:
     """What a provider's error is to our caller: a key that was refused is not his."""
     try:
         async with asyncio.timeout(_ERROR_TIMEOUT):
-            data = await answer.read(_LARGEST_ERROR)
+            data = (await answer.read(_LARGEST_ERROR)).replace(secret.encode(), b"(the key)")  # nobody's to read
     except (Broken, TimeoutError):
         data = b""
     told = read_value(data)
     words = data.decode("utf-8", "replace") if told is None else told
     problem = read_problem(answer.status, answer.headers, words)
     if answer.status in (401, 403):
-        words = f"{key.provider} refused the gateway's provider key {key.label!r} with status {answer.status}"
-        mended = Problem(Kind.BAD_GATEWAY, f"{words}; your own key is good")
+        words = f"{key.provider} refused the gateway's provider key {named(key)} with status {answer.status}"
+        remedy = "your own key is good; whoever manages the provider key has to see to it"
+        mended = Problem(Kind.BAD_GATEWAY, f"{words}; {remedy}", code=_KEY_REFUSED)
         return _Failed(mended, answer.status, noted=f"{words}: {problem.message}")
     own = (data, answer.headers.get("content-type", "")) if isinstance(chosen, Passing) and told else None
     if answer.status < 400:
