@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from operator import is_
 from typing import Any, Final
 
 from llm_proxy.dialects.digest import Usage
@@ -138,7 +139,11 @@ def joined(turns: Iterable[Turn]) -> tuple[Turn, ...]:
     """The turns with calls and results told of each other: a result knows its tool, and both have an id."""
     calls: dict[str, ToolCall] = {}
     nameless: dict[str, list[str]] = {}  # of a tool's calls without ids the ids they got, those unanswered
-    return tuple(replace(turn, parts=tuple(_joined(part, calls, nameless) for part in turn.parts)) for turn in turns)
+    return tuple(_with_parts(turn, tuple([_joined(part, calls, nameless) for part in turn.parts])) for turn in turns)
+
+
+def _with_parts(turn: Turn, parts: tuple[Part, ...]) -> Turn:
+    return turn if all(map(is_, parts, turn.parts)) else replace(turn, parts=parts)
 
 
 def _joined(part: Part, calls: dict[str, ToolCall], nameless: dict[str, list[str]]) -> Part:

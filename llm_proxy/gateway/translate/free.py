@@ -53,6 +53,8 @@ class Freed:
         self._held: dict[int, list[str]] = {}
 
     def reply(self, reply: Reply) -> Reply:
+        if not self._names:
+            return reply
         return replace(reply, parts=tuple(self._freed(part) for part in reply.parts))
 
     def event(self, event: Event) -> Iterator[Event]:
