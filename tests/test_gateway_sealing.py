@@ -326,7 +326,7 @@ async def test_an_unreadable_row_holds_the_end_up_and_nothing_else(store):
         broken = update(provider_keys).where(provider_keys.c.id == spoiled).values(encrypted_key="AAAA" * 12)
         await connection.execute(broken)
     for _ in range(2):
-        with pytest.raises(rotating.Unfinished, match=f"provider_keys {spoiled} "):
+        with pytest.raises(rotating.Unfinished, match=f"provider key {spoiled}: "):
             await rotating.rotate(store, sealer(NEW, OLD))
         await guard(store, sealer(OLD, NEW))
         with pytest.raises(WrongKey):

@@ -131,11 +131,20 @@ def judge(base: Base, allow: Iterable[str], ourselves: str = "") -> None:
         if listed != base.scheme:
             raise BadBaseUrl(f"{base.authority} is allowed by {listed} only; write {listed}://{base.authority}")
         return
-    remedy = f'the operator may list it: allow = ["{base.scheme}://{base.authority}"] under [upstreams]'
+    remedy = f"the operator may list it: {to_allow(base)}"
     if not _is_public(base.authority):
         raise BadBaseUrl(f"{base.authority} is no host on the public internet; {remedy}")
     if base.scheme != "https":
         raise BadBaseUrl(f"a base URL is https, so that the key is not sent in clear; {remedy}")
+
+
+def to_allow(base: Base) -> str:
+    """What an operator does so that a base URL may be called."""
+    origin = f"{base.scheme}://{base.authority}"
+    return (
+        f'allow = ["{origin}"] under [upstreams] in ~/.config/llm-proxy/config.toml, '
+        f"or LLM_PROXY_UPSTREAMS_ALLOW={origin} in the gateway's environment, and a restart of the gateway"
+    )
 
 
 def without_api(base: Base, provider: Provider) -> Base:

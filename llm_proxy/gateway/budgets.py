@@ -67,7 +67,7 @@ class Budgets:
                 await asyncio.wait({team.asking}, timeout=_PATIENCE)
         if team.budget is not None and team.sum + team.since >= team.budget:
             self.refused += 1
-            words = f"your team has spent its budget of {team.budget / NANO:.2f} USD for this month"
+            words = f"your team has spent its budget of {_dollars(team.budget)} USD for this month"
             # OpenAI's and Anthropic's SDKs would try again within seconds.
             raise Refusal(429, "budget_exceeded", words, headers={"x-should-retry": "false"})
 
@@ -106,3 +106,9 @@ class Budgets:
         if now - self._told >= _TOLD_EVERY:
             self._told = now
             log.warning("budgets go by what was known before: %s", error or "the store did not answer in time")
+
+
+def _dollars(nano: int) -> str:
+    """Exactly, with two digits of cents at least."""
+    whole, rest = divmod(nano, NANO)
+    return f"{whole}.{f'{rest:09d}'.rstrip('0'):0<2}"

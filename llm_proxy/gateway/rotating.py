@@ -60,7 +60,7 @@ async def rotate(store: Store, sealer: Sealer, report: Callable[[int, int], None
                 async with store.writing() as connection:
                     rewritten += await _renew(connection, sealer, row)
             except Unreadable as error:
-                unreadable[row] = str(error)
+                unreadable[row] = f"provider key {row}: {error}"
             report(number, len(ids))
         if not ids and unreadable:
             raise Unfinished(

@@ -171,12 +171,11 @@ class Sealer:
 
     def _open(self, sealed: str, place: _Place, version: int) -> tuple[str, str]:
         """The text, and the id of the key that opened it. Raises Unreadable."""
-        what = f"{place.table} {place.row}"
         if version not in (TOKENTRACER, OURS):
-            raise Unreadable(f"{what} was sealed in a way (version {version}) that this program does not know")
+            raise Unreadable(f"it was encrypted in a way (version {version}) that this program does not know")
         data = _decoded(sealed)
         if len(data) < _NONCE + _TAG:
-            raise Unreadable(f"{what} holds no sealed text")
+            raise Unreadable("the store has no encrypted text of it")
         for again in (False, True):
             if again and not self._learn():
                 break
@@ -185,7 +184,7 @@ class Sealer:
                     return key.open(data, place, version), key.id
                 except (InvalidTag, UnicodeDecodeError):
                     continue
-        raise Unreadable(f"{what} opens with none of the encryption keys, or was altered")
+        raise Unreadable("it opens with none of the encryption keys, or was altered")
 
     def _learn(self) -> bool:
         """Whether there are keys by now that were not there."""

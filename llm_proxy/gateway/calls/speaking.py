@@ -45,11 +45,12 @@ def refusal(dialect: str, refused: Refusal, id: str = "", headers: Mapping[str, 
 
 
 def problem(dialect: str, told: Problem, id: str, headers: Mapping[str, str]) -> web.Response:
-    """A provider's error, under our request's id."""
+    """A provider's error, under our request's id. One with a `code` is ours about the provider."""
     status, own, body = write_problem(dialect, told)
     if dialect == "anthropic":
         body["request_id"] = id
-    return whole(_encode(body), status, {**own, **headers, **identified(dialect, id)})
+    ours = {"x-llm-proxy-error": told.code} if told.code else {}
+    return whole(_encode(body), status, {**own, **headers, **identified(dialect, id), **ours})
 
 
 def whole(body: bytes, status: int, headers: Mapping[str, str]) -> web.Response:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
-from llm_proxy.gateway.base_urls import BadBaseUrl, Base, base_of
+from llm_proxy.gateway.base_urls import BadBaseUrl, Base, base_of, to_allow
 from llm_proxy.gateway.facts import Provider
 from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.sending.client import Unreachable
@@ -122,7 +122,7 @@ class Addresses:
         # The proxy's paths name no scheme: it takes the listed one, else https. A key is not sent by another.
         listed = self._schemes.get(base.authority)
         if base_url and base.scheme != (listed or "https"):
-            words = f'{base}: llm-proxy must allow it: allow = ["{base.scheme}://{base.authority}"] under [upstreams]'
+            words = f"{base} may not be called until the operator lists it: {to_allow(base)}"
             raise Unreachable("upstream_not_allowed", words)
         return base
 

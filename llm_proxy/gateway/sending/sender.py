@@ -73,6 +73,11 @@ class Rejected(Exception):
         self.problem = problem
 
 
+def named(key: ProviderKey) -> str:
+    """By its label and id, as who manages it knows it."""
+    return f"{key.label!r} (id {key.id})" if key.label else f"with the id {key.id}"
+
+
 class Sender:
     """Calls over the proxy's Unix socket. One for a process."""
 
@@ -155,7 +160,7 @@ class Sender:
         try:
             answer = await self.client.request(method, address.target, fields, body, timeout)
         except ValueError:  # callers' fields were looked at before; what remains is the key
-            raise Unreachable("bad_key", "the provider's key has characters that no header can hold") from None
+            raise Unreachable("bad_key", "the provider key has characters that no header can hold") from None
         if answer.status >= 400 and _OURS in answer.headers:
             raise await _told_by_proxy(answer)
         coding = answer.headers.get("content-encoding", "identity")
@@ -169,7 +174,8 @@ class Sender:
         try:
             secret = self._sealer.open(key)
         except Unreadable as error:
-            raise Unreachable("key_unreadable", f"the provider key cannot be read: {error}") from None
+            words = f"the provider key {named(key)} cannot be read: {error}; whoever manages it gives its api_key anew"
+            raise Unreachable("key_unreadable", f"{words} (PATCH /manage/providers/{key.id})") from None
         if key.provider is Provider.ANTHROPIC:
             return (("x-api-key", secret),)
         if key.provider is Provider.GEMINI:
@@ -245,7 +251,7 @@ def _signed(secret: str, region: str, method: str, address: Address, body: bytes
     """Raises Unreachable."""
     key = read(_AWS_KEY, secret)
     if key is None:
-        raise Unreachable("bad_key", "the provider's key is not written as Bedrock's must be")
+        raise Unreachable("bad_key", "the provider key is not written as Bedrock's must be")
     signature = sigv4.sign(
         sigv4.Key(key.access_key_id, key.secret_access_key, key.session_token),
         sigv4.Scope(region, "bedrock"),

@@ -135,7 +135,7 @@ async def _provider_keys(connection: AsyncConnection, sealer: Sealer) -> Finding
     rows = (await connection.execute(select(keys).order_by(keys.c.id))).all()
     unreadable = [row for row in rows if not _opens(sealer, row.encrypted_key, row.id, row.user_id, row.key_version)]
     if not unreadable:
-        return Finding(True, f"all {len(rows)} provider keys can be read")
+        return Finding(True, f"provider keys that can be read: all ({len(rows)})")
     named = ", ".join(str(row.id) for row in unreadable[:_NAMED]) + (", …" if len(unreadable) > _NAMED else "")
     return Finding(
         False,

@@ -148,7 +148,8 @@ def _names_of(kind: str) -> _Names:
 @dataclass(frozen=True, slots=True)
 class Problem:
     """An error that goes to the caller. `retry_after` is the provider's own word for how long to wait, in seconds or
-    as a date; `request_id` the provider's, `param` the field of the request that is at fault.
+    as a date; `request_id` the provider's, `param` the field of the request that is at fault. `code` is for programs,
+    where the kind's own would not do.
     """
 
     kind: str
@@ -156,6 +157,7 @@ class Problem:
     retry_after: str = ""
     request_id: str = ""
     param: str = ""
+    code: str = ""
 
 
 def problem_of(wrong: BadRequest) -> Problem:
@@ -214,7 +216,7 @@ def _anthropic(status: int, names: _Names, problem: Problem) -> tuple[dict[str, 
 def _openai(status: int, names: _Names, problem: Problem) -> tuple[dict[str, str], Json]:
     error = {"message": problem.message, "type": names.openai, "param": problem.param or None}
     headers = {"x-request-id": problem.request_id} if problem.request_id else {}
-    return headers, {"error": error | {"code": code_of(problem.kind)}}
+    return headers, {"error": error | {"code": problem.code or code_of(problem.kind)}}
 
 
 def _google(status: int, names: _Names, problem: Problem) -> tuple[dict[str, str], Json]:
