@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from tests.conftest import _KEPT, Daemon, _end_keepers, _forget_rings
+from tests.conftest import _KEPT, Daemon, _arguments, _forget_rings, _processes
 from tests.gatewaybed import PASSWORD, SECRETS, Gateway
 
 CANARY = re.compile(r"canary-[0-9a-z]+")
@@ -250,9 +251,17 @@ class Team(Gateway):
         self.alias("ours-claude", "claude-sonnet-4-5", self.shared_claude, shared=True)
         return self
 
-    def call(self, model, text="hello", token="", path="/v1/chat/completions", **more):
+    def call(self, model, text, token, path="/v1/chat/completions", **more):
         body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 50, **more}
         return self.ask("POST", path, body, token)
+
+
+def _kill_keepers(home):
+    """What they would still settle, thousands of calls, nobody looks at."""
+    for pid in _processes():
+        if f"{home}/.local/state".encode() in _arguments(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -267,7 +276,7 @@ def team(home, **env):
         finally:
             if daemon.process.poll() is None:
                 daemon.kill()
-            _end_keepers(str(home))
+            _kill_keepers(str(home))
             _forget_rings(str(home))
 
 

@@ -1,20 +1,28 @@
 """A whole gateway under attack: who may come where, and what LiteLLM's published advisories were about."""
 
+import asyncio
+import base64
 import contextlib
 import json
+import os
+import random
 import re
 import socket
 import sqlite3
+import stat
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+import aiohttp
 import jwt
 import pytest
 
 from llm_proxy.gateway.table import table
-from tests.gatewayattacks import SCOPES, raw, team, until
+from tests.gatewayattacks import CANARY, SCOPES, raw, team, until
 from tests.gatewaybed import PASSWORD, SECRETS
 
 
@@ -420,3 +428,387 @@ def test_litellm_33736_who_leaves_early_has_still_used_what_he_used(ours):
 
     row = until(used)
     assert row["requests"] == 1 and row["input_tokens"] > 0 and row["output_tokens"] > 0
+
+
+# --- where it may be sent, and what may be written
+
+
+def inside(port, ours):
+    """Base URLs of places inside, as many ways as they are written."""
+    hosts = (
+        *("127.0.0.1", "localhost", "LOCALHOST", "localhost.", "a.localhost", "127.1", "127.0.1", "0", "0.0.0.0"),
+        *("2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "017700000001", "127.0.0.1.", "127.0.0.01"),
+        *(
+            "[::1]",
+            "[::]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:7f00:1]",
+            "[0:0:0:0:0:0:0:1]",
+            "[::127.0.0.1]",
+            "[fe80::1%25lo]",
+        ),
+        *("[fd00::1]", "[fe80::1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "[2001:0:7f00:1::]"),
+        *("169.254.169.254", "metadata.google.internal", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1"),
+        *("224.0.0.1", "255.255.255.255", "192.0.2.1", "198.18.0.1", "db.internal", "printer.local", "intranet"),
+        *("\uff11\uff12\uff17.0.0.1", "127\u30020\u30020\u30021", "\u24d0.com", "ⅼocalhost"),
+    )
+    for host in hosts:
+        yield f"https://{host}:{port}"
+        yield f"http://{host}:{port}/v1"
+    yield from (
+        *(f"http://api.openai.com@127.0.0.1:{port}", f"https://127.0.0.1:{port}@api.openai.com", f"//127.0.0.1:{port}"),
+        *(
+            f"http://127.0.0.1:{port}#@api.openai.com",
+            f"http://127.0.0.1:{port}?x=api.openai.com",
+            "file:///etc/passwd",
+        ),
+        *(
+            f"http://127.0.0.1:{port}\\@api.openai.com",
+            f"http:127.0.0.1:{port}",
+            "gopher://127.0.0.1/",
+            "unix:///x.sock",
+        ),
+        *(f"https://api.openai.com:{port}\r\nHost: x", f"https://a b:{port}", "https://api.openai.com/v1/../../x"),
+        *(
+            "https://api.openai.com/%2e%2e/x",
+            "http://api.openai.com",
+            "https://",
+            "https://:443",
+            "https://a.com:99999",
+        ),
+        *(f"http://127.0.0.1:{ours.port}", f"http://localhost:{ours.port}/v1", f"https://127.0.0.1:{ours.port}/manage"),
+        *(f"{ours.echo.url.replace('http', 'https')}", f"{ours.echo.url}.nip.io", "https://" + "a" * 3000 + ".com"),
+    )
+
+
+def test_no_base_url_leads_inside(ours):
+    """SSRF by whoever keeps a provider key: nobody connects to a place inside, however it is written, neither when it
+    is kept, nor tested, nor changed, nor called; and what is allowed leads nowhere else.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        for base in inside(trap.getsockname()[1], ours):
+            body = {
+                "provider": "openai-compatible",
+                "api_key": "sk-anything-0123456789",
+                "base_url": base,
+                "test": True,
+            }
+            for method, path in (("POST", "/manage/providers"), ("PATCH", f"/manage/providers/{ours.bobs}")):
+                answer = ours.ask(method, path, body if method == "POST" else _but(body, "provider"), ours.bob)
+                assert answer.status == 400 and answer.json["error"]["param"] == "base_url", (base, answer)
+        # Names are looked up by the proxy as it connects: these are public by their look alone.
+        for name in ("127.0.0.1.nip.io", "localtest.me", "lvh.me", "7f000001.1u.ms"):
+            body = {"provider": "openai-compatible", "api_key": "sk-x", "base_url": f"https://{name}", "test": True}
+            assert ours.ask("POST", "/manage/providers", body, ours.bob).status in (400, 502, 504)
+        # A field of a caller's that names a place is his model's to read, and nobody's here.
+        for url in (f"http://127.0.0.1:{trap.getsockname()[1]}/x.png", "http://169.254.169.254/", "file:///etc/passwd"):
+            said = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+            for model in ("ours", "ours-claude"):
+                assert (
+                    ours.ask("POST", "/v1/chat/completions", {"model": model, "messages": said}, ours.bob).status < 500
+                )
+        trap.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            trap.accept()
+    listed = ours.want(200, "GET", "/manage/providers", token=ours.bob)
+    assert {one["base_url"] for one in listed} == {ours.echo.url}
+
+
+def _but(body, name):
+    return {key: value for key, value in body.items() if key != name}
+
+
+def test_a_provider_sends_its_callers_nowhere_else(ours):
+    """A redirect is an answer like any other: the key goes no further, tested or called."""
+    key = ours.provider_key(ours.bob, path="/redirect")
+    ours.alias("elsewhere", "gpt-4o", key, ours.bob)
+    for stream in (False, True):
+        for path in ("/v1/chat/completions", "/v1/messages"):
+            answer = ours.call("elsewhere", "x", ours.bob, path=path, stream=stream)
+            assert answer.status == 502 and "location" not in answer.headers, answer
+    body = {"provider": "openai", "api_key": "sk-x", "base_url": f"{ours.echo.url}/redirect", "test": True}
+    assert ours.ask("POST", "/manage/providers", body, ours.bob).status in (400, 502)
+    assert [path for path, _ in ours.echo.seen if "/redirect" in path]
+    assert not [path for path, _ in ours.echo.seen if "/stolen" in path]
+
+
+LONG = b'"' + b"x" * 900_000 + b'"'
+HOSTILE = (  # as JSON
+    *(b'"x\\r\\nX-Evil: 1"', b'"x\\u0000y"', b'"\\ud800"', b'"\\udc00\\ud800"', b'"\xed\xa0\x80"', b'"\xff\xfe"', LONG),
+    *(b'"x\'; DROP TABLE users; --"', b'"\\" OR 1=1 --"', b'"\\u202e\\u2028"', b'"%s%n%p"', b'""', b'"  "', b'"\\\\"'),
+    *(b"1e999", b"-1", b"1" * 5000, b"18446744073709551616", b"9223372036854775807", b"NaN", b"1.5", b"true", b"null"),
+    *(b"[]", b"{}", b"[[[[]]]]", b"[" * 5000 + b"]" * 5000, b'{"a":' * 900 + b"1" + b"}" * 900, b"[" * 100_000),
+    *(b'{"\\ud800": 1}', b'{"a\\u0000": "\\u0000"}', b'"a","a":"b"', b'"x"} {"a": "y"', b""),
+)
+_WHOLE = (
+    b"",
+    b"null",
+    b"[]",
+    b'"x"',
+    b"{",
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b"\xef\xbb\xbf{}",
+    b"\0",
+    LONG,
+    b"1" * 99_999,
+)
+
+
+def _managing(ours):
+    """(method, path, whose session, a good body) of what takes one."""
+    key, alias = ours.provider_key(ours.bob), ours.alias("hostile", "m", ours.bobs, ours.bob)
+    alias = {name: alias[name] for name in alias if name not in ("own", "created_at")} | {"parameters": {"seed": 1}}
+    provider = {"label": "l", "api_key": "sk-0123456789abcdef0123", "base_url": ours.echo.url, "shared": False}
+    account = {"role": "member", "active": True, "rate_limit_minute": None, "rate_limit_daily": None}
+    budget = {"name": ours.fresh("team"), "monthly_budget": 5}
+    return (
+        ("POST", "/auth/signup", "", {"email": "no", "password": "a long one of somebody's", "invitation": "x"}),
+        ("POST", "/auth/login", "", {"email": "nobody@nowhere.example", "password": "x"}),
+        ("POST", "/auth/refresh", "", {"refresh_token": "x"}),
+        ("POST", "/auth/password", ours.bob, {"current_password": "x", "new_password": "short"}),
+        ("POST", "/auth/key", ours.bob, {"name": "x", "scopes": ["models"], "expires_in_days": 3}),
+        ("POST", "/manage/providers", ours.bob, {"provider": "openai", **provider, "region": ""}),
+        ("PATCH", f"/manage/providers/{key}", ours.bob, provider),
+        ("POST", "/manage/aliases", ours.bob, alias),
+        ("PATCH", "/manage/aliases/hostile", ours.bob, alias),
+        ("PATCH", f"/manage/users/{ours.ids.bob}", ours.admin, account),
+        ("POST", "/manage/teams", ours.admin, budget),
+        ("PATCH", f"/manage/teams/{ours.teams['two']}", ours.admin, budget),
+        ("POST", "/manage/invitations", ours.admin, {"email": "x@y.example", "role": "member", "expires_in_days": 1}),
+    )
+
+
+def test_no_field_breaks_what_manages(ours):
+    """Line breaks, NUL, halves of characters, SQL, a megabyte, numbers and nestings beyond all measure, keys that come
+    twice: taken or refused, never a failure of ours; and every list can still be read by all.
+    """
+    for method, path, token, good in _managing(ours):
+        for body in _WHOLE:
+            answer = ours.ask(method, path, body, token)
+            assert answer.status < 500 and "X-Evil" not in answer.headers, (method, path, body[:60], answer)
+        for name in good:
+            start = json.dumps(_but(good, name)).encode()[:-1]
+            for value in HOSTILE:
+                if value is LONG and name not in ("name", "alias", "label", "email"):
+                    continue
+                body = b"%b%b%b: %b}" % (start, b", " if len(start) > 1 else b"", json.dumps(name).encode(), value)
+                answer = ours.ask(method, path, body, token)
+                assert answer.status < 500 and "X-Evil" not in answer.headers, (method, path, name, value[:60], answer)
+    texts = (
+        "%00",
+        "%ff",
+        "%ed%a0%80",
+        "a'%20OR%201=1--",
+        "%0d%0aX-Evil:1",
+        "9" * 400,
+        "-1",
+        "1e9",
+        "%F0%9F%98%80",
+        "x" * 5000,
+    )
+    for text in texts:
+        for method, path in EXPECTED:
+            if "{" in path:
+                answer = ours.ask(method, re.sub(r"\{[^}]*\}", text, path), {}, ours.admin)
+                assert answer.status in (400, 404, 405, 431), (method, path, text, answer)
+        for path in ("/manage/usage", "/manage/audit", "/v1/models"):
+            for name in ("from", "to", "group_by", "user", "before", "limit", "action", "all", "after_id"):
+                assert ours.ask("GET", f"{path}?{name}={text}", token=ours.admin).status < 500, (path, name, text)
+    for path in [path for method, path in EXPECTED if method == "GET" and "{" not in path]:
+        for token in (ours.alice, ours.bob, ours.admin):
+            assert ours.ask("GET", path, token=token).status in (200, 403), path
+    assert len(ours.want(200, "GET", "/manage/users", token=ours.admin)) >= 3
+    assert b"Traceback" not in ours.log.read_bytes()
+
+
+def test_no_body_breaks_a_call(ours):
+    """The same of calls to models, whether they pass as they are or are put into another provider's words."""
+    dice = random.Random(7)
+    calls = ("/chat/completions", "/completions", "/embeddings", "/responses", "/messages", "/messages/count_tokens")
+    fields = ("messages", "input", "prompt", "tools", "tool_choice", "max_tokens", "temperature", "stream", "stop", "n")
+    fields += (
+        "system",
+        "instructions",
+        "thinking",
+        "reasoning",
+        "metadata",
+        "response_format",
+        "stream_options",
+        "model",
+    )
+    for call in calls:
+        for model in ("ours", "ours-claude"):
+            good = {**_BODIES[call], "model": model}
+            for name in dict.fromkeys((*good, *fields)):
+                start = json.dumps(_but(good, name)).encode()[:-1]
+                for value in HOSTILE:
+                    if dice.random() > 0.15 or (name, value) == ("stream", b"true"):  # the provider has its own shapes
+                        continue
+                    body = b"%b, %b: %b}" % (start, json.dumps(name).encode(), value)
+                    answer = ours.ask("POST", f"/v1{call}", body, ours.bob)
+                    assert answer.status < 500 and "X-Evil" not in answer.headers, (
+                        call,
+                        model,
+                        name,
+                        value[:60],
+                        answer,
+                    )
+    assert b"Traceback" not in ours.log.read_bytes()
+
+
+# --- who is who
+
+
+def test_the_sockets_are_for_one_user(ours):
+    """The way in and the gateway's own way out: 0600 in a folder of 0700, and whoever else is here gets no connection."""
+    sockets = sorted(ours.daemon.state.glob("gateway-*.sock"))
+    assert [path.name.endswith(".up.sock") for path in sockets].count(True) == 1 and len(sockets) == 2
+    for path in sockets:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600 and stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        ask = f"import socket; socket.socket(socket.AF_UNIX).connect({str(path)!r})"
+        run = [sys.executable, "-I", "-S", "-c", ask]
+        assert subprocess.run(run, capture_output=True, timeout=60).returncode == 0
+        if os.getuid() == 0:
+            os.chmod(path.parent, 0o755)  # the socket guards itself too
+            try:
+                done = subprocess.run(
+                    ["/usr/bin/python3", *run[1:]], capture_output=True, text=True, timeout=60, user=65534
+                )
+            finally:
+                os.chmod(path.parent, 0o700)
+            assert "PermissionError" in done.stderr
+
+
+def test_clients_do_not_say_whose_they_are(ours):
+    """What the proxy and the gateway tell each other means nothing from a client: neither who calls, nor from where."""
+    forged = {
+        f"X-LLM-Proxy-Gateway-{name}": "admin@example.com" for name in ("User", "Key", "Team", "Request", "Alias")
+    }
+    forged |= {"X-LLM-Proxy-Peer": "203.0.113.9", "X-Forwarded-For": "203.0.113.9", "X-LLM-Proxy-Token": "x"}
+    name = ours.fresh("forged")
+    ours.want(201, "POST", "/manage/teams", {"name": name}, ours.admin, headers=forged)
+    acts = ours.want(200, "GET", "/manage/audit?action=team.create", token=ours.admin)["acts"]
+    assert [act["address"] for act in acts if act["detail"]["name"] == name] == ["127.0.0.1"]
+
+    key_id, key = ours.new_key(ours.bob, name="bob's own")
+    ours.echo.seen.clear()
+    body = {"model": "ours", "messages": _SAID}
+    assert ours.ask("POST", "/v1/chat/completions", body, key, headers=forged).status == 200
+    ((_, fields),) = ours.echo.seen
+    assert not [name for name in fields if name.lower().startswith(("x-llm-proxy", "x-forwarded"))]
+    users = until(lambda: _used(ours, "user,key").get(key_id))
+    assert users["user"] == "bob@two.example" and users["requests"] == 1
+
+    tries = [
+        ours.ask("POST", "/auth/login", {"email": "guessed@two.example", "password": "x"}, headers=forged | {
+            "X-LLM-Proxy-Peer": f"198.51.100.{number}", "X-Forwarded-For": f"198.51.100.{number}"
+        }).status
+        for number in range(10)
+    ]  # fmt: skip
+    assert tries[0] == 401 and tries[-1] == 429, "another address for each guess"
+
+
+def _used(ours, groups):
+    rows = ours.want(200, "GET", f"/manage/usage?all=true&group_by={groups}", token=ours.admin)
+    return {row["key_id"]: row for row in rows}
+
+
+async def test_nobody_gets_anothers_answer(ours):
+    """G14: 60 callers at once, 20 calls each, passed on and translated, streamed and whole, some of whom leave at any
+    moment: each answer has its caller's canary alone, and what is used is its caller's.
+    """
+    owners = (("alice@one.example", ours.alice), ("bob@two.example", ours.bob), ("admin@example.com", ours.admin))
+    keys = [(*ours.new_key(owners[number % 3][1], name="c"), owners[number % 3][0]) for number in range(60)]
+    done = dict.fromkeys((key_id for key_id, _, _ in keys), 0)
+    dice = random.Random(14)
+    ways = [(model, path) for model in ("ours", "ours-claude") for path in ("/v1/chat/completions", "/v1/messages")]
+
+    async def call(client, key_id, key, number):
+        canary = f"canary-{key_id}x{number}"
+        (model, path), stream, leaves = dice.choice(ways), dice.random() < 0.5, dice.random()
+        said = [{"role": "user", "content": f"my word is {canary}"}]
+        body = {"model": model, "messages": said, "max_tokens": 50, "stream": stream}
+        headers = {"Authorization": f"Bearer {key}"}
+        limit = dice.uniform(0.001, 0.05) if leaves < 0.15 else None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit), client.post(ours.url + path, json=body, headers=headers) as response:
+                if leaves > 0.9:
+                    assert set(CANARY.findall((await response.content.readany()).decode())) <= {canary}
+                    response.close()
+                    return
+                told = (await response.read()).decode()
+                assert response.status == 200 and set(CANARY.findall(told)) == {canary}, (canary, told)
+                done[key_id] += 1
+
+    async def caller(key_id, key, _):
+        async with aiohttp.ClientSession() as client:
+            for number in range(20):
+                await call(client, key_id, key, number)
+
+    await asyncio.gather(*(caller(*one) for one in keys))
+    assert sum(done.values()) > 700
+
+    def settled():
+        rows = _used(ours, "user,key")
+        return rows if all(rows.get(id, {}).get("requests", 0) >= count for id, count in done.items()) else None
+
+    rows = await asyncio.to_thread(until, settled)
+    for key_id, _, owner in keys:
+        row = rows[key_id]
+        assert row["user"] == owner and done[key_id] <= row["requests"] <= 20 and row["failed"] == 0, row
+
+
+# --- secrets: last, when much has happened
+
+
+def test_no_secret_is_anywhere_it_need_not_be(ours):
+    """G8, CVE-2024-9606: after all this, providers' keys, passwords, API keys, tokens of sessions and invitations and
+    the gateway's own secrets are in no answer but the one that gave them, and in no log, file, metric or command line.
+    """
+    ours.want(201, "POST", "/manage/invitations", {"email": "new@two.example"}, ours.admin)
+    login = ours.want(200, "POST", "/auth/login", {"email": "bob@two.example", "password": PASSWORD})
+    ours.want(200, "POST", "/auth/refresh", {"refresh_token": login["refresh_token"]})
+    ours.ask("POST", "/auth/refresh", {"refresh_token": login["refresh_token"]})
+    ours.ask("POST", "/auth/login", {"email": "bob@two.example", "password": PASSWORD + PASSWORD})
+    before = set(ours.secrets)
+    for kind, path in (("openai", "/refuse"), ("anthropic", "/refuse"), ("openai", "/fail"), ("anthropic", "/fail")):
+        key = ours.provider_key(ours.bob, kind, path)
+        ours.alias("refused", "gpt-4o", key, ours.bob)
+        for stream in (False, True):
+            for way in ("/v1/chat/completions", "/v1/messages"):
+                assert ours.call("refused", "x", ours.bob, way, stream=stream).status in (400, 502)
+        secret = f"sk-canary-tested-{os.urandom(12).hex()}"
+        ours.secrets.add(secret)
+        body = {"provider": kind, "api_key": secret, "base_url": ours.echo.url + path, "test": True}
+        assert ours.ask("POST", "/manage/providers", body, ours.bob).status == 400
+    repeated = ours.secrets - before  # by their provider, whose words are recorded as they are
+    for target in ("/v1/models", "/auth/me", "/v1/messages/batches", "/openai/api.openai.com/v1/models"):
+        ours.ask("GET", f"{target}?api_key={ours.tokens['models']}")
+        ours.ask("GET", target, token=ours.bob)
+    for target in ("/metrics", "/health", "/manage/metrics", "/manage/audit?limit=1000", "/manage/providers"):
+        ours.ask("GET", target, token=ours.admin)
+    hidden = {spelling: secret for secret in ours.secrets for spelling in _spellings(secret)}
+    finder = re.compile(b"|".join(map(re.escape, sorted(hidden, key=len, reverse=True))))
+
+    def leaks(data):
+        return {hidden[found] for found in finder.findall(data)}
+
+    assert not [(method, path, leaks(told)) for method, path, told in ours.answers if leaks(told)]
+    ours.daemon.entries(until=lambda entries: any(entry.get("provider") for entry in entries) or entries)
+    files = [path for path in ours.daemon.home.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".jsonl" for path in files) and any(path.name == "gateway.db" for path in files)
+    for path in files:
+        assert not leaks(path.read_bytes()) - repeated, path
+    for pointer in ours.daemon.state.glob("journal/*/ring"):
+        assert not leaks(Path(pointer.read_text()).read_bytes()) - repeated
+    assert not leaks("".join(ours.daemon.lines).encode())
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            assert not leaks(process.read_bytes()), process
+
+
+def _spellings(secret):
+    """As it is, and as somebody might write it who thinks it hidden."""
+    raw = secret.encode()
+    yield from (raw, raw[:-2], base64.b64encode(raw).rstrip(b"="), raw.hex().encode(), quote(secret, safe="").encode())
