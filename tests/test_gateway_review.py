@@ -12,13 +12,17 @@ from typing import Any
 
 import pytest
 
+from llm_proxy.gateway import model_lists
 from llm_proxy.gateway import site as sites
 from llm_proxy.gateway.breaker import IN_A_ROW, Breakers
 from llm_proxy.gateway.calls import ways
+from llm_proxy.gateway.options import Options, Secrets
 from llm_proxy.gateway.sending import client as client_module
 from llm_proxy.gateway.sending.client import HIGH, Client
 from llm_proxy.gateway.sending.events import Watch
+from llm_proxy.gateway.store.database import StoreUnusable
 from tests.gatewaycalls import Calls, calling, calls
+from tests.gatewaystore import a_store_url
 
 __all__ = ["calls"]
 
@@ -180,9 +184,13 @@ async def test_a_reader_who_was_slow_finds_no_silence_in_what_waits_for_him(tmp_
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (4 * HIGH) + bytes(4 * HIGH))
-        await reader.read()
-        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+        left.set()
 
+    left = asyncio.Event()
     path = str(tmp_path / "s")
     async with await asyncio.start_unix_server(serve, path):
         client = Client(path, idle_timeout=0.2)
@@ -196,6 +204,8 @@ async def test_a_reader_who_was_slow_finds_no_silence_in_what_waits_for_him(tmp_
         connection.sweep(asyncio.get_running_loop().time(), 0.2)  # as it may come before the next read
         assert len(first) + len(await answer.read(4 * HIGH)) == 4 * HIGH
         client.close()
+        async with asyncio.timeout(10):
+            await left.wait()
 
 
 def test_header_lines_that_are_long_are_not_kept() -> None:
@@ -239,3 +249,62 @@ async def test_a_chore_that_fails_is_begun_again(monkeypatch: pytest.MonkeyPatch
         await third.wait()
     task.cancel()
     assert (await asyncio.gather(task, return_exceptions=True))[0].__class__ is asyncio.CancelledError
+
+
+async def test_whatever_fails_at_the_end_the_rest_is_let_go_of(tmp_path: Path) -> None:
+    """What was used is written, and the store is closed."""
+    async with a_store_url("sqlite", tmp_path) as url:
+        told = Options(str(tmp_path / "in"), str(tmp_path / "out"), str(tmp_path))
+        made = await sites.site(told, Secrets("j" * 40, "e" * 40, url))
+        closed = made.limiter.close
+
+        async def close() -> None:
+            await closed()
+            raise RuntimeError("trouble at the end")
+
+        made.limiter.close = close  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError, match="at the end"):
+            async with sites.live(made):
+                await asyncio.sleep(0)
+        with pytest.raises(AssertionError, match="not open"):
+            async with made.store.reading():
+                pass
+
+
+async def test_a_list_of_models_that_failed_leaves_nothing_behind(tmp_path: Path) -> None:
+    """It is begun again, and must not be called as often as it was."""
+    async with a_store_url("sqlite", tmp_path) as url:
+        told = Options(str(tmp_path / "in"), str(tmp_path / "out"), str(tmp_path))
+        made = await sites.site(told, Secrets("j" * 40, "e" * 40, url))
+        before = list(made.store._forget)
+        task = asyncio.create_task(model_lists.run(made))
+        async with asyncio.timeout(10):
+            while len(made.store._forget) == len(before):
+                await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait({task})
+        assert made.store._forget == before
+        await made.store.close()
+
+
+async def test_a_redis_url_that_is_none_is_told_without_a_traceback(tmp_path: Path) -> None:
+    """As a store's URL that is none."""
+    async with a_store_url("sqlite", tmp_path) as url:
+        told = Options(str(tmp_path / "in"), str(tmp_path / "out"), str(tmp_path))
+        with pytest.raises(StoreUnusable, match="REDIS_URL"):
+            await sites.site(told, Secrets("j" * 40, "e" * 40, url, redis_url="redis://host:none"))
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+async def test_a_fault_of_ours_before_a_call_is_told_in_the_callers_dialect(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """As JSON that SDKs read, and nothing of the fault in it."""
+
+    async def identify(*_: Any) -> Any:
+        raise RuntimeError("secret trouble")
+
+    monkeypatch.setattr(calls.site.identifier, "identify", identify)
+    answer = await calls.ask(path, chat())
+    assert (answer.status, b"secret" in answer.body) == (500, False)
+    assert answer.json["error"]["type"] == ("api_error" if path == "/v1/messages" else "server_error")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import String, cast, delete, exists, insert, literal, or_, select, update
 
-from llm_proxy.gateway.facts import Provider, ProviderKey
+from llm_proxy.gateway.catalog import key_of
 from llm_proxy.gateway.sending.client import Unreachable
 from llm_proxy.gateway.sending.sender import Rejected
 from llm_proxy.gateway.store.database import StoreAway
@@ -51,25 +51,9 @@ async def forget(connection: AsyncConnection, key_id: int) -> None:
     await connection.execute(delete(facts).where(facts.c.name == f"{_NAME}{key_id}"))
 
 
-def key_of(row: Row[Any]) -> ProviderKey:
-    """A row of `provider_keys`. Raises ValueError for a provider that we do not know: TokenTracer took any name."""
-    return ProviderKey(
-        id=row.id,
-        user_id=row.user_id,
-        provider=Provider(row.provider),
-        label=row.label,
-        sealed=row.encrypted_key,
-        key_version=row.key_version,
-        base_url=row.base_url,
-        region=row.region,
-        shared=row.shared,
-    )
-
-
 async def run(site: Site, clock: Clock = now) -> None:
     """Keeps all lists fresh. Never ends."""
     news = asyncio.Event()
-    site.store.on_change(news.set)
     asking: dict[int, asyncio.Task[bool]] = {}
     places = asyncio.Semaphore(AT_ONCE)
 
@@ -78,20 +62,24 @@ async def run(site: Site, clock: Clock = now) -> None:
             return await refresh(site, key_id, clock)
 
     swept = False
-    async with asyncio.TaskGroup() as group:
-        while True:
-            news.clear()
-            with suppress(StoreAway):
-                if not swept:
-                    await _sweep(site)
-                    swept = True
-                for key_id in await _due(site, clock()):
-                    if key_id not in asking:
-                        asking[key_id] = task = group.create_task(ask(key_id))
-                        task.add_done_callback(lambda _, key_id=key_id: asking.pop(key_id))  # type: ignore[misc]
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK):
-                    await news.wait()
+    site.store.on_change(news.set)
+    try:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                news.clear()
+                with suppress(StoreAway):
+                    if not swept:
+                        await _sweep(site)
+                        swept = True
+                    for key_id in await _due(site, clock()):
+                        if key_id not in asking:
+                            asking[key_id] = task = group.create_task(ask(key_id))
+                            task.add_done_callback(lambda _, key_id=key_id: asking.pop(key_id))  # type: ignore[misc]
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK):
+                        await news.wait()
+    finally:
+        site.store.off_change(news.set)
 
 
 async def refresh(site: Site, key_id: int, clock: Clock = now) -> bool:

@@ -18,7 +18,7 @@ from llm_proxy.gateway.limiting import Limiter
 from llm_proxy.gateway.options import Options, Secrets, encryption_keys
 from llm_proxy.gateway.sealing import Sealer, guard
 from llm_proxy.gateway.sending.sender import Sender
-from llm_proxy.gateway.store.database import Store
+from llm_proxy.gateway.store.database import Store, StoreUnusable
 from llm_proxy.gateway.usage import UsageLog
 
 log = logging.getLogger("llm_proxy.gateway")
@@ -58,7 +58,7 @@ async def site(options: Options, secrets: Secrets) -> Site:
             catalogs=Catalogs(store),
             breakers=Breakers(),
             sender=Sender(options.upstream, sealer, options),
-            limiter=limiting.make(store, options, secrets),
+            limiter=_limiter(store, options, secrets),
             usage=UsageLog(store, options.state, Prices(options)),
         )
     except BaseException:
@@ -68,6 +68,14 @@ async def site(options: Options, secrets: Secrets) -> Site:
     store.on_change(made.catalogs.forget)
     made.usage.on_cost(made.limiter.spent)
     return made
+
+
+def _limiter(store: Store, options: Options, secrets: Secrets) -> Limiter:
+    """Raises StoreUnusable."""
+    try:
+        return limiting.make(store, options, secrets)
+    except ValueError as error:  # about Redis' URL
+        raise StoreUnusable(str(error)) from None
 
 
 @asynccontextmanager

@@ -32,7 +32,7 @@ _LIBPQ_ONLY = frozenset(
 
 
 class StoreUnusable(Exception):
-    """This is no store for us, and waiting does not change that. Nothing in it was touched."""
+    """This is no store for us, or no Redis, and waiting does not change that. Nothing in it was touched."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,10 @@ class Store:
         """
         self._forget.append(forget)
 
+    def off_change(self, forget: Forget) -> None:
+        """It is called no more."""
+        self._forget.remove(forget)
+
     async def watch(self) -> None:
         """Notices what other processes changed. Never ends."""
         away = False
