@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llm_proxy.records.pricing import PriceBook
 
 _FREE: Final = "count_tokens"  # the API that is free of charge everywhere
+_LOOK: Final = 1.0  # seconds between two looks at the price file: each lets go of the interpreter
 # What the price list calls who sells it at his own address, and at which.
 _SELLERS: Final = {
     Provider.OPENAI: ("openai", "api.openai.com"),
@@ -45,7 +46,7 @@ class Prices:
 
             given = self._options
             overrides = {model: dict(prices) for model, prices in given.prices} if given else {}
-            self._book = PriceBook(overrides, given.price_data if given else "")
+            self._book = PriceBook(overrides, given.price_data if given else "", every=_LOOK)
         return self._book
 
     def cost(self, attempt: Attempt) -> int | None:
