@@ -84,3 +84,17 @@ def test_uninstall_keeps_what_a_team_has_and_purge_does_not(served, start, comma
     assert again.sign_in("admin@example.com")
     assert command("--uninstall", "--purge").returncode == 0
     assert again.daemon.wait() == 0 and not folder.exists()
+
+
+def test_a_gateway_that_cannot_be_had_is_in_nobodys_way(start, environ):
+    """Its secrets can be read by others: the service says so, and carries everything else."""
+    config = Path(environ["HOME"]) / ".config/llm-proxy/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text("[gateway]\nenabled = true\n")
+    kept = Path(environ["HOME"]) / ".local/share/llm-proxy/gateway/secrets.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    kept.chmod(0o644)
+    daemon = start("--service", "--port", "0")
+    assert "must be yours and 0600" in daemon.wait_for_line("NO GATEWAY: (.+); all other calls are carried")[1]
+    assert daemon.health()["status"] == "ok"

@@ -418,7 +418,10 @@ class Service(Daemon):
         self.listeners = self._listen()
         target.refuse_ourselves(None, self.bases, self.listeners.port)
         models.refuse_ourselves(self.models, self.listeners.port)
-        self.gatewaying = self._gateway()
+        try:
+            self.gatewaying = self._gateway()
+        except LlmProxyError as exc:  # it is not in the way of anybody else's calls
+            log.error("NO GATEWAY: %s; all other calls are carried", exc)
 
     def _count_start(self) -> None:
         # systemd counts itself, and starts the safe unit
