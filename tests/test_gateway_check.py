@@ -59,7 +59,7 @@ async def test_a_good_store_is_found_good_and_left_as_it_is(store, store_url):
         "answers: ",
         "version, 0001",
         "encryption key is the store's",
-        "all 1 provider keys",
+        "provider keys that can be read: all (1)",
         "be written to",
     ):
         assert words in said(findings)
