@@ -67,6 +67,27 @@ def test_an_alias_leads_to_its_target_then_its_chain_then_its_fallback():
     assert [dict(one.parameters) for one in targets] == [{"top_p": 1}] * 3 + [{}] * 3
 
 
+def test_only_plans_that_nothing_changes_are_remembered():
+    """One catalog, asked again and again: prompts and chance still choose, also where only a fallback has the choice."""
+    known = catalog(
+        alias(1, "plain", "p0"),
+        alias(2, "sized", "target", use_light_model=True, light_model="light", light_model_threshold=100),
+        alias(3, "shared", "s0", weight=1, chain=(Step(2, "s1", 0, 1),)),
+        alias(4, "behind", "b0", fallback_alias_id=2),
+    )
+    assert plan(known, "plain", SHORT, random.Random(0), raw=True) is plan(
+        known, "plain", prompt(500), random.Random(1), raw=True
+    )
+    assert [places(known, "sized", asked) for asked in (SHORT, prompt(500), SHORT)] == [
+        [(1, "light")],
+        [(1, "target")],
+        [(1, "light")],
+    ]
+    assert len({tuple(places(known, "shared", seed=seed)) for seed in range(50)}) == 2
+    assert places(known, "behind") == [(1, "b0"), (1, "light")]
+    assert places(known, "behind", prompt(500)) == [(1, "b0"), (1, "target")]
+
+
 @pytest.mark.parametrize(
     ("words", "model"),
     [(1, "light"), (80, "light"), (120, "target"), (900, "target"), (1100, "long"), (50_000, "long")],
