@@ -253,7 +253,7 @@ def test_whatever_happens_a_call_is_allowed_again_in_time(steps):
         (422, False, False),
         (429, True, True),
         (499, False, False),
-        (500, True, False),
+        (500, True, True),
         (502, True, False),
         (503, True, True),
         (504, True, False),

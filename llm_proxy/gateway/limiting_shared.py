@@ -24,6 +24,7 @@ from llm_proxy.wire.exposition import Sample, family
 
 log = logging.getLogger("llm_proxy.gateway")
 
+_LATE: Final = 1.2  # times PATIENCE: waking up later than that is our own doing
 PATIENCE: Final = 0.05  # seconds that a request waits for Redis
 _AGAIN: Final = 1.0  # seconds until it is tried again
 _TOLD_EVERY: Final = 60.0  # seconds between two lines about the same trouble
@@ -156,6 +157,8 @@ class SharedLimiter:
         self._asking.add(asking)
         asking.add_done_callback(self._asked)
         await asyncio.wait({asking}, timeout=PATIENCE)
+        if not asking.done() and self._clock() - now > _LATE * PATIENCE:
+            await asyncio.wait({asking}, timeout=PATIENCE)  # this process was busy: Redis may have answered long ago
         if not asking.done():
             self._trouble("no answer in time")
             return None

@@ -21,8 +21,8 @@ _BASE, _CAP = 0.5, 8.0  # seconds
 # Another target may do better: a wait that was cut off, a conflict, too many requests, trouble of the provider's own
 # (529: Anthropic is overloaded). Every other 4xx says something of the request or the key, and stays.
 _ELSEWHERE: Final = frozenset({408, 409, 429})
-# Of one model rather than of all that the key opens.
-_OF_MODEL: Final = frozenset({408, 409, 429, 503, 529})
+# Of one model rather than of all that the key opens. (500: odd content of one caller can bring that about.)
+_OF_MODEL: Final = frozenset({408, 409, 429, 500, 503, 529})
 
 
 @dataclass(frozen=True, slots=True)
