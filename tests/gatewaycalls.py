@@ -139,12 +139,12 @@ class Calls:
 
 
 @contextlib.asynccontextmanager
-async def calling(folder: Path, **options: Any) -> AsyncIterator[Calls]:
-    """A gateway with one user; `options` are Options'."""
+async def calling(folder: Path, *, also: tuple[str, ...] = (), **options: Any) -> AsyncIterator[Calls]:
+    """A gateway with one user, which may call the fakes and `also` these; `options` are Options'."""
     async with contextlib.AsyncExitStack() as stack:
         fake = await stack.enter_async_context(FakeProvider())
         amazon = stack.enter_context(FakeBedrock())
-        allow = (fake.url, amazon.url)
+        allow = (fake.url, amazon.url, *also)
         sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-"))  # their paths must be short
         told = Options(f"{sockets}/in", f"{sockets}/out", str(folder), allow=allow, **options)
         url = await stack.enter_async_context(a_store_url("sqlite", folder))

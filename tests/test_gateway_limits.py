@@ -330,6 +330,15 @@ async def test_a_team_that_has_spent_its_budget_is_refused(store):
     assert await passes(limiter, caller()) == 1
 
 
+async def test_a_small_budget_is_told_as_it_is(sqlite):
+    """To the last digit, and never as nothing."""
+    for budget, told in ((0.004, "0.004 USD"), (1.5, "1.50 USD"), (0, "0.00 USD")):
+        team = await a_team(sqlite, dollars(budget))
+        await log_requests(sqlite, team_id=team, cost=dollars(2))
+        refusal = await refused(local(sqlite, Clock()), caller(team_ids=(team,)))
+        assert f"budget of {told}" in refusal.message
+
+
 async def test_what_is_spent_here_counts_at_once(sqlite):
     """Before the store knows of it, and once only when it does."""
     team = await a_team(sqlite, dollars(5))
