@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,22 @@ def test_other_machines_reach_it(start: Any, shell: dict[str, str], free_port: i
     assert gateway.admin
     refused = gateway.ask("POST", "/auth/signup", {"email": "eve@example.com", "password": "a long and private one"})
     assert (refused.status, refused.code) == (403, "invitation_needed")
+    told = {"email": "ada@example.com", "password": "a long and private one"}
+    told["invitation"] = gateway.want(201, "POST", "/manage/invitations", {}, gateway.admin)["token"]
+    gateway.want(201, "POST", "/auth/signup", told)
+    again = gateway.ask("POST", "/auth/signup", told)
+    assert (again.status, again.code) == (403, "invalid_invitation")
+
+
+def test_another_encryption_key_serves_nothing_and_says_why(start: Any, shell: dict[str, str], free_port: int) -> None:
+    """503 to every request; the terminal, the log and `check` tell."""
+    arguments = START.replace("8080", str(free_port)).split()[1:]
+    gateway = Gateway(start(*arguments)).wait()
+    gateway.daemon.signal(signal.SIGINT)
+    assert gateway.daemon.wait() == 0
+    other = Gateway(start(*arguments, env={"ENCRYPTION_KEY": "another one"}))
+    assert other.port == free_port and other.daemon.wait_for_line("written with another encryption key")
+    assert other.ask("GET", "/v1/models").status == 503
+    assert "written with another encryption key" in other.log.read_text()
+    check = run("llm-proxy gateway check || true", shell | {"ENCRYPTION_KEY": "another one"})
+    assert "written with another encryption key" in check.stdout
