@@ -53,20 +53,20 @@ async def test_each_failure_before_the_first_word_moves_on(calls: Calls, first: 
 
 
 @FIRST
-async def test_who_cannot_be_reached_is_passed_over(calls: Calls, first: str) -> None:
+async def test_who_cannot_be_reached_is_passed_over(tmp_path: Path, first: str) -> None:
     """Nobody listens there."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    key = await calls.provider(first, base=f"http://127.0.0.1:{port}")
-    other = await calls.provider("gemini")
-    chain = [{"provider_key_id": other, "model": "gemini-2.5-pro", "rank": 1, "weight": 1}]
-    await calls.alias("fast", key, chain=chain)
-    answer = await calls.ask(PATHS["chat"], body("chat"))
-    assert (answer.status, answer.headers["x-llm-proxy-attempts"]) == (200, "2")
-    assert [(row.status_code, row.ending) for row in await calls.attempts()] == [
-        (None, "upstream_failed"),
-        (200, "complete"),
-    ]
+        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    async with calling(tmp_path, also=(nowhere,)) as calls:
+        key = await calls.provider(first, base=nowhere)
+        other = await calls.provider("gemini")
+        chain = [{"provider_key_id": other, "model": "gemini-2.5-pro", "rank": 1, "weight": 1}]
+        await calls.alias("fast", key, chain=chain)
+        answer = await calls.ask(PATHS["chat"], body("chat"))
+        assert (answer.status, answer.headers["x-llm-proxy-attempts"]) == (200, "2")
+        rows = await calls.attempts()
+    assert [(row.status_code, row.ending) for row in rows] == [(None, "upstream_failed"), (200, "complete")]
+    assert "refused" in rows[0].error
 
 
 @pytest.mark.parametrize("cause", ["hang", "hang=head", "delay=60000"])

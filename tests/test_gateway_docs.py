@@ -76,7 +76,7 @@ async def test_the_pages_can_be_typed(start: Any, shell: dict[str, str], fake: F
     assert json.loads(key)["scopes"] == ["models", "usage"]
     assert [step["model"] for step in json.loads(chained)["chain"]] == ["gpt-5"]
     assert json.loads(kept)["tested_at"] and json.loads(kept)["readable"]
-    assert rotated.startswith("3 provider keys are encrypted with the new key")
+    assert rotated.startswith("provider keys encrypted with the new key: 3 now, 0 before")
     assert clients.count(words.strip()) == 2
     paid = [request.header("x-api-key") for request in fake.requests if request.target == "/v1/messages"]
     assert paid == [PROVIDERS_KEY] * 3

@@ -30,7 +30,7 @@ async def test_a_rotation_while_calls_go_on(start, command, fake):
 
         words = await call("fast")
         done = await asyncio.to_thread(command, "gateway", "rotate-key")
-        assert done.returncode == 0 and "1 provider keys are encrypted with the new key" in done.stdout, done
+        assert done.returncode == 0 and "encrypted with the new key: 1 now, 0 before" in done.stdout, done
         after = json.loads(kept.read_text())
         assert after["encryption_key"] != before["encryption_key"] and "old_encryption_keys" not in after
         assert after["jwt_secret"] == before["jwt_secret"]

@@ -72,7 +72,7 @@ def _rotate(arguments: Sequence[str]) -> int:
     if given.json:
         show.print_json(asdict(done))
     else:
-        print(f"{done.rewritten} provider keys are encrypted with the new key, {done.current} were already")
+        print(f"provider keys encrypted with the new key: {done.rewritten} now, {done.current} before")
     return 0
 
 
