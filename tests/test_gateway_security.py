@@ -799,7 +799,8 @@ def test_no_secret_is_anywhere_it_need_not_be(ours):
     files = [path for path in ours.daemon.home.rglob("*") if path.is_file()]
     assert any(path.suffix == ".jsonl" for path in files) and any(path.name == "gateway.db" for path in files)
     for path in files:
-        assert not leaks(path.read_bytes()) - repeated, path
+        with contextlib.suppress(FileNotFoundError):  # of the journal, settled meanwhile
+            assert not leaks(path.read_bytes()) - repeated, path
     for pointer in ours.daemon.state.glob("journal/*/ring"):
         assert not leaks(Path(pointer.read_text()).read_bytes()) - repeated
     assert not leaks("".join(ours.daemon.lines).encode())

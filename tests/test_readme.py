@@ -322,7 +322,7 @@ def test_the_line_for_a_team(start: Any, free_port: int) -> None:
     arguments = [str(free_port) if word == "8080" else word for word in shlex.split(GATEWAY)[1:]]
     gateway = Gateway(start(*arguments)).wait()
     gateway.daemon.wait_for_line(rf"gateway: http://127\.0\.0\.1:{free_port}/v1 for OpenAI's clients")
-    gateway.daemon.wait_for_line("the first is its administrator")
+    gateway.daemon.wait_for_line("the very first is the administrator's")
     assert gateway.want(200, "GET", "/auth/me", token=gateway.admin)["role"] == "admin"
 
 
