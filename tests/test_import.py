@@ -286,6 +286,14 @@ def test_taco(home, old, spelling):
     assert three["request"]["query"].endswith("&alt=sse") and b"live-google-key" not in _log(home)
 
 
+@pytest.mark.parametrize("id", ("52153180-83e7-40f9-b9eb-29c9b3d41658", "5215318083e740f9b9eb29c9b3d41658"))
+def test_a_uuid_of_digits_is_no_day(home, old, id):
+    append(old / "recordings-2026-02-03.jsonl", taco(question("a"), answer("b"), id=id))
+    home.run("import", str(old))
+    (call,) = _calls(home)
+    assert call["id"] == str(uuid.UUID(id))
+
+
 def test_mirra(home, old):
     """Dated ids keep their UUID; a 502 of its own is no answer of the provider."""
     dated = "20260203-" + (id := str(uuid.uuid4()))

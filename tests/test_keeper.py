@@ -88,8 +88,7 @@ class Place:
         """Every line of every file; each must be whole and valid."""
         found = []
         for path in self.files():
-            data = path.read_bytes()
-            assert data.endswith(b"\n") or not data, path
+            data = whole(path)
             found += [json.loads(line) for line in data.split(b"\n")[:-1]]
         return found
 
@@ -109,6 +108,15 @@ class Place:
             if "seq" in entry
         )
         assert set(numbers.values()) <= {1}
+
+
+def whole(path: Path) -> bytes:
+    """A log. A write under way is seen page by page, so that a line may be whole only at the next look."""
+    deadline = time.monotonic() + 5
+    while (data := path.read_bytes()) and not data.endswith(b"\n"):
+        assert time.monotonic() < deadline, path
+        time.sleep(0.01)
+    return data
 
 
 def finish(keeper: subprocess.Popen[bytes]) -> bytes:
