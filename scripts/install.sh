@@ -18,7 +18,7 @@ umask 077
 published=
 # AWS credentials for the Bedrock door, OpenTelemetry's exporter, configuration files in YAML: with them everything
 # documented works at once.
-EXTRAS=bedrock,otlp,yaml
+EXTRAS=bedrock,gateway,otlp,yaml
 
 say() { printf '%s\n' "$*"; }
 warn() { printf 'install.sh: %s\n' "$*" >&2; }

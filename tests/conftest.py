@@ -19,11 +19,12 @@ import uvloop
 from hypothesis import settings
 
 from tests.fakeprovider.fixtures import fake
+from tests.gatewaystore import store, store_url
 from tests.recorded import provider
 from tests.release import releases, serve
 from tests.rig import rig, rigs
 
-__all__ = ["fake", "provider", "releases", "rig", "rigs", "serve"]
+__all__ = ["fake", "provider", "releases", "rig", "rigs", "serve", "store", "store_url"]
 
 # The same examples each time, so that a change is judged by what it changed; `--hypothesis-profile=search` looks for new ones.
 settings.register_profile("steady", derandomize=True)
@@ -187,7 +188,8 @@ def start(environ):
     running = []
 
     def begin(*arguments, env=None, **options):
-        daemon = Daemon(environ["HOME"], arguments, environ | (env or {}), options)
+        told = environ | (env or {})
+        daemon = Daemon(told["HOME"], arguments, told, options)
         running.append(daemon)
         return daemon
 
@@ -195,8 +197,9 @@ def start(environ):
     for daemon in running:
         if daemon.process.poll() is None:
             daemon.kill()
-    _end_keepers(environ["HOME"])
-    _forget_rings(environ["HOME"])
+    for home in {environ["HOME"], *(str(daemon.home) for daemon in running)}:
+        _end_keepers(home)
+        _forget_rings(home)
 
 
 @pytest.fixture

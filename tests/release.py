@@ -49,6 +49,8 @@ class Releases:
         subprocess.run(
             [*pip, "wheel", *with_packages, "-w", self.wheels, f"{source}[{EXTRAS}]"], check=True, env=_environ()
         )
+        if version == OLD:  # asked for before Python 3.11.3, which a distribution's interpreter may be
+            subprocess.run([*pip, "wheel", "--no-deps", "-w", self.wheels, "async-timeout"], check=True, env=_environ())
         (wheel,) = self.wheels.glob(f"llm_proxy-{version}-*.whl")
         page = self.page / f"download/v{version}"
         page.mkdir(parents=True)
