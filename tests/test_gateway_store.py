@@ -8,9 +8,11 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import aiosqlite
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -21,7 +23,7 @@ from llm_proxy.gateway.facts import Caller, Role
 from llm_proxy.gateway.routes import Ask
 from llm_proxy.gateway.store import audit, database, schema
 from llm_proxy.gateway.store.address import address
-from llm_proxy.gateway.store.database import VERSION, StoreAway, StoreUnusable
+from llm_proxy.gateway.store.database import VERSION, Store, StoreAway, StoreUnusable
 from llm_proxy.gateway.store.migrations import running
 from tests.gatewaystore import DIALECTS, add_user, an_empty_url, opened
 from tests.postgresbed import PASSWORD, SERVER
@@ -566,6 +568,42 @@ async def test_a_file_that_is_no_store_is_refused(case, tmp_path):
         async with opened(f"sqlite:///{path / 'x.db' if case == 'below a file' else path}"):
             pass
     assert path.is_dir() or path.read_text().startswith("To whom")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+def test_a_connection_that_comes_to_nothing_leaves_no_thread_to_a_closed_loop(how, tmp_path, monkeypatch):
+    """However slow the thread is: the loop ends behind it."""
+    begun, died, opens, stop = threading.Event(), [], sqlite3.connect, aiosqlite.Connection.stop
+
+    def heard_connect(*args, **kwargs):
+        begun.set()
+        return opens(*args, **kwargs)
+
+    def slow_stop(connection):
+        connection._tx.put_nowait((None, lambda: time.sleep(0.3)))
+        return stop(connection)
+
+    monkeypatch.setattr(sqlite3, "connect", heard_connect)
+    monkeypatch.setattr(aiosqlite.Connection, "stop", slow_stop)
+    monkeypatch.setattr(threading, "excepthook", died.append)
+
+    async def comes_to_nothing():
+        if how == "fails":
+            (tmp_path / "gateway.db").mkdir()
+        opening = asyncio.create_task(Store("", str(tmp_path)).open())
+        await asyncio.sleep(0)
+        begun.wait(30)
+        if how == "is cancelled":
+            opening.cancel()
+        with pytest.raises(StoreUnusable if how == "fails" else asyncio.CancelledError):
+            await opening
+
+    asyncio.run(comes_to_nothing())
+    for thread in threading.enumerate():
+        if "_connection_worker_thread" in thread.name:
+            thread.join(30)
+    assert begun.is_set() and died == []
 
 
 # -- URLs

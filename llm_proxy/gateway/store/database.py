@@ -257,12 +257,15 @@ async def migrate(address: Address) -> list[str]:
 
 
 def _sqlite(address: Address, migrating: bool) -> AsyncEngine:
+    from llm_proxy.gateway.store.sqlite_thread import connection as connect
+
     assert address.path is not None
     path = address.path
     pool: dict[str, Any] = (
         {"poolclass": NullPool} if migrating else {"pool_size": _CONNECTIONS, "pool_timeout": _ACQUIRE}
     )
-    made = create_async_engine(f"sqlite+aiosqlite:///{path}", hide_parameters=True, **pool)
+    how = {"async_creator_fn": connect}
+    made = create_async_engine(f"sqlite+aiosqlite:///{path}", hide_parameters=True, connect_args=how, **pool)
 
     @event.listens_for(made.sync_engine, "do_connect")
     def prepare(*_: Any) -> None:
