@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -362,7 +363,7 @@ async def test_an_upload_waits_for_who_reads_it(rigs, tmp_path):
 @pytest.mark.parametrize("target", ["/v1/messages", "/v1/chat/completions", "/auth/me"])
 async def test_while_it_is_dead_callers_hear_when_to_come_again(rigs, team, target):
     """503 with Retry-After in the shape that Anthropic's and OpenAI's clients both read, traffic of others goes on, and once it lives it is served."""
-    rig = await rigs(gateway=team.config)
+    rig = await rigs(gateway=replace(team.config, patience=0.5))
     client = rig.client()
     answer = await ask(rig, target, method="POST", body=b"{}", client=client)
     assert answer.status == 503 and answer.get(b"retry-after") == b"1"

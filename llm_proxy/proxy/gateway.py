@@ -47,9 +47,10 @@ _COME_AGAIN = b"Retry-After: 1\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """What is configured: the address of its socket."""
+    """What is configured: the address of its socket, and how long a request waits there."""
 
     address: str
+    patience: float = START_PATIENCE
 
 
 class GatewayDoor:
@@ -57,7 +58,7 @@ class GatewayDoor:
 
     def __init__(self, config: Gateway, core: Core, *, tls: bool) -> None:
         """`tls`: whether clients come over it."""
-        self.aside = aside.Aside(core, aside.SocketDialler(config.address, _down, patience=START_PATIENCE))
+        self.aside = aside.Aside(core, aside.SocketDialler(config.address, _down, patience=config.patience))
         self._instead = Instead(_FIELDS, (f"{SCHEME}: {'https' if tls else 'http'}".encode(),))
 
     @property
