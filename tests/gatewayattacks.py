@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import re
-import signal
 import socket
 import threading
 import time
@@ -15,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from tests.conftest import _KEPT, Daemon, _arguments, _forget_rings, _processes
-from tests.gatewaybed import PASSWORD, SECRETS, Gateway
+from tests.conftest import _KEPT, Daemon, _forget_rings
+from tests.gatewaybed import PASSWORD, SECRETS, Gateway, kill_keepers
 
 CANARY = re.compile(r"canary-[0-9a-z]+")
 SCOPES = ("models", "usage", "manage")
@@ -256,14 +255,6 @@ class Team(Gateway):
         return self.ask("POST", path, body, token)
 
 
-def _kill_keepers(home):
-    """What they would still settle, thousands of calls, nobody looks at."""
-    for pid in _processes():
-        if f"{home}/.local/state".encode() in _arguments(pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
 @contextlib.contextmanager
 def team(home, **env):
     """A Team in this folder, until the end of the block."""
@@ -276,7 +267,7 @@ def team(home, **env):
         finally:
             if daemon.process.poll() is None:
                 daemon.kill()
-            _kill_keepers(str(home))
+            kill_keepers(home)
             _forget_rings(str(home))
 
 

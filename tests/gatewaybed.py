@@ -3,13 +3,18 @@
 Everything here waits for its answer and blocks: call it in a thread where a fake provider lives in the same loop.
 """
 
+import contextlib
 import http.client
 import json
+import os
+import signal
 import time
 from contextlib import closing
 from typing import Any, NamedTuple
 
 import pytest
+
+from tests.conftest import _KEPT, Daemon, _arguments, _forget_rings, _processes
 
 PASSWORD = "a long and private one"
 SECRETS = {"JWT_SECRET": "the secret of all sessions, for tests", "ENCRYPTION_KEY": "the key of all keys, for tests"}
@@ -108,12 +113,40 @@ class Gateway:
         return self.want(200, "POST", "/manage/aliases", told, session or self.admin)
 
 
+def kill_keepers(home):
+    """What they would still settle, thousands of calls, nobody looks at."""
+    for pid in _processes():
+        if f"{home}/.local/state".encode() in _arguments(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def a_gateway(home, allow=()):
+    """One with this folder as its home, until the end of the block, for tests that share it; it may still be starting."""
+    environ = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    environ |= {"HOME": str(home), **SECRETS, "LLM_PROXY_UPSTREAMS_ALLOW": ",".join(allow)}
+    daemon = Daemon(home, ("gateway", "--port", "0"), environ, {})
+    try:
+        yield Gateway(daemon)
+    finally:
+        daemon.kill()
+        kill_keepers(home)
+        _forget_rings(str(home))
+
+
 @pytest.fixture
 def gateways(start):
     """Start gateways: command-line arguments, and settings by their environment variables in `env`."""
+    begun = []
 
     def begin(*arguments, env=None, allow=()):
         environ = SECRETS | ({"LLM_PROXY_UPSTREAMS_ALLOW": ",".join(allow)} if allow else {}) | (env or {})
-        return Gateway(start("gateway", "--port", "0", *arguments, env=environ)).wait()
+        begun.append(start("gateway", "--port", "0", *arguments, env=environ))
+        return Gateway(begun[-1]).wait()
 
-    return begin
+    yield begin
+    for daemon in begun:
+        if daemon.process.poll() is None:
+            daemon.kill()
+        kill_keepers(daemon.home)

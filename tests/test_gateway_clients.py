@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import anthropic
 import openai
 import pytest
+import pytest_asyncio
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -31,11 +32,13 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from tests.fakebedrock import FakeBedrock, frames, replies
 from tests.fakeprovider import FakeProvider
 from tests.fakeprovider.answers import SENTENCE
-from tests.gatewaybed import Gateway, gateways
+from tests.gatewaybed import Gateway, a_gateway
 from tests.gatewaycalls import AWS, MODELS
 from tests.test_clients import claude_environment, client, home, run
 
-__all__ = ["client", "gateways", "home"]
+__all__ = ["client", "home"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Json = Any
 
@@ -120,15 +123,24 @@ def told(text: str) -> tuple[bytes, list[bytes]]:
     return whole({"text": text}, "end_turn"), [first, *deltas, stop, end, last]
 
 
-@pytest.fixture
-def bedrock() -> Iterator[FakeBedrock]:
-    with FakeBedrock() as made:
-        yield made
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def team_of_all(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Team]:
+    """One for all of this module, as a team's members share theirs."""
+    async with FakeProvider() as fake:
+        with (
+            FakeBedrock() as bedrock,
+            a_gateway(tmp_path_factory.mktemp("team"), allow=(fake.url, bedrock.url)) as gateway,
+        ):
+            yield await asyncio.to_thread(lambda: Team(gateway.wait(), fake, bedrock))
 
 
 @pytest.fixture
-async def team(gateways: Any, fake: FakeProvider, bedrock: FakeBedrock) -> Team:
-    return await asyncio.to_thread(lambda: Team(gateways(allow=(fake.url, bedrock.url)), fake, bedrock))
+def team(team_of_all: Team) -> Team:
+    """Its providers have been asked nothing yet."""
+    team_of_all.as_usual()
+    team_of_all.fake.requests.clear()
+    team_of_all.bedrock.requests.clear()
+    return team_of_all
 
 
 # --- LangChain
