@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,9 @@ def test_another_encryption_key_serves_nothing_and_says_why(start: Any, shell: d
     assert gateway.daemon.wait() == 0
     other = Gateway(start(*arguments, env={"ENCRYPTION_KEY": "another one"}))
     assert other.port == free_port and other.daemon.wait_for_line("written with another encryption key")
-    assert other.ask("GET", "/v1/models").status == 503
+    with ThreadPoolExecutor(1) as pool:  # who asks waits a while, for it might be starting
+        asked = pool.submit(other.ask, "GET", "/v1/models")
+        check = run("llm-proxy gateway check || true", shell | {"ENCRYPTION_KEY": "another one"})
+    assert asked.result().status == 503
     assert "written with another encryption key" in other.log.read_text()
-    check = run("llm-proxy gateway check || true", shell | {"ENCRYPTION_KEY": "another one"})
     assert "written with another encryption key" in check.stdout

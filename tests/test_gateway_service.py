@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,12 @@ def served(start, environ):
 
 def told(command):
     """By `--status`, as text and as JSON, and by doctor: what it finds of the gateway."""
-    text, facts = command("--status").stdout, json.loads(command("--status", "--json").stdout)
+    asked = (("--status",), ("--status", "--json"), ("doctor", "--json"))
+    with ThreadPoolExecutor(len(asked)) as pool:  # each waits for a gateway that does not answer
+        text, facts, doctor = (done.stdout for done in pool.map(lambda words: command(*words), asked))
     lines = [line for line in text.splitlines() if line.startswith("Gateway:")]
-    checks = {check["name"]: check["findings"] for check in json.loads(command("doctor", "--json").stdout)["checks"]}
-    return lines, facts["gateway"], checks["gateway"]
+    checks = {check["name"]: check["findings"] for check in json.loads(doctor)["checks"]}
+    return lines, json.loads(facts)["gateway"], checks["gateway"]
 
 
 def gateway_process(daemon):
