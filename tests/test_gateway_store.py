@@ -425,9 +425,10 @@ async def _stopped(name):
     return [*pids, SERVER.pid]
 
 
-async def test_a_postgresql_that_hangs_is_away_until_it_goes_on(database_name):
+async def test_a_postgresql_that_hangs_is_away_until_it_goes_on(database_name, monkeypatch):
     """Nobody waits longer than the limits say, and afterwards the same store serves."""
-    async with opened(SERVER.url(database_name)) as store:
+    monkeypatch.setattr(database, "_ACQUIRE", 1.0)
+    async with opened(SERVER.url(database_name, connect_timeout="1")) as store:
         assert await emails(store) == []
         stopped = await _stopped(database_name)
         for pid in stopped:
@@ -436,7 +437,7 @@ async def test_a_postgresql_that_hangs_is_away_until_it_goes_on(database_name):
             began = time.monotonic()
             with pytest.raises(StoreAway, match="no answer in time"):
                 await emails(store)
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 6
         finally:
             for pid in stopped:
                 os.kill(pid, signal.SIGCONT)
