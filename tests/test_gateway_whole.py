@@ -15,8 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.fakeprovider import FakeProvider
 from tests.fakeprovider.answers import SENTENCE
 from tests.gatewaybed import SECRETS, Gateway, gateways
@@ -162,8 +160,7 @@ def stream_of(gateway: Gateway, key: str, path: str, body: Json) -> tuple[Any, A
     return link, link.getresponse()
 
 
-@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
-async def test_a_stop_lets_streams_end(gateways: Any, fake: FakeProvider, path: str) -> None:
+async def test_a_stop_lets_streams_end(gateways: Any, fake: FakeProvider) -> None:
     """SIGTERM in the middle: what is under way, passed or translated, comes to its own end; the process ends well after it."""
 
     def play() -> None:
@@ -171,15 +168,20 @@ async def test_a_stop_lets_streams_end(gateways: Any, fake: FakeProvider, path: 
         slow = gateway.provider("openai", f"{fake.url}/fake=slow=150")
         gateway.alias("fast", "gpt-4o-mini", slow)
         body = HELLO | {"stream": True, "max_tokens": 100}
-        link, response = stream_of(gateway, gateway.key(), path, body)
-        with contextlib.closing(link):
-            first = response.read1()
-            assert response.status == 200 and first
+        key, begun = gateway.key(), []
+        with contextlib.ExitStack() as links:
+            for path in (CHAT, "/v1/messages"):
+                link, response = stream_of(gateway, key, path, body)
+                links.enter_context(contextlib.closing(link))
+                begun.append((response, response.read1()))
+                assert response.status == 200 and begun[-1][1], path
             gateway.daemon.signal(signal.SIGTERM)
-            rest = response.read()
-        said = (first + rest).decode()
-        assert said.rstrip().endswith(("data: [DONE]", '"type":"message_stop"}')), said
-        assert "fake provider" in said.replace('"}', "") or "provider:" in said
+            ends = ("data: [DONE]", '"type":"message_stop"}')
+            for (response, first), end in zip(begun, ends, strict=True):
+                rest = response.read()
+                said = (first + rest).decode()
+                assert rest and said.rstrip().endswith(end), said
+                assert "fake provider" in said.replace('"}', "") or "provider:" in said
         assert gateway.daemon.wait() == 0
 
     await asyncio.to_thread(play)
