@@ -77,8 +77,9 @@ main() {
     [ -z "$failed" ] || echo "test.sh: FAILED before the tests:$failed" >&2
     limit=""
     ! command -v timeout >/dev/null 2>&1 || limit="timeout -k 10 2280"
+    # Many tests wait for other processes: more workers than cores, and the longest files first (tests/conftest.py).
     # shellcheck disable=SC2086  # a command with its options, or nothing
-    if $limit python -m pytest -n "${WORKERS:-2}" --dist loadfile; then [ -z "$failed" ]; else exit 1; fi
+    if $limit python -m pytest -n "${WORKERS:-3}" --dist loadfile --no-loadscope-reorder; then [ -z "$failed" ]; else exit 1; fi
 }
 
 main

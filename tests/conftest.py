@@ -174,6 +174,24 @@ class Daemon:
             self._news.notify_all()
 
 
+# They take minutes, and begin first: no worker is to be alone with one at the end.
+_LONG = (
+    "test_service_cases_install.py",
+    "test_crash.py",
+    "test_install_release.py",
+    "test_install.py",
+    "test_release.py",
+    "test_deb.py",
+    "test_upgrade.py",
+    "test_keeper.py",
+    "test_explorer_browser.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 @pytest.fixture
 def environ(tmp_path):
     """The environment of a user whose home is a folder of this test."""
