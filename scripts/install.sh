@@ -318,7 +318,8 @@ with_uv() {
     has uv || return 1
     find_python "" || true
     uv venv --quiet --allow-existing --python "${python:->=3.11}" "$target" &&
-        uv pip install --quiet --compile-bytecode --python "$target/bin/python" "${source}[$EXTRAS]" && return 0
+        uv pip install --quiet --compile-bytecode --python "$target/bin/python" "${source}[$EXTRAS]" &&
+        rm -f "$target/.lock" && return 0 # of uv's, which anybody could write
     warn "uv could not do it"
     return 1
 }

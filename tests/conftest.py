@@ -216,7 +216,7 @@ def start(environ):
         if daemon.process.poll() is None:
             daemon.kill()
     for home in {environ["HOME"], *(str(daemon.home) for daemon in running)}:
-        _end_keepers(home)
+        end_keepers(home)
         _forget_rings(home)
 
 
@@ -251,14 +251,12 @@ def free_port():
         return link.getsockname()[1]
 
 
-def _end_keepers(home):
-    """A killed daemon's keeper settles and ends by itself; it must not outlive its folder."""
-    deadline = time.monotonic() + 60
+def end_keepers(home):
+    """What they would still settle nobody looks at; and none must outlive its folder."""
     while keepers := [pid for pid in _processes() if f"{home}/.local/state".encode() in _arguments(pid)]:
-        if time.monotonic() > deadline:
-            for pid in keepers:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in keepers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
 
 

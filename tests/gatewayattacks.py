@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from tests.conftest import _KEPT, Daemon, _forget_rings
-from tests.gatewaybed import PASSWORD, SECRETS, Gateway, kill_keepers
+from tests.conftest import _KEPT, Daemon, _forget_rings, end_keepers
+from tests.gatewaybed import PASSWORD, SECRETS, Gateway
 
 CANARY = re.compile(r"canary-[0-9a-z]+")
 SCOPES = ("models", "usage", "manage")
@@ -267,7 +267,7 @@ def team(home, **env):
         finally:
             if daemon.process.poll() is None:
                 daemon.kill()
-            kill_keepers(home)
+            end_keepers(home)
             _forget_rings(str(home))
 
 

@@ -7,14 +7,13 @@ import contextlib
 import http.client
 import json
 import os
-import signal
 import time
 from contextlib import closing
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.conftest import _KEPT, Daemon, _arguments, _forget_rings, _processes
+from tests.conftest import _KEPT, Daemon, _forget_rings, end_keepers
 
 PASSWORD = "a long and private one"
 SECRETS = {"JWT_SECRET": "the secret of all sessions, for tests", "ENCRYPTION_KEY": "the key of all keys, for tests"}
@@ -113,14 +112,6 @@ class Gateway:
         return self.want(200, "POST", "/manage/aliases", told, session or self.admin)
 
 
-def kill_keepers(home):
-    """What they would still settle, thousands of calls, nobody looks at."""
-    for pid in _processes():
-        if f"{home}/.local/state".encode() in _arguments(pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
 @contextlib.contextmanager
 def a_gateway(home, allow=()):
     """One with this folder as its home, until the end of the block, for tests that share it; it may still be starting."""
@@ -131,22 +122,16 @@ def a_gateway(home, allow=()):
         yield Gateway(daemon)
     finally:
         daemon.kill()
-        kill_keepers(home)
+        end_keepers(home)
         _forget_rings(str(home))
 
 
 @pytest.fixture
 def gateways(start):
     """Start gateways: command-line arguments, and settings by their environment variables in `env`."""
-    begun = []
 
     def begin(*arguments, env=None, allow=()):
         environ = SECRETS | ({"LLM_PROXY_UPSTREAMS_ALLOW": ",".join(allow)} if allow else {}) | (env or {})
-        begun.append(start("gateway", "--port", "0", *arguments, env=environ))
-        return Gateway(begun[-1]).wait()
+        return Gateway(start("gateway", "--port", "0", *arguments, env=environ)).wait()
 
-    yield begin
-    for daemon in begun:
-        if daemon.process.poll() is None:
-            daemon.kill()
-        kill_keepers(daemon.home)
+    return begin

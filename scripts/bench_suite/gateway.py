@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -74,7 +74,7 @@ def rows(*, quick: bool) -> list[Row]:
     void = ""
     for _ in range(rounds):
         for make in (_direct, _litellm, _ours):
-            with announced([sys.executable, "-m", "bench_suite.instant"]) as upstream, make(upstream) as gate:
+            with _instant() as upstream, make(upstream) as gate:
                 for kind, model in MODELS.items():
                     _warm(gate, model)
                     rates.setdefault((gate.name, kind), []).append(
@@ -108,19 +108,17 @@ def rows(*, quick: bool) -> list[Row]:
 def _streams(quick: bool) -> Iterator[Row]:
     """The first token beside direct, and 500 at once with nothing lost."""
     rounds = 50 if quick else 300
-    with announced([sys.executable, "-m", "bench_suite.instant"]) as upstream:
-        with _direct(upstream) as gate:
-            straight = median(uvloop.run(_first_tokens(gate, "/v1/messages", rounds)))
-        with _ours(upstream) as gate:
-            ours = median(uvloop.run(_first_tokens(gate, "/v1/chat/completions", rounds)))
-            void = _missing(gate, upstream)
-        with _litellm(upstream) as gate:
-            litellm = median(uvloop.run(_first_tokens(gate, "/v1/chat/completions", rounds // 5)))
+    with _instant() as upstream, _direct(upstream) as gate:
+        straight = median(uvloop.run(_first_tokens(gate, "/v1/messages", rounds)))
+    with _instant() as upstream, _ours(upstream) as gate:
+        ours = median(uvloop.run(_first_tokens(gate, "/v1/chat/completions", rounds)))
+        void = _missing(gate, upstream)
+    with _instant() as upstream, _litellm(upstream) as gate:
+        litellm = median(uvloop.run(_first_tokens(gate, "/v1/chat/completions", rounds // 5)))
     cells = {"direct": f"{straight * 1e3:.2f} ms", "ours": f"+{(ours - straight) * 1e3:.2f} ms"}
     cells["litellm"] = f"+{(litellm - straight) * 1e3:.2f} ms"
     yield Row("gateway, first token of a translated stream", cells, (ours - straight) * 1e3, void)
-    slow = [sys.executable, "-m", "bench_suite.instant", "--pause", "2000"]
-    with announced(slow) as upstream, _ours(upstream) as gate:
+    with _instant("--pause", "2000") as upstream, _ours(upstream) as gate:
         begun = time.monotonic()
         whole = uvloop.run(_at_once(gate, STREAMS))
         took = time.monotonic() - begun
@@ -191,7 +189,7 @@ def _body(model: str, **more: object) -> bytes:
 
 def _memory(quick: bool) -> Iterator[Row]:
     calls = 5_000 if quick else 200_000
-    with announced([sys.executable, "-m", "bench_suite.instant"]) as upstream, _ours(upstream) as gate:
+    with _instant() as upstream, _ours(upstream) as gate:
         assert gate.worker is not None
         sizes = []
         for _ in range(4):
@@ -209,7 +207,12 @@ def _size(process: psutil.Process) -> float:
     return float(process.memory_info().rss) / 1e6
 
 
-# --- the three
+# --- the provider and the three
+
+
+def _instant(*options: str) -> AbstractContextManager[int]:
+    """A provider of each contestant's own, which counts what it sees; its port."""
+    return announced([sys.executable, "-m", "bench_suite.instant", *options])
 
 
 @contextmanager
