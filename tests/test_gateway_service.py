@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from llm_proxy.service.gateway import MEMORY
 from tests.gatewaybed import Gateway
 
 
@@ -62,6 +65,35 @@ def test_it_serves_and_status_says_where(served, command):
     assert facts["state"] == "not answering"
     assert [(one["severity"], one["mend"]) for one in findings] == [("problem", "llm-proxy gateway check")]
     assert told(command)[1]["state"] == "serving"
+
+
+_HASHES = """
+import asyncio
+from llm_proxy.gateway.passwords import Passwords
+
+def size():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+async def grown():
+    passwords, before = Passwords(), size()
+    for _ in range(3):
+        await passwords.hash("a long and private one")
+    print(size() - before)
+    passwords.close()
+
+asyncio.run(grown())
+"""
+
+
+def test_what_a_password_takes_is_given_back(served):
+    """Its hash takes 19 MB for a moment, in a process that is to stay small."""
+    environ = Path(f"/proc/{gateway_process(served.daemon)}/environ").read_bytes().split(b"\0")
+    assert all(f"{name}={value}".encode() in environ for name, value in MEMORY.items())
+    grown = {}
+    for told in ({}, MEMORY):
+        done = subprocess.run([sys.executable, "-c", _HASHES], env=os.environ | told, capture_output=True, check=True)
+        grown[bool(told)] = int(done.stdout)
+    assert grown[True] < grown[False] - 15_000_000
 
 
 def test_status_has_no_such_line_without_one(start, command):
