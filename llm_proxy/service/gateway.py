@@ -54,8 +54,7 @@ _PACKAGES = (
 _BASES = ("ANTHROPIC_BASE_URL", "OPENAI_BASE_URL", "GEMINI_BASE_URL")
 _NO_BASE: dict[str, dict[str, Any]] = {name: {name: ""} for name in ("anthropic", "openai", "gemini")}
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# glibc's: larger pieces go back to the system when they are let go of. Else the 19 MB that a password's hash takes would
-# stay.
+# glibc's: larger pieces go back to the system when they are let go of. Else 19 MB would stay of a password's hash.
 MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 _THROUGH_US = re.compile(r"/(?:anthropic|openai|gemini)/[^/]+")  # the path of a base URL that --env prints
 _GEMINI_COMPATIBLE = "/openai"  # behind the base that TokenTracer takes; we speak Gemini's own API
