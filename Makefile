@@ -17,7 +17,7 @@ lint: .venv/bin/python ## lint, format and types alone
 run: .venv/bin/python ## llm-proxy of this checkout in the terminal; Ctrl-C stops it
 	@.venv/bin/python -m llm_proxy
 
-up: ## the team set-up with Loki, Prometheus and Grafana (packaging/compose)
+up: ## the set-up with Loki, Prometheus and Grafana (packaging/compose)
 	@sh scripts/image up
 
 down: ## stop it; volumes stay

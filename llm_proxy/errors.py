@@ -59,6 +59,10 @@ class PricesUnusable(LlmProxyError):
     """A list of prices cannot be had, or is none. The one that was used before is still used."""
 
 
+class StoreTrouble(LlmProxyError):
+    """The gateway's store cannot be reached or used, or not with this encryption key. What it holds is untouched."""
+
+
 class ExtraMissing(LlmProxyError):
     """A package is needed that only an extra installs."""
 

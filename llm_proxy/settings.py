@@ -22,6 +22,7 @@ KIB, MIB, GB = 1 << 10, 1 << 20, 10**9
 _UNITS = {"GB": GB, "GiB": 1 << 30, "MB": 10**6, "MiB": MIB, "kB": 10**3, "KiB": KIB, "B": 1}
 _BY_SPELLING = {"": 1} | {unit.lower(): size for unit, size in _UNITS.items()}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
+_NETWORK = re.compile(r"[0-9a-f:.]{2,45}(?:/[0-9]{1,3})?", re.ASCII)
 _HOST_NAME = re.compile(r"(?:\[[0-9a-f:.]+\]|[a-z0-9](?:[a-z0-9._-]{0,252}[a-z0-9])?)(?::\d{1,5})?", re.ASCII)
 _ORIGIN = re.compile(r"(?:[a-z][a-z0-9+.-]*)://[^\s/?#@]+", re.ASCII)
 _UPSTREAM = re.compile(rf"(?:https?://)?{_HOST_NAME.pattern}", re.ASCII)
@@ -405,6 +406,21 @@ def _server() -> Rule:
         return text
 
     return Rule("a URL such as http://127.0.0.1:3100, or nothing", read, secret=True)
+
+
+def _store() -> Rule:
+    """It may hold a password; which parameters it has is the driver's business."""
+    return replace(
+        _text(
+            r"postgres(?:ql)?://[!-~]{1,2000}|sqlite:///[!-~]{1,2000}",
+            "postgresql://… or sqlite:////path",
+        ),
+        secret=True,
+    )
+
+
+def _redis() -> Rule:
+    return replace(_text(r"(?:rediss?|unix)://[!-~]{1,2000}", "redis://… or rediss://…"), secret=True)
 
 
 _SINK = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII)
@@ -814,6 +830,63 @@ class Settings:
     )
     otlp_certificate: str = _setting(
         "otlp.certificate", "", _file(), "Certificates (PEM) to trust instead of the usual ones."
+    )
+    gateway_enabled: bool = _setting(
+        "gateway.enabled", False, _yes_or_no(), "Serve a team: one API with keys, aliases and limits of its own."
+    )
+    gateway_database_url: str = _setting(
+        "gateway.database_url",
+        "",
+        _store(),
+        "Where accounts, keys and usage are; empty: a SQLite file of this machine.",
+    )
+    gateway_redis_url: str = _setting(
+        "gateway.redis_url", "", _redis(), "Where limits are counted that several machines share."
+    )
+    gateway_signup: str = _setting(
+        "gateway.signup",
+        "auto",
+        _choice("auto", "open", "invite", "closed"),
+        "Who may make an account; auto: anybody on a loopback address, elsewhere who is invited.",
+    )
+    gateway_raw_models: bool = _setting(
+        "gateway.raw_models", True, _yes_or_no(), "Whether models may be called by their providers' names too."
+    )
+    gateway_drop: bool = _setting(
+        "gateway.drop",
+        False,
+        _yes_or_no(),
+        "Leave out what the model's API cannot say, instead of refusing it, where a caller does not choose.",
+    )
+    gateway_rate_limit_minute: int = _setting(
+        "gateway.rate_limit_minute",
+        0,
+        _whole(0, 10**9),
+        "Requests a minute of a user without a limit of his own; 0 is none.",
+    )
+    gateway_rate_limit_daily: int = _setting(
+        "gateway.rate_limit_daily",
+        0,
+        _whole(0, 10**9),
+        "Requests a day of a user without a limit of his own; 0 is none.",
+    )
+    gateway_first_token_timeout: float = _setting(
+        "gateway.first_token_timeout",
+        120.0,
+        _seconds(1, 86400),
+        "How long a model may be silent before the next of its chain is asked.",
+    )
+    gateway_public_url: str = _setting(
+        "gateway.public_url",
+        "",
+        _text(_BASE, "a URL such as https://llm.example.com, without query or password"),
+        "By which URL clients reach the gateway, where it is not the one they came by.",
+    )
+    gateway_trusted_proxies: tuple[str, ...] = _setting(
+        "gateway.trusted_proxies",
+        (),
+        _list_of(_NETWORK, "networks such as 10.0.0.0/8"),
+        "Load balancers whose `X-Forwarded-For` tells the client's address.",
     )
     retention_days: float = _setting(
         "retention.days", 0.0, _days(), "Age at which session files are deleted; also from the index and all sums."

@@ -61,13 +61,13 @@ def exchange(number: int, request: bytes, answer: bytes, media_type: str, sessio
 START = time.time_ns() - 3600 * 10**9
 
 
-def small(count: int, sessions: set[int]) -> Iterator[bytes]:
-    """Requests and answers of 2 kB. The numbers of the sessions are left in `sessions`."""
+def small(count: int, sessions: set[int], together: int) -> Iterator[bytes]:
+    """Requests and answers of 2 kB, of so many sessions, whose numbers are left in `sessions`."""
     request = b'{"model":"m","max_tokens":10,"messages":[{"role":"user","content":"%b"}]}' % (b"x" * 1930)
     answer = b'{"type":"message","content":[{"type":"text","text":"%b"}]}' % (b"y" * 1950)
     for number in range(1, count + 1):
-        session = f"X-Claude-Code-Session-Id: bench-{number % SESSIONS}\r\n"
-        sessions.add(number % SESSIONS)
+        session = f"X-Claude-Code-Session-Id: bench-{number % together}\r\n"
+        sessions.add(number % together)
         yield exchange(number, request, answer, "application/json", session)
 
 
@@ -170,13 +170,17 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("exchanges", type=int, nargs="?", default=20_000)
     parser.add_argument("--agents", action="store_true")
+    parser.add_argument("--apart", action="store_true", help="each call is a session of its own, as a script's are")
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     count = given.exchanges
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sessions: set[int] = set()
-        size = write_journal(folder / "journal", (agents if given.agents else small)(count, sessions))
+        exchanges = (
+            agents(count, sessions) if given.agents else small(count, sessions, count if given.apart else SESSIONS)
+        )
+        size = write_journal(folder / "journal", exchanges)
         profiler = ["-m", "cProfile", "-s", "tottime"] if given.profile else []
         arguments = ["--journal", folder / "journal", "--logs", folder / "logs", "--state", folder / "state"]
         if given.agents:

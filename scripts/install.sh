@@ -18,7 +18,7 @@ umask 077
 published=
 # AWS credentials for the Bedrock door, OpenTelemetry's exporter, configuration files in YAML: with them everything
 # documented works at once.
-EXTRAS=bedrock,otlp,yaml
+EXTRAS=bedrock,gateway,otlp,yaml
 
 say() { printf '%s\n' "$*"; }
 warn() { printf 'install.sh: %s\n' "$*" >&2; }
@@ -318,7 +318,8 @@ with_uv() {
     has uv || return 1
     find_python "" || true
     uv venv --quiet --allow-existing --python "${python:->=3.11}" "$target" &&
-        uv pip install --quiet --compile-bytecode --python "$target/bin/python" "${source}[$EXTRAS]" && return 0
+        uv pip install --quiet --compile-bytecode --python "$target/bin/python" "${source}[$EXTRAS]" &&
+        rm -f "$target/.lock" && return 0 # of uv's, which anybody could write
     warn "uv could not do it"
     return 1
 }

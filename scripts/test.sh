@@ -6,8 +6,8 @@ set -eu
 cd "$(dirname "$0")/.."
 
 # Commands the tests run, and the Debian packages they come from.
-TOOLS="zsh fish ksh mksh yash busybox strace ip cc curl loginctl dbus-daemon ruby chromium prometheus mandoc groff lintian dpkg-shlibdeps /usr/bin/python3"
-PACKAGES="zsh fish ksh mksh yash busybox strace iproute2 gcc libc6-dev curl systemd dbus dbus-user-session libpam-systemd ruby chromium fonts-inter fonts-dejavu-core prometheus mandoc groff-base bash-completion lintian dpkg-dev binutils python3 python3-venv python3-pip"
+TOOLS="zsh fish ksh mksh yash busybox strace ip cc curl loginctl dbus-daemon ruby chromium prometheus mandoc groff lintian dpkg-shlibdeps /usr/bin/python3 redis-server /usr/lib/postgresql/*/bin/initdb"
+PACKAGES="zsh fish ksh mksh yash busybox strace iproute2 gcc libc6-dev curl systemd dbus dbus-user-session libpam-systemd ruby chromium fonts-inter fonts-dejavu-core prometheus mandoc groff-base bash-completion lintian dpkg-dev binutils python3 python3-venv python3-pip postgresql redis-server"
 
 install_tools() {
     missing=""
@@ -77,8 +77,9 @@ main() {
     [ -z "$failed" ] || echo "test.sh: FAILED before the tests:$failed" >&2
     limit=""
     ! command -v timeout >/dev/null 2>&1 || limit="timeout -k 10 2280"
+    # Many tests wait for other processes: more workers than cores, and the longest files first (tests/conftest.py).
     # shellcheck disable=SC2086  # a command with its options, or nothing
-    if $limit python -m pytest -n "${WORKERS:-2}" --dist loadfile; then [ -z "$failed" ]; else exit 1; fi
+    if $limit python -m pytest -n "${WORKERS:-3}" --dist loadfile --no-loadscope-reorder; then [ -z "$failed" ]; else exit 1; fi
 }
 
 main

@@ -19,11 +19,12 @@ import uvloop
 from hypothesis import settings
 
 from tests.fakeprovider.fixtures import fake
+from tests.gatewaystore import store, store_url
 from tests.recorded import provider
 from tests.release import releases, serve
 from tests.rig import rig, rigs
 
-__all__ = ["fake", "provider", "releases", "rig", "rigs", "serve"]
+__all__ = ["fake", "provider", "releases", "rig", "rigs", "serve", "store", "store_url"]
 
 # The same examples each time, so that a change is judged by what it changed; `--hypothesis-profile=search` looks for new ones.
 settings.register_profile("steady", derandomize=True)
@@ -173,6 +174,24 @@ class Daemon:
             self._news.notify_all()
 
 
+# They take minutes, and begin first: no worker is to be alone with one at the end.
+_LONG = (
+    "test_service_cases_install.py",
+    "test_crash.py",
+    "test_install_release.py",
+    "test_install.py",
+    "test_release.py",
+    "test_deb.py",
+    "test_upgrade.py",
+    "test_keeper.py",
+    "test_explorer_browser.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 @pytest.fixture
 def environ(tmp_path):
     """The environment of a user whose home is a folder of this test."""
@@ -187,7 +206,8 @@ def start(environ):
     running = []
 
     def begin(*arguments, env=None, **options):
-        daemon = Daemon(environ["HOME"], arguments, environ | (env or {}), options)
+        told = environ | (env or {})
+        daemon = Daemon(told["HOME"], arguments, told, options)
         running.append(daemon)
         return daemon
 
@@ -195,8 +215,9 @@ def start(environ):
     for daemon in running:
         if daemon.process.poll() is None:
             daemon.kill()
-    _end_keepers(environ["HOME"])
-    _forget_rings(environ["HOME"])
+    for home in {environ["HOME"], *(str(daemon.home) for daemon in running)}:
+        end_keepers(home)
+        _forget_rings(home)
 
 
 @pytest.fixture
@@ -230,14 +251,12 @@ def free_port():
         return link.getsockname()[1]
 
 
-def _end_keepers(home):
-    """A killed daemon's keeper settles and ends by itself; it must not outlive its folder."""
-    deadline = time.monotonic() + 60
+def end_keepers(home):
+    """What they would still settle nobody looks at; and none must outlive its folder."""
     while keepers := [pid for pid in _processes() if f"{home}/.local/state".encode() in _arguments(pid)]:
-        if time.monotonic() > deadline:
-            for pid in keepers:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in keepers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
 
 

@@ -1,5 +1,7 @@
 """The managed block: what is put into a file of the user's comes out again, byte for byte, whatever the file holds."""
 
+import os
+
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from llm_proxy.service import block
 from llm_proxy.service.block import HalfBlock, patch, unpatch
 
+EXAMPLES = int(os.environ.get("BLOCK_EXAMPLES", "4000"))
 BODY = b"one\ntwo\n"
 PIECES = [b"\n", b"\r\n", b"\\", b" ", b"\t", b"a", b"# LLM Proxy", b'eval "$(llm-proxy --env)"', b"\0", b"\xff", b"#"]
 FILES = st.binary(max_size=60) | st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join)
@@ -18,7 +21,7 @@ def _assume_nothing_of_ours(raw):
     assume(block.BEGIN not in raw and block.END not in raw and block._REFERENCE.search(raw) is None)
 
 
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(FILES)
 def test_what_is_put_in_comes_out(raw):
     """unpatch(patch(x)) == x, and patching twice is patching once."""

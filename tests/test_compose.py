@@ -1,11 +1,16 @@
-"""The compose set-up: a file that the specification takes, services that find each other, and what each of them is given."""
+"""The compose set-ups: files that the specification takes, services that find each other, and what each of them is given.
 
+The gateway's set-up is lived through with this machine's PostgreSQL and Redis in the place of those of the images.
+"""
+
+import asyncio
 import contextlib
 import http.client
 import json
 import re
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,15 +19,22 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
+from llm_proxy.cli import usage
+from llm_proxy.service.gateway import VARIABLES
 from tests.fakeloki import FakeLoki
+from tests.gatewaybed import PASSWORD, Gateway
 from tests.grafana import laid_out
 from tests.imagebed import DOCKERFILE, instructions
+from tests.postgresbed import SERVER as POSTGRES
 from tests.recorded import converse
+from tests.redisbed import a_redis
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "packaging/compose"
 DASHBOARD = json.loads((ROOT / "packaging/grafana/llm-proxy-loki.json").read_text())
+TEAM = FOLDER / "gateway"
 GIVEN = {"LLM_PROXY_LISTEN_TOKEN": "a-token-of-24-characters", "GRAFANA_PASSWORD": "a-password"}
+TEAM_GIVEN = {"POSTGRES_PASSWORD": "a-password", "JWT_SECRET": "of-sessions", "ENCRYPTION_KEY": "of-keys"}
 # What docs/loki.md gives as labels.
 LABELS = frozenset(
     [
@@ -49,8 +61,8 @@ class Missing(Exception):
     """A variable without which compose does not start."""
 
 
-def compose(given=GIVEN):
-    """The file as compose reads it: variables put in, anchors followed. Raises Missing."""
+def compose(given=GIVEN, folder=FOLDER):
+    """The folder's file as compose reads it: variables put in, anchors followed. Raises Missing."""
 
     def value(match):
         name, how, word = match.groups()
@@ -60,12 +72,14 @@ def compose(given=GIVEN):
             raise Missing(f"{name} {word}")
         return word or ""
 
-    text = (FOLDER / "compose.yaml").read_text()
+    text = (folder / "compose.yaml").read_text()
     return yaml.safe_load(re.sub(r"\$\{(\w+)(?::([-?])([^}]*))?\}", value, text))
 
 
 SPEC = compose()
 SERVICES = SPEC["services"]
+TEAM_SPEC = compose(TEAM_GIVEN, TEAM)
+BOTH = pytest.mark.parametrize(("folder", "spec"), [(FOLDER, SPEC), (TEAM, TEAM_SPEC)], ids=["loki", "gateway"])
 
 
 # -- the file ------------------------------------------------------------------------------------------------------
@@ -79,6 +93,7 @@ def check(spec):
 def test_the_specification_takes_it():
     """By the types that the specification has; the same check refuses a key, a duration and a condition that it has not."""
     assert check(SPEC).service_names() == list(SERVICES)
+    assert check(TEAM_SPEC).service_names() == ["gateway", "postgres", "redis"]
     for place, key, value in (
         (SERVICES["loki"], "helthcheck", {}),
         (SERVICES["loki"]["healthcheck"], "interval", "soon"),
@@ -92,11 +107,12 @@ def test_the_specification_takes_it():
         place.update(kept)
 
 
-def test_it_does_not_start_without_token_and_password():
+@pytest.mark.parametrize(("folder", "given"), [(FOLDER, GIVEN), (TEAM, TEAM_GIVEN)], ids=["loki", "gateway"])
+def test_it_does_not_start_without_its_secrets(folder, given):
     """Compose says which variable is missing, and where it belongs."""
-    for name in GIVEN:
+    for name in given:
         with pytest.raises(Missing, match=rf"{name} is not set: copy \.env\.example to \.env"):
-            compose({**GIVEN, name: ""})
+            compose({**given, name: ""}, folder)
 
 
 def test_the_example_names_every_variable():
@@ -108,29 +124,37 @@ def test_the_example_names_every_variable():
     assert re.findall(r"(?m)^([A-Z_]+)=", said) == list(GIVEN)
 
 
-def test_nothing_is_published_beyond_loopback():
-    """And Loki and Prometheus, which ask nobody who they are, not at all, nor have they a way out."""
-    for name, service in SERVICES.items():
+@BOTH
+def test_nothing_is_published_beyond_loopback(folder, spec):
+    """And what asks nobody who they are not at all, nor has it a way out."""
+    for name, service in spec["services"].items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
         assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
         assert service.get("privileged", False) is False and "network_mode" not in service
-    assert SPEC["networks"]["inside"]["internal"] is True
-    for name in ("loki", "prometheus"):
-        assert SERVICES[name]["networks"] == ["inside"] and "ports" not in SERVICES[name]
+    assert spec["networks"]["inside"]["internal"] is True
+    for name in {"loki", "prometheus", "postgres", "redis"} & set(spec["services"]):
+        service = spec["services"][name]
+        assert service["networks"] == ["inside"] and "ports" not in service
 
 
-def test_versions_are_pinned_and_every_service_is_checked():
-    """Three numbers each, never `latest`; ours is built here and brings its check in the image."""
-    for name, service in SERVICES.items():
+@BOTH
+def test_versions_are_pinned_and_every_service_is_checked(folder, spec):
+    """All their numbers each (PostgreSQL has two), never `latest`; ours is built here and brings its check in the image."""
+    for name, service in spec["services"].items():
         if "build" in service:
-            assert (FOLDER / service["build"]["context"] / service["build"]["dockerfile"]).resolve() == DOCKERFILE
+            build = service["build"]
+            assert (folder / build["context"]).resolve() == ROOT and ROOT / build["dockerfile"] == DOCKERFILE
             assert "HEALTHCHECK" in dict(instructions(DOCKERFILE.read_text()))
             continue
-        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", service["image"]), name
+        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+|postgres:\d+\.\d+", service["image"]), name
         test = service["healthcheck"]["test"]
         assert test[0] == "CMD" and "curl" not in test, name
-    for waited in SERVICES["grafana"]["depends_on"]:
-        assert "healthcheck" in SERVICES[waited]
+    for service in spec["services"].values():
+        assert all("healthcheck" in spec["services"][waited] for waited in service.get("depends_on", ()))
+
+
+def test_loki_is_not_waited_for():
+    """What it misses is sent once it is there."""
     assert "depends_on" not in SERVICES["llm-proxy"]  # Loki's trouble is no reason not to carry
 
 
@@ -139,20 +163,22 @@ def mounts(service):
     return [tuple([*volume.split(":"), "rw"][:3]) for volume in service.get("volumes", ())]
 
 
-def test_everything_that_is_mounted_exists():
+@BOTH
+def test_everything_that_is_mounted_exists(folder, spec):
     """Files of this repository, read-only; volumes that are declared, each of one service."""
     seen = []
-    for name, service in SERVICES.items():
+    for name, service in spec["services"].items():
         for source, _, mode in mounts(service):
             if source.startswith("."):
-                assert (FOLDER / source).exists() and mode == "ro", (name, source)
+                assert (folder / source).exists() and mode == "ro", (name, source)
             else:
                 seen.append(source)
-        assert set(service.get("networks", ())) <= set(SPEC["networks"])
-        assert set(service.get("secrets", ())) <= set(SPEC["secrets"])
-    assert sorted(seen) == sorted(SPEC["volumes"])
+        assert set(service.get("networks", ())) <= set(spec["networks"])
+        assert set(service.get("secrets", ())) <= set(spec.get("secrets", ()))
+    assert sorted(seen) == sorted(spec["volumes"])
     image = dict(instructions(DOCKERFILE.read_text()))
-    assert {target for _, target, _ in mounts(SERVICES["llm-proxy"])} == set(json.loads(image["VOLUME"]))
+    (ours,) = [service for service in spec["services"].values() if "build" in service]
+    assert {target for _, target, _ in mounts(ours)} == set(json.loads(image["VOLUME"]))
 
 
 def test_services_find_each_other_by_name():
@@ -182,6 +208,101 @@ def test_our_settings_there_are_settings_and_leave_time_to_stop(command):
     grace = int(SERVICES["llm-proxy"]["stop_grace_period"].removesuffix("s"))
     assert int(environment["LLM_PROXY_DRAIN_TIMEOUT"]) + 4 + 10 < grace
     assert command("--env", env=environment).returncode == 0
+
+
+# -- a team's gateway ----------------------------------------------------------------------------------------------
+
+
+def example():
+    """Its .env.example: what stands there, and what is only said that it might."""
+    said = (TEAM / ".env.example").read_text()
+    return dict(re.findall(r"(?m)^([A-Z_]+)=(.*)$", said)), dict(re.findall(r"(?m)^#([A-Z_]+)=(.*)$", said))
+
+
+def test_the_gateways_example_is_taken_as_a_whole(command, environ, tmp_path):
+    """Each line is a variable of the gateway's own, a setting, or one that the file uses; every value is taken."""
+    stands, might = example()
+    text, page = (TEAM / "compose.yaml").read_text(), (ROOT / "docs/settings.md").read_text()
+    used = set(re.findall(r"\$\{(\w+)", text))
+    known = used | set(VARIABLES) | {"OLD_ENCRYPTION_KEYS"} | set(re.findall(r"Environment: `(\w+)`", page))
+    assert {*stands, *might} <= known and used <= {*stands, *might}
+    assert {name for name, value in stands.items() if not value} == set(TEAM_GIVEN)
+    assert might["GATEWAY_PUBLISHED_PORT"] == re.search(r"GATEWAY_PUBLISHED_PORT:-(\d+)", text)[1]
+    given = {**stands, **might, **TEAM_GIVEN}
+    given["DATABASE_URL"] = f"sqlite:///{tmp_path}/gateway.db"  # of the rest `check` takes no connection
+    given["REDIS_URL"] = ""
+    done = command("gateway", "check", env=given)
+    assert "WRONG" not in done.stdout and "Traceback" not in done.stderr and done.returncode == 0, done
+
+
+def test_the_gateway_finds_its_stores_by_name():
+    """PostgreSQL with the user, password and database that it is made with; Redis; nothing secret in a command."""
+    stands, _ = example()
+    database, services = stands["DATABASE_URL"].replace("${POSTGRES_PASSWORD}", "a-password"), TEAM_SPEC["services"]
+    made = services["postgres"]["environment"]
+    assert database == (
+        f"postgresql://{made['POSTGRES_USER']}:{made['POSTGRES_PASSWORD']}@postgres:5432/{made['POSTGRES_DB']}"
+    )
+    assert stands["REDIS_URL"] == "redis://redis:6379/0"
+    gateway = services["gateway"]
+    assert gateway["env_file"] == [".env"] and set(gateway["networks"]) == {"outside", "inside"}
+    told = json.dumps([[one.get("command"), one.get("healthcheck")] for one in services.values()])
+    assert not [secret for secret in TEAM_GIVEN.values() if secret in told]
+    assert gateway["command"] == ["gateway"] and "gateway" in usage.about(["all"])
+    grace = int(gateway["stop_grace_period"].removesuffix("s"))
+    assert int(gateway["environment"]["LLM_PROXY_DRAIN_TIMEOUT"]) + 4 + 10 < grace
+
+
+def test_nothing_of_the_gateways_set_up_is_root_or_writes_but_where_it_says():
+    """A user, a root file system to read from, and volumes or memory for whatever is written."""
+    image = dict(instructions(DOCKERFILE.read_text()))
+    for name, service in TEAM_SPEC["services"].items():
+        assert service["read_only"] is True and service["cap_drop"] == ["ALL"], name
+        assert (service.get("user") or image["USER"]).split(":")[0] not in ("0", "root"), name
+        assert service["tmpfs"], name
+
+
+async def test_the_gateway_lives_with_its_set_up(start, tmp_path):
+    """As in the container: on all addresses, with the example's lines. The first account, a key, a health check; all else is closed."""
+    stands, _ = example()
+    image = dict(pair.split("=", 1) for pair in re.findall(r"LLM_PROXY_HOST=\S+", DOCKERFILE.read_text()))
+    assert image == {"LLM_PROXY_HOST": "0.0.0.0"}
+    database = await POSTGRES.create()
+    try:
+        with a_redis(tmp_path) as redis:
+            given = {**stands, **TEAM_GIVEN, **image, "DATABASE_URL": POSTGRES.url(database), "REDIS_URL": redis.url}
+            await asyncio.to_thread(_life, start, given | {"LLM_PROXY_DRAIN_TIMEOUT": "25"})
+    finally:
+        await POSTGRES.drop(database)
+
+
+def _life(start, given):
+    gateway = Gateway(start("gateway", "--port", "0", env=given)).wait()
+    words = [
+        "-I",
+        "-S",
+        str(ROOT / "packaging/healthcheck.py"),
+        *TEAM_SPEC["services"]["gateway"]["healthcheck"]["test"][5:],
+    ]
+    told = subprocess.run(
+        [sys.executable, *words], env={"LLM_PROXY_PORT": str(gateway.port)}, capture_output=True, text=True
+    )
+    assert (told.returncode, told.stdout) == (0, "/health/gateway answers 200\n")
+    key = gateway.key()  # the first to sign up is the administrator, whatever the setting
+    assert gateway.want(200, "GET", "/v1/models", token=key)["data"] == []
+    second = {"email": "b@example.com", "password": PASSWORD}
+    assert gateway.ask("POST", "/auth/signup", second).status == 403  # by invitation
+    invitation = gateway.want(201, "POST", "/manage/invitations", token=gateway.admin)["token"]
+    gateway.want(201, "POST", "/auth/signup", {**second, "invitation": invitation})
+    assert gateway.ask("GET", "/v1/models").status == 401
+    for method, path in (
+        ("POST", "/anthropic/api.anthropic.com/v1/messages"),
+        ("POST", "/v1/images/generations"),
+        ("GET", "/metrics"),
+        ("GET", "/http/127.0.0.1:1/"),
+    ):
+        assert gateway.ask(method, path, b"{}" if method == "POST" else None).status in (403, 404), path
+    assert gateway.daemon.stop() == 0
 
 
 # -- Loki ----------------------------------------------------------------------------------------------------------

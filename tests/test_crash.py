@@ -16,7 +16,7 @@ from tests.load import Load, check
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="finds processes in /proc")
 
-KILLS = int(os.environ.get("CRASH_KILLS", "200"))
+KILLS = int(os.environ.get("CRASH_KILLS", "60"))
 SEED = int(os.environ.get("CRASH_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 SMALL_JOURNAL = 64 << 10  # bytes; what is left of one that is settled
 
@@ -107,7 +107,7 @@ def _own(daemon):
 
 
 async def test_nothing_is_lost_to_sigkill(start, free_port, environ, capsys):
-    """Whatever a client was given, whole or in part, is in the logs exactly once after 200 kills of proxy and keeper."""
+    """Whatever a client was given, whole or in part, is in the logs exactly once after CRASH_KILLS kills of proxy and keeper."""
     rng = random.Random(SEED)
     home = environ["HOME"]
     kills = dict.fromkeys(("proxy", "keeper", "writing", "both", "starting", "stopping"), 0)

@@ -47,7 +47,8 @@ def packages(tmp_path_factory, releases):
         archive.extractall(folder)
     (wheel,) = folder.glob("*/*.whl")
     pips = releases.wheels.parent / "tools/bin"
-    environ = {"PATH": f"{pips}:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(folder)} | releases.environ()
+    environ = {"PATH": f"{pips}:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(folder)}
+    environ |= releases.found(releases.wheels)
     built = [ROOT / "packaging/deb/build", "--quick", "--out", folder, "--wheel", wheel]
     done = subprocess.run(built, env=environ, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

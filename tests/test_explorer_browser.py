@@ -104,6 +104,7 @@ def test_the_page_never_scrolls_by_itself(served, look):  # noqa: F811
     bar(page, "Following")
     page.mouse.wheel(0, 300)
     bar(page, "Paused")
+    page.wait_for_function("scrollY === Math.min(300, document.documentElement.scrollHeight - innerHeight)")
     at = page.evaluate("scrollY")
     calls = [call("rain ") for _ in range(3)]
     served.add(*(frame for one in calls for frame in one.frames[:-1]))
@@ -114,6 +115,31 @@ def test_the_page_never_scrolls_by_itself(served, look):  # noqa: F811
     bar(page, "Following")
     page.wait_for_function("document.querySelectorAll('#flights article').length === 3 && scrollY === 0")
     served.add(*(one.end for one in calls))
+
+
+def test_what_is_told_anew_waits_too(served, look):  # noqa: F811
+    """A paused page stands still also when its stream begins anew, as behind a daemon that has started again."""
+    page = look("/live")
+    bar(page, "Following")
+    served.journal.segment_size = 0  # so that a journal made anew has a lower number
+    first, later = call("before "), [call("later ") for _ in range(2)]
+    served.add(*first.frames[:-1])
+    page.locator(f"#f-{first.id}").get_by_text("before").wait_for()
+    page.keyboard.press("Space")
+    bar(page, "Paused")
+    folder = served.journal.folder
+    served.journal.close()
+    for segment in folder.glob("*.seg"):
+        segment.unlink()
+    served.journal = journals.Journal(folder)
+    served.add(*(frame for one in later for frame in one.frames[:-1]))
+    page.get_by_role("button", name="2 new calls").wait_for()
+    shown = "[...document.querySelectorAll('#flights article')].map(one => one.id)"
+    assert page.evaluate(shown) == [f"f-{first.id}"]
+    page.keyboard.press("Space")
+    bar(page, "Following")
+    assert sorted(page.evaluate(shown)) == sorted(f"f-{one.id}" for one in later)
+    served.add(*(one.end for one in later))
 
 
 def test_a_lost_connection_is_said_and_made_again(served, look):  # noqa: F811

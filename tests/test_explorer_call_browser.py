@@ -99,9 +99,10 @@ def test_programs_are_copied(look, ledger):  # noqa: F811
 
 def test_everything_hostile_stays_text(look, served):  # noqa: F811
     """On each tab, and in each part that is fetched."""
+    page = look("/", width=400)
     for id in served.made.calls["hostile"]:
         for tab in ("overview", "diff", "events", "http", "raw"):
-            page = look(f"/calls/{id}?tab={tab}", width=400)
+            page.goto(f"{served.url}/calls/{id}?tab={tab}")
             # The elements as they are now: a locator would look again, and what is open no longer counts.
             for fold in page.query_selector_all("details:not([open]) > summary")[:12]:
                 if fold.is_visible():
@@ -109,4 +110,3 @@ def test_everything_hostile_stays_text(look, served):  # noqa: F811
             page.wait_for_load_state("networkidle")
             assert page.evaluate("window.pwned === undefined")
             assert page.evaluate("document.documentElement.scrollWidth === innerWidth"), (id, tab)
-            page.context.close()

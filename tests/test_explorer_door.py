@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from llm_proxy.explorer import unix
+from llm_proxy import unix
 from llm_proxy.proxy import explorer
 from llm_proxy.proxy.authority import parse_base
 from llm_proxy.proxy.explorer import Explorer

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from aiohttp import web
 
-from llm_proxy.explorer import unix
+from llm_proxy import unix
 from llm_proxy.explorer.bell import Bell
 from llm_proxy.explorer.options import Options
 from llm_proxy.explorer.serving import serve

@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from llm_proxy.explorer import guard, unix
+from llm_proxy import unix
+from llm_proxy.explorer import guard
 from llm_proxy.explorer.guard import Keys
 from llm_proxy.explorer.options import Options
 from llm_proxy.explorer.serving import serve

@@ -607,6 +607,10 @@ def said(count: int) -> Callable[[Reply], None]:
     return check
 
 
+def text_is(reply: Reply, text: str) -> None:
+    assert json.loads(reply.body)["content"][0]["text"] == text
+
+
 # (what is asked for, of which request, what comes)
 CASES: list[tuple[str, Any, Callable[[Reply], None]]] = [
     ("cut=3", STREAM, events(3, "fin")),
@@ -655,6 +659,7 @@ CASES: list[tuple[str, Any, Callable[[Reply], None]]] = [
     ("bytes=41; type=text/event-stream", PLAIN, lambda reply: has(body=b"A")(reply)),
     ("chunks=300", PLAIN, one_byte_chunks),
     ("words=500", PLAIN, said(500)),
+    ("say=c3bc", PLAIN, lambda reply: text_is(reply, "ü")),
     ("delay=20", PLAIN, has()),
     ("fixed=2000", PLAIN, lambda reply: shaped(reply, 2000)),
     ("fixed=100000", PLAIN, lambda reply: shaped(reply, 100_000)),

@@ -18,14 +18,16 @@ ALLOWED = {
     "records": {"dialects", "wire"},
     "journal": {"records", "dialects", "wire"},
     "sinks": {"records", "dialects", "wire"},
-    "proxy": {"journal", "records", "wire"},
+    "proxy": {"journal", "records", "wire", "unix"},
     "index": {"sinks", "records", "dialects", "wire"},
     "formats": {"index", "sinks", "records", "dialects", "wire", "errors"},
     "keeper": {"index", "sinks", "journal", "records", "dialects", "wire"},
-    "explorer": {"index", "formats", "sinks", "journal", "records", "dialects", "wire"},
+    "explorer": {"index", "formats", "sinks", "journal", "records", "dialects", "wire", "unix"},
+    "gateway": {"records", "dialects", "wire", "unix"},
     "lanes": {"formats", "index", "sinks", "records", "dialects", "wire"},
     "service": {
         "explorer",
+        "gateway",
         "lanes",
         "keeper",
         "proxy",
@@ -38,11 +40,13 @@ ALLOWED = {
         "wire",
         "settings",
         "paths",
+        "unix",
         "errors",
     },
     "cli": {"service", "formats", "index", "sinks", "records", "dialects", "wire", "settings", "paths", "errors"},
     "settings": {"paths", "errors"},
     "paths": set(),
+    "unix": set(),
     "errors": set(),
     "__main__": {"cli"},
 }
@@ -104,3 +108,37 @@ def test_the_daemon_does_without_the_heavy_ones():
     loaded = set(done.stdout.split())
     heavy = {"aiohttp", "argparse", "msgspec", "psutil", "sqlite3", "tomllib", "tomlkit", "yaml", "http.client"}
     assert not loaded & (heavy | {"llm_proxy.dialects", "llm_proxy.sinks", "llm_proxy.settings"})
+    assert not loaded & _GATEWAYS and not [name for name in loaded if name.startswith("llm_proxy.gateway")]
+
+
+# What only a gateway's own process needs, and the commands that look after its store.
+_GATEWAYS = {"aiosqlite", "alembic", "argon2", "asyncpg", "bcrypt", "bpe_openai", "cryptography", "jwt", "redis"}
+_GATEWAYS |= {"sqlalchemy", "greenlet"}
+
+
+@pytest.mark.parametrize("command", [["--env"], ["--status"], ["doctor"], ["sessions"], ["stats"], ["--help"]])
+def test_commands_load_nothing_of_the_gateways(command, environ):
+    """Whoever has no team pays nothing for it: neither its packages nor, but for what it is told, its modules."""
+    code = "import sys, runpy, atexit\natexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+    code += "sys.argv[0] = 'llm-proxy'\nrunpy.run_module('llm_proxy', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=60, env=environ
+    )
+    loaded = set(done.stderr.split())
+    assert "llm_proxy.cli" in loaded, done.stderr
+    assert not loaded & _GATEWAYS
+    ours = {name for name in loaded if name.startswith("llm_proxy.gateway.")}
+    assert ours <= {"llm_proxy.gateway.options"}, ours
+
+
+def test_only_the_service_imports_the_gateway():
+    """And of its modules only what tells it and what looks after its store; the heavy ones in one module of the service."""
+    found = set()
+    for path in _modules():
+        if _part(path) != "gateway":
+            found |= {(path.relative_to(ROOT).as_posix(), line) for line, part in _imports(path) if part == "gateway"}
+    assert {name for name, _ in found} == {
+        "service/gateway.py",
+        "service/gateway_care.py",
+        "service/gateway_secrets.py",
+    }

@@ -71,8 +71,11 @@ def _files(home):
     return sorted(str(path.relative_to(home)) for path in home.rglob("*"))
 
 
-def test_install_upgrade_and_a_build_that_does_not_run(checkout, home):
-    """One home through its life: installed, running; again, a new process on the same port; a broken build changes nothing."""
+def test_install_upgrade_and_a_build_that_does_not_run(checkout, home, releases):
+    """One home through its life: installed, running; again, a new process on the same port; a broken build changes nothing.
+
+    By pip from where everybody's packages come from, then by uv from a folder.
+    """
     done = _install(checkout, home)
     assert done.returncode == 0, done.stderr
     for words in ("RUNNING", "is installed", "not on your PATH yet", "--env"):
@@ -94,7 +97,7 @@ def test_install_upgrade_and_a_build_that_does_not_run(checkout, home):
     )
     assert taken.stdout == f"{first['url']}/openai/api.openai.com/v1\n"
 
-    again = _install(checkout, home)
+    again = _install(checkout, home, **releases.environ())
     assert again.returncode == 0, again.stderr
     second = _status(home)
     assert second["running"] and second["pid"] != first["pid"] and second["port"] == first["port"]
@@ -103,7 +106,7 @@ def test_install_upgrade_and_a_build_that_does_not_run(checkout, home):
     good = source.read_text()
     source.write_text("raise SystemExit('broken')\n")
     try:
-        broken = _install(checkout, home)
+        broken = _install(checkout, home, **releases.environ())
     finally:
         source.write_text(good)
     assert broken.returncode == 1 and "the new build does not run; nothing was changed" in broken.stderr
@@ -113,7 +116,7 @@ def test_install_upgrade_and_a_build_that_does_not_run(checkout, home):
     config = home / ".config/llm-proxy/config.toml"
     config.parent.mkdir(parents=True)
     config.write_text("prot = 1\n")
-    wrong = _install(checkout, home)
+    wrong = _install(checkout, home, **releases.environ())
     assert wrong.returncode == 1 and "did you mean 'port'" in wrong.stderr and "nothing was changed" in wrong.stderr
     config.unlink()
     assert _status(home)["pid"] == second["pid"]

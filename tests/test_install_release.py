@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 
-from tests.installbed import Person, stub, tools
+from tests.installbed import PATH, Person, stub, tools
 from tests.release import NEW, OLD, ROOT, add_sums
 from tests.runtimes import archive
 from tests.shellbed import program
@@ -58,7 +58,11 @@ def test_a_life_of_releases(person, releases, serve, page):
     (page / "install.sh").write_text(web.script)
     line = f"curl -fsSL {web.url}/install.sh | sh"
     done = subprocess.run(
-        ["sh", "-c", line], env=person.environ(LLM_PROXY_VERSION=OLD), capture_output=True, text=True, timeout=200
+        ["sh", "-c", line],
+        env=person.environ(LLM_PROXY_VERSION=OLD, PATH=PATH),
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"llm-proxy {OLD} is installed" in done.stdout and "New shells use it by themselves" in done.stdout
@@ -236,12 +240,12 @@ def test_the_archive_that_is_made_for_this_machine(person, with_python, serve, t
     assert person.snapshot() == person.before
 
 
-def test_a_python_that_does_not_run_here(person, with_python, serve, tmp_path):
+def test_a_python_that_does_not_run_here(person, releases, with_python, serve, tmp_path):
     """It says why, and builds with the Python here; where there is none, or that fails, it takes everything back."""
     script = serve(with_python).script
     for changes, words in (
         ({"PATH": tools(tmp_path / "bare", python=False)}, "or uv, which brings its own; PYTHON="),
-        ({"PIP_FIND_LINKS": "/nonexistent"}, f"llm-proxy {NEW} could not be installed, see above"),
+        (releases.found("/nonexistent"), f"llm-proxy {NEW} could not be installed, see above"),
     ):
         done = person.install(script, **changes)
         assert done.returncode == 1 and "GLIBC_2.99 not found); building it with the one here" in done.stderr
@@ -293,7 +297,7 @@ def test_one_at_a_time(person, releases, serve):
     gone.wait()
     (versions / ".lock").unlink()
     (versions / ".lock").symlink_to(str(gone.pid))
-    done = person.install(serve(releases.page).script, PIP_FIND_LINKS="/nonexistent")
+    done = person.install(serve(releases.page).script, **releases.found("/nonexistent"))
     assert done.returncode == 1 and "could not be installed" in done.stderr
     assert re.findall("half|lock", " ".join(path.name for path in versions.iterdir())) == ["half"]
 
@@ -303,10 +307,8 @@ def test_uv_first_and_pip_after_it(person, releases, serve, tmp_path, uv):
     """A uv that fails is said, and pip does it."""
     if uv == "broken":
         stub(tmp_path / "bin", "uv", "exit 3")
-    (tmp_path / "uv.toml").write_text(f"no-index = true\nfind-links = ['{releases.wheels}']\n")
-    changes = {"UV_CONFIG_FILE": tmp_path / "uv.toml"}
-    path = f"{tmp_path}/bin:{os.environ['PATH']}"
-    done = person.install(serve(releases.page).script, "--no-shell", PATH=path, **changes)
+    path = f"{tmp_path}/bin:{releases.path}"
+    done = person.install(serve(releases.page).script, "--no-shell", PATH=path, UV_CACHE_DIR=None)
     assert done.returncode == 4, done.stdout + done.stderr
     assert ("uv could not do it" in done.stderr) == (uv == "broken")
     assert person.status()["version"] == NEW

@@ -52,6 +52,8 @@ def test_calls_go_on_over_the_turn_of_a_segment(daemon):
             daemon.entries(
                 until=lambda found, wanted=number + 1: sum(one["type"] == "response" for one in found) == wanted
             )
+            if number == 2:  # no call comes behind it
+                break
             deadline = time.monotonic() + 60
             while sorted(segments.glob("*.seg")) == before or len(sorted(segments.glob("*.seg"))) > 1:
                 assert time.monotonic() < deadline

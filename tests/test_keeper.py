@@ -36,6 +36,8 @@ from llm_proxy.sinks.log_files import Logs
 from tests.journals import WALL, Call, Journal
 
 ROOT = os.geteuid() == 0
+KILLS = int(os.environ.get("KEEPER_KILLS", "25"))
+PER_KILL = 300  # calls that are written between two
 
 
 class Place:
@@ -366,15 +368,15 @@ def interleaved(journal: Path, calls: list[Call]) -> Iterator[int]:
 
 
 def test_killed_at_any_moment_everything_is_told_once(place: Place) -> None:
-    """More than fifty SIGKILLs at random moments of a replay; every exchange is in the files once, none is torn."""
-    calls = mixed(20_000)
+    """KEEPER_KILLS SIGKILLs at random moments of a replay; every exchange is in the files once, none is torn."""
+    calls = mixed((KILLS + 6) * PER_KILL)
     growing = interleaved(place.journal, calls)
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    for _ in range(60):
+    for _ in range(KILLS):
         before = size_of(place.logs)
-        deque(islice(growing, 300), maxlen=0)
+        deque(islice(growing, PER_KILL), maxlen=0)
         keeper = place.start()
         try:
             until(lambda: size_of(place.logs) != before)  # noqa: B023

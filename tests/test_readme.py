@@ -28,6 +28,7 @@ import pytest
 from llm_proxy.service import environment
 from tests.fakeprovider import FakeProvider
 from tests.fakeprovider.answers import SENTENCE
+from tests.gatewaybed import Gateway
 from tests.installbed import Person, stub
 from tests.release import NEW, OLD, copy_sources
 from tests.runtimes import bundled
@@ -70,6 +71,7 @@ TARGET = "llm-proxy --target-url https://api.openai.com/v1"
 TACO = "llm-proxy start"
 NAMED = "llm-proxy --config config.yaml"
 DOORS = (TARGET, TACO, NAMED)
+GATEWAY = "llm-proxy gateway --port 8080"
 TESTS = "sh scripts/test.sh"  # what runs these tests
 
 
@@ -96,6 +98,7 @@ def test_every_command_is_run_here() -> None:
         BEDROCK,
         BEDROCK_SHELL,
         *DOORS,
+        GATEWAY,
         TESTS,
     }
     assert subprocess.run(["sh", "-n", "scripts/test.sh"], cwd=ROOT, timeout=20).returncode == 0
@@ -312,6 +315,15 @@ def test_other_programs_ways_in_open_as_shown(start: Any, tmp_path: Path) -> Non
     named = start(*shlex.split(NAMED)[1:], env=options["env"] | {"A_KEY": "sk-readme"}, cwd=tmp_path)
     assert named.wait_for_line(r"^  gpt-4: https://api\.openai\.com/v1, as gpt-4-turbo$")
     assert named.wait_for_line(f"dataset: {tmp_path}/data$")
+
+
+def test_the_line_for_a_team(start: Any, free_port: int) -> None:
+    """From nothing: it says where clients find it and who is the administrator, and takes the first account."""
+    arguments = [str(free_port) if word == "8080" else word for word in shlex.split(GATEWAY)[1:]]
+    gateway = Gateway(start(*arguments)).wait()
+    gateway.daemon.wait_for_line(rf"gateway: http://127\.0\.0\.1:{free_port}/v1 for OpenAI's clients")
+    gateway.daemon.wait_for_line("the very first is the administrator's")
+    assert gateway.want(200, "GET", "/auth/me", token=gateway.admin)["role"] == "admin"
 
 
 def test_without_a_daemon_it_runs_in_the_terminal(start: Any, free_port: int) -> None:

@@ -141,6 +141,9 @@ def test_a_daemon_on_every_address_says_what_is_missing(start: Any, provider: Pr
     daemon.wait_for_line("there is no token: calls are refused. Set listen.token .LLM_PROXY_LISTEN_TOKEN")
     assert status(daemon.port, f"/anthropic/127.0.0.1:{provider.port}/v1/models") == 404
     assert status(daemon.port, "/health") == 200
+    for fields in ({}, {"X_LLM_Proxy_Token": ""}, {"Authorization": "Bearer "}, {"x_api_key": ""}):
+        assert status(daemon.port, "/metrics", **fields) == 403
+    assert status(daemon.port, "/secret//metrics") == 404
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import time
 
 import pytest
 
-from tests.installbed import Person, real, stub, tools
+from tests.installbed import PATH, Person, real, stub, tools
 from tests.release import NEW, OLD, Server
 
 CASES = []
@@ -125,10 +125,10 @@ def _(world, name):
 
 @case("D38-full-tmp")
 def _(world, name):
-    """It needs no room there."""
+    """It needs no room there, nor does pip."""
     tmp = world.folder / "tmp"
     tmp.mkdir()
-    installed(world.fresh, world.script(), prefix=mounted(tmp, "size=4k"), TMPDIR=tmp)
+    installed(world.fresh, world.script(), prefix=mounted(tmp, "size=4k"), TMPDIR=tmp, PATH=PATH)
     gone(world.fresh)
 
 
@@ -156,7 +156,8 @@ def _(world, name):
 def _(world, name):
     """The command can be run, and nobody else can write what it runs."""
     person = world.fresh
-    installed(person, world.script(), prefix=["sh", "-c", f'umask {name[-3:]}; exec "$@"', "sh"])
+    path = PATH if name.endswith("077") else world.releases.path
+    installed(person, world.script(), PATH=path, prefix=["sh", "-c", f'umask {name[-3:]}; exec "$@"', "sh"])
     loose = [path for path in person.home.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o022]
     assert loose == [] and person.launcher.stat().st_mode & 0o777 == 0o755
     gone(person)
@@ -214,7 +215,7 @@ def _(world, name):
     system, processor = machine.split()
     stub(world.folder / "bin", "uname", f"case ${{1-}} in -m) echo {processor} ;; *) echo {system} ;; esac")
     stub(world.folder / "bin", "ldd", "echo 'musl libc (x86_64)' >&2; exit 1")
-    path = f"{world.folder}/bin:{os.environ['PATH']}"
+    path = f"{world.folder}/bin:{PATH}"
     done = world.fresh.install(world.script(), "--dry-run", PATH=path)
     assert done.returncode == 0 and f"llm-proxy-{NEW}.tar.gz" in done.stdout
     wheels = shutil.copytree(world.releases.wheels, world.folder / "wheels")
@@ -310,7 +311,7 @@ STRIKES = {
 def _(world, name):
     """The version before works; nothing half stays behind, in a fresh home nothing at all."""
     means, at = STRIKES[name]
-    path = os.environ["PATH"]
+    path = PATH if means == "file" else world.releases.path
     if means not in ("file", "line"):
         uses = world.folder / "uses"
         strike = (
@@ -390,7 +391,7 @@ def _(world, name):
     stub(prefix / "bin", "brew", "exit 0")
     stub(prefix / "bin", "llm-proxy", "echo 'llm-proxy 0.0.1'")
     person = world.fresh
-    path = f"{prefix}/bin:{person.home}/.local/bin:{os.environ['PATH']}"
+    path = f"{prefix}/bin:{person.home}/.local/bin:{world.releases.path}"
     done = installed(person, world.script(), PATH=path, HOMEBREW_PREFIX=prefix)
     assert f"your PATH has another llm-proxy before it: {prefix}/bin/llm-proxy" in done.stderr
     done = person.command("doctor", PATH=path, HOMEBREW_PREFIX=prefix)

@@ -166,7 +166,7 @@ def alice(tmp_path, bundled):
 
 def said(user, name, pattern):
     """A number in the first line of a unit of the machine."""
-    found = user.run(f"for i in $(seq 200); do [ -s /run/{name} ] && break; sleep 0.05; done; cat /run/{name}").stdout
+    found = user.run(f"for i in $(seq 1200); do [ -s /run/{name} ] && break; sleep 0.05; done; cat /run/{name}").stdout
     return int(found.split(pattern)[1].split()[0])
 
 

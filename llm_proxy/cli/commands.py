@@ -285,6 +285,7 @@ WORDS: dict[str, Callable[[Sequence[str]], int]] = {
     "doctor": _word("doctor"),
     "explore": _word("explore"),
     "export": _word("export"),
+    "gateway": _word("gateway"),
     "help": _help_word,
     "import": _word("import_"),
     "loki": _word("loki"),

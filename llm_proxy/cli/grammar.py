@@ -241,6 +241,52 @@ COMMANDS = (
         ),
         examples=("llm-proxy start --port 4567 --config config.json",),
     ),
+    Command(
+        "gateway",
+        "run",
+        "serve a team: one API, with keys, aliases, fallbacks, limits",
+        _RUNNING,
+        more="The first account that signs up is the administrator. DATABASE_URL and REDIS_URL name a PostgreSQL and a"
+        " Redis that several machines share; JWT_SECRET and ENCRYPTION_KEY are made on this machine where they are not"
+        " set. docs/gateway.md tells how to begin.",
+        examples=("llm-proxy gateway --port 8080", "DATABASE_URL=postgresql://... llm-proxy gateway --host 0.0.0.0"),
+    ),
+    Command(
+        "gateway check",
+        "care",
+        "whether the gateway's store, keys and Redis are as they must be",
+        (_JSON, _CONFIG),
+        more="Exit status 1 where something is wrong.",
+        examples=("llm-proxy gateway check",),
+    ),
+    Command("gateway migrate", "care", "bring the gateway's store to this version", (_CONFIG,)),
+    Command(
+        "gateway rotate-key",
+        "care",
+        "encrypt the providers' keys anew, with a new key",
+        (_JSON, _CONFIG),
+        more="Where ENCRYPTION_KEY is set, it is the new one and OLD_ENCRYPTION_KEYS those before. Otherwise one is"
+        " made. It may be repeated, and goes on where it was broken off.",
+        examples=("llm-proxy gateway rotate-key",),
+    ),
+    Command(
+        "gateway import",
+        "care",
+        "take over what a TokenTracer has in its database",
+        (
+            Option(("--encryption-key",), "a file with TokenTracer's ENCRYPTION_KEY", "FILE", kind="file"),
+            Option(
+                ("--jwt-secret",), "a file with its JWT_SECRET, so that its keys go on working", "FILE", kind="file"
+            ),
+            _DRY_RUN,
+            _JSON,
+            _CONFIG,
+        ),
+        (Argument("URL", "its database: postgresql://..."),),
+        more="Without the files, this gateway's own secrets are taken to be TokenTracer's. Nothing is changed there,"
+        " and a second run adds nothing.",
+        examples=("llm-proxy gateway import postgresql://localhost/tokentracer --dry-run",),
+    ),
     # --- clients
     _flag(
         "--env",

@@ -15,7 +15,7 @@ from pathlib import Path
 from llm_proxy.explorer.options import Options, options
 from llm_proxy.explorer.serving import serve
 from llm_proxy.explorer.site import BELL, SITE, application
-from llm_proxy.explorer.unix import PathTooLong, bind
+from llm_proxy.unix import PathTooLong, bind
 
 _NICENESS = 10  # people wait for a page; streams come first all the same
 

@@ -16,6 +16,7 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 from llm_proxy.journal.frames import Closing, Flag, Frame, Kind, Note, Opening, rerouted, unpack_end, unpack_open
 from llm_proxy.journal.reader import Batch, Position, position_of
 from llm_proxy.records.exchange import Body, Ending, Exchange, Fields
+from llm_proxy.wire import attribution
 from llm_proxy.wire.framing import BadFraming, Framing, UntilClose, for_request, for_response
 from llm_proxy.wire.head import BadHead, pairs, parse_request, parse_response
 from llm_proxy.wire.masking import masked_value
@@ -157,6 +158,8 @@ class Call:
 
     def _exchange(self, start: str, fields: Fields, request: _Payload, answer: _Payload | None) -> Exchange:
         provider, scheme, authority, why = self.opening.route
+        # Sent by anybody else these are fields like any other.
+        gateway, fields = attribution.taken(fields) if why == attribution.WHY else (None, fields)
         method, _, rest = start.partition(" ")
         line, response_fields = pairs(self.head.payload) if self.head is not None else ("", ())
         status, reason = _status(line)
@@ -192,6 +195,7 @@ class Call:
             client_port=self.port,
             reused=bool(notes & Note.REUSED) if self.closing is not None and status else None,
             connected=max(0, closing.connected_at - self.at) if closing.connected_at else 0,
+            gateway=gateway,
         )
 
 

@@ -9,6 +9,7 @@ import json
 import secrets
 import time
 from typing import NamedTuple
+from urllib.parse import quote
 
 from llm_proxy.dialects.hints import Hint, client_session, is_conversation
 from llm_proxy.keeper.projects import Client
@@ -33,16 +34,21 @@ class Belonging(NamedTuple):
 
 def belonging(exchange: Exchange, logs: str, hint: Hint | None, fetched: bool) -> Belonging:
     """`fetched`: the call is about an answer that was given before."""
-    scope = logs, exchange.provider, exchange.upstream
+    scope, user = (logs, exchange.provider, exchange.upstream), _user(exchange)
     if hint is not None:
         agent = hint.agent
         if agent is None:
-            return Belonging(Key(*scope, _client(hint.id, "")), hint.source)
-        parent = Key(*scope, _client(hint.id, agent.parent))
-        return Belonging(Key(*scope, _client(hint.id, agent.id)), hint.source, parent, agent.name)
+            return Belonging(Key(*scope, _client(hint.id, "") + user), hint.source)
+        parent = Key(*scope, _client(hint.id, agent.parent) + user)
+        return Belonging(Key(*scope, _client(hint.id, agent.id) + user), hint.source, parent, agent.name)
     if not fetched and (exchange.websocket or is_conversation(exchange.method, exchange.path)):
         return Belonging(Key(*scope, f"call:{exchange.id}"), stitched=True)
-    return Belonging(Key(*scope, time.strftime("day:%Y-%m-%d", _local(exchange))), stitched=fetched)
+    return Belonging(Key(*scope, time.strftime("day:%Y-%m-%d", _local(exchange)) + user), stitched=fetched)
+
+
+def _user(exchange: Exchange) -> str:
+    """What parts the sessions of the gateway's users: the ids before it have no spaces."""
+    return "" if exchange.gateway is None else f" user:{quote(exchange.gateway.user, safe='@')}"
 
 
 def _client(session: str, agent: str) -> str:

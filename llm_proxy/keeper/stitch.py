@@ -53,8 +53,10 @@ def client(exchange: Exchange, process: int) -> Client:
 
 
 def scope(logs: str, exchange: Exchange) -> bytes:
-    """Where keys mean the same."""
-    return _key(b"", "\0".join((logs, exchange.provider, exchange.upstream)).encode("utf-8", "surrogatepass"))
+    """Where keys mean the same; what the gateway's users say is for each of them alone."""
+    user = () if exchange.gateway is None else (exchange.gateway.user,)
+    parts = (logs, exchange.provider, exchange.upstream, *user)
+    return _key(b"", "\0".join(parts).encode("utf-8", "surrogatepass"))
 
 
 def track(where: bytes, who: Client, asked: Asked) -> Track:

@@ -22,12 +22,14 @@ class Access:
         self._origins = frozenset(origin.lower() for origin in origins)
         self._good_hosts: set[bytes] = set()
 
-    def refusal(self, head: RequestHead, *, trusted: bool = False) -> str | None:
+    def refusal(self, head: RequestHead, *, trusted: bool = False, any_host: bool = False) -> str | None:
         """Why a request is not served, in words for whoever sent it; None: it is.
 
         `trusted`: it brings a token, which no page has that re-points its own name at us; then any Host is good.
+        `any_host`: so it is for programs, but a page must not be of that name.
         """
-        if not trusted and head.host not in self._good_hosts and not self.is_good_host(head.host):
+        good = trusted or head.host in self._good_hosts or self.is_good_host(head.host)
+        if not good and not any_host:
             return (
                 f"Host {head.host.decode('latin-1')!r} is neither a loopback name nor listed in [listen] hosts; "
                 "requests of web pages for other names are not served"
@@ -39,7 +41,8 @@ class Access:
                 origin = field.value.lower()
                 if origin.decode("latin-1") in self._origins:
                     listed = True  # another site by nature, and so its Sec-Fetch-Site says
-                elif origin != b"http://" + head.host.lower():  # `null`, other ports of this machine: other sites
+                # `null`, other ports of this machine, and names that somebody points at us: other sites
+                elif not good or origin != b"http://" + head.host.lower():
                     return (
                         f"Origin {field.value.decode('latin-1')!r} is another site's page; list it in [listen] origins "
                         "if it is yours"

@@ -75,6 +75,15 @@ class ClientConnection(asyncio.Protocol):
             self._fault(error)
 
     @property
+    def host(self) -> bytes:
+        """Its address, empty where it has none."""
+        peer = self.transport.get_extra_info("peername") if self.transport is not None else None
+        if not isinstance(peer, tuple):
+            return b""
+        # RFC 4291 §2.5.5.2: IPv4 through a socket of both families; RFC 4007 §11: a zone means nothing elsewhere
+        return bytes(peer[0].removeprefix("::ffff:").partition("%")[0], "ascii")
+
+    @property
     def caller(self) -> Caller:
         """Whose program this is; found out when a door asks for the first time."""
         if self._caller is None:

@@ -72,7 +72,7 @@ class Core:
 
     def leave(self, client: ClientConnection) -> None:
         self.clients.discard(client)
-        self._tell()
+        self.tell()
 
     def finished(self, relay: Relay) -> None:
         """An exchange has its ending."""
@@ -82,9 +82,10 @@ class Core:
                 self.witness(relay)
             except Exception as error:  # whatever is told, the exchange goes on to its end
                 self.fault(error)
-        self._tell()
+        self.tell()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Something has ended."""
         if self._ended is not None:
             self._ended.set()
 

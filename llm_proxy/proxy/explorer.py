@@ -1,29 +1,23 @@
 """The way to the explorer: `/llm-proxy/…` on our own port, carried to another process over a Unix socket.
 
-For the data plane it is one more upstream, with three differences: nothing of it is recorded or counted as an exchange,
-its streams may be silent for ever, and nobody waits for them when this process stops. Leaves out who starts the
+Its streams may be silent for ever, and nobody waits for them when this process stops. Leaves out who starts the
 process (the service hands that in) and who may look (the explorer's own guard does that).
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llm_proxy.proxy import answers
-from llm_proxy.proxy.authority import Authority
+from llm_proxy.proxy import answers, aside
 from llm_proxy.proxy.core import Core
-from llm_proxy.proxy.dialler import DialFailed, Dialler
+from llm_proxy.proxy.dialler import DialFailed
 from llm_proxy.proxy.relay import Relay
-from llm_proxy.proxy.router import NoRoute, PoolKey, Route
-from llm_proxy.proxy.tee import Tee
-from llm_proxy.proxy.upstream import UpstreamConnection
+from llm_proxy.proxy.router import NoRoute, Route
 from llm_proxy.records.exchange import Ending
 from llm_proxy.wire.head import RequestHead
 
@@ -34,11 +28,7 @@ if TYPE_CHECKING:
 ROOT = b"/llm-proxy"
 START_PATIENCE = 5.0  # seconds a visit waits for the process to start, before it is told to try again
 ANSWER_PATIENCE = 60.0  # seconds for an answer to begin; its own limits are far below
-_LOOK_EVERY = 0.03
 _MOST_IDLE = 8
-_EVERYTHING = 1 << 62  # of bodies is "recorded": none is, and so none is hashed either
-_HERE = Authority("the-explorer", None, None)
-_KEY = PoolKey("unix", "explorer", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +56,8 @@ class ExplorerDoor:
         self._home = home
         self.visited_at = time.monotonic()
         self._config = config
-        self._aside = _Aside(core, _Dialler(config))
+        dialler = aside.SocketDialler(config.address, _starting, start=config.start, patience=START_PATIENCE)
+        self._aside = aside.Aside(core, dialler)
 
     @property
     def open(self) -> int:
@@ -84,21 +75,7 @@ class ExplorerDoor:
             raise NoRoute(503, "explorer_off", self._config.unavailable, provider)
         if head.method not in (b"GET", b"HEAD"):
             raise NoRoute(405, "read_only", "nothing can be changed here: use GET or HEAD", provider)
-        return Route(
-            provider=provider,
-            scheme="http",
-            authority=_HERE,
-            target=target,
-            masked=b"",
-            host=head.host,
-            key=_KEY,
-            listed=True,
-            confidential=False,
-            why="explorer",
-            facts=b"",
-            door=self,
-            recorded=False,
-        )
+        return aside.route("explorer", target, head.host, provider=provider, door=self, remembered=False)
 
     def refusal(self, client: ClientConnection, request: Request) -> str:
         """Another user of this machine may have come by a session: a cookie for 127.0.0.1 goes to all of its ports."""
@@ -121,29 +98,7 @@ class ExplorerDoor:
 
     def close(self) -> None:
         """End everything that is open; a live page connects again, to whoever serves it next. Idempotent."""
-        for relay in list(self._aside.relays):
-            relay.interrupt("llm-proxy is stopping")
-        self._aside.pool.close()
-        self._aside.dialler.close()
-
-
-class _Aside(Core):
-    """A core of its own: no journal, no share in the counters, and its exchanges hold up no stop."""
-
-    def __init__(self, core: Core, dialler: Dialler) -> None:
-        super().__init__(
-            requests=core.requests,
-            dialler=dialler,
-            tee=Tee(None),
-            record_limit=_EVERYTHING,
-            max_connections=0,
-            head_timeout=core.head_timeout,
-            client_idle_timeout=core.client_idle_timeout,
-        )
-        self._core = core
-
-    def fault(self, error: Exception) -> None:
-        self._core.fault(error)
+        self._aside.close()
 
 
 class _ExplorerRelay(Relay):
@@ -153,32 +108,8 @@ class _ExplorerRelay(Relay):
         self._fail(Ending.UPSTREAM_FAILED, 503, error.code, error.message)
 
 
-class _Dialler(Dialler):
-    """Connects to the socket; where nobody serves it, has the process started and waits a little."""
-
-    def __init__(self, config: Explorer) -> None:
-        super().__init__(connect_timeout=START_PATIENCE, environment={})
-        self._config = config
-
-    async def dial(self, route: Route) -> UpstreamConnection:
-        loop = asyncio.get_running_loop()
-        deadline = time.monotonic() + START_PATIENCE
-        self._config.start()
-        while True:
-            link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            link.setblocking(False)
-            try:
-                await loop.sock_connect(link, self._config.address)
-                _, connection = await loop.create_unix_connection(lambda: UpstreamConnection(route.key), sock=link)
-                return connection
-            except OSError as error:
-                link.close()
-                if time.monotonic() > deadline:
-                    raise DialFailed("explorer_starting", "the explorer is starting") from error
-            except BaseException:
-                link.close()
-                raise
-            await asyncio.sleep(_LOOK_EVERY)  # nobody is told when the process has come so far
+def _starting() -> DialFailed:
+    return DialFailed("explorer_starting", "the explorer is starting")
 
 
 def _is_browser(head: RequestHead) -> bool:

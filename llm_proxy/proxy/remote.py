@@ -28,9 +28,9 @@ class Remote:
     """One for a proxy; it has no state."""
 
     def __init__(self, token: str, *, asked: bool) -> None:
-        """`asked`: who does not bring it is not served."""
+        """`asked`: who does not bring it is not served. An empty token nobody can bring."""
         self.asked = asked
-        self._guard = Guard((token,), required=True)
+        self._guard = Guard((token,) if token else (), required=True)
 
     def is_brought(self, head: RequestHead, target: bytes) -> bool:
         return self._guard.opened_by(head, _cut(target)[0])

@@ -22,6 +22,7 @@ from llm_proxy.wire.exposition import CONTENT_TYPE, Sample
 if TYPE_CHECKING:
     from llm_proxy.proxy.bedrock import BedrockDoor
     from llm_proxy.proxy.core import Core, OwnAnswer
+    from llm_proxy.proxy.gateway import GatewayDoor
     from llm_proxy.proxy.server import ProxyConfig
 
 # The keeper's numbers that `/metrics` passes on: name in its snapshot, name here, help.
@@ -50,10 +51,13 @@ Gauges = dict[str, tuple[str, Iterable[Sample]]]
 class Report:
     """Answers for one proxy."""
 
-    def __init__(self, config: ProxyConfig, core: Core, bedrock: BedrockDoor | None) -> None:
+    def __init__(
+        self, config: ProxyConfig, core: Core, bedrock: BedrockDoor | None, gateway: GatewayDoor | None = None
+    ) -> None:
         self._config = config
         self._core = core
         self._bedrock = bedrock
+        self._gateway = gateway
         self._since = time.time()
         self._started = time.monotonic()
         self.disks = Disks(config.disks)
@@ -128,6 +132,8 @@ class Report:
             "disk": {name: {"free": free} for name, free in self.disks.free.items()},
             "lag": {"bytes": size, "seconds": round(seconds, 3)},
         }
+        if self._gateway is not None:  # whether its process serves is /health/gateway's to tell
+            body["gateway"] = {"open": self._gateway.open}
         return answers.answer(200, json.dumps(body).encode())
 
     def _health_sinks(self) -> bytes:
@@ -170,6 +176,8 @@ class Report:
     def _metrics(self) -> bytes:
         keeper = self._keeper()
         gauges = self._own_gauges(keeper) | self._keeper_gauges(keeper) | self._sink_gauges()
+        if self._gateway is not None:
+            gauges |= self._gateway.gauges()
         text = self._core.metrics.text(gauges).encode()
         text += standing.figures(self._config.keeper_snapshot, keeper.get("pid"))
         return answers.answer(200, text, content_type=CONTENT_TYPE)

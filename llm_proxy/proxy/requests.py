@@ -17,6 +17,7 @@ from llm_proxy.wire import hop
 from llm_proxy.wire.head import BadHead, RequestHead, parse_request
 
 if TYPE_CHECKING:
+    from llm_proxy.proxy.gateway import GatewayDoor
     from llm_proxy.proxy.remote import Remote
 
 REMEMBERED = 64
@@ -81,6 +82,7 @@ class Requests:
         self._router = router
         self._front = front
         self._remote = remote
+        self.gateway: GatewayDoor | None = None
         self._known: dict[bytes, Prepared] = {}
 
     def known(self, raw: bytes) -> Request | None:
@@ -101,7 +103,9 @@ class Requests:
         if self._front is not None and self._front.decides(head, target):
             return head, target
         remote = self._remote
-        if remote is None:
+        if self.gateway is not None and self.gateway.takes(head, target):
+            refusal = self.gateway.refusal_of_page(self._access, head, target)
+        elif remote is None:
             refusal = self._access.refusal(head)
         else:
             refusal = self._access.refusal(head, trusted=remote.is_brought(head, target))
@@ -129,8 +133,8 @@ class Requests:
         if match is None and head.length:  # spelled in a way that is not looked for above: this once only
             return Request(Prepared(head, route, websocket, (outgoing, b""), (recorded, b"")), b"", head.length)
         prepared = Prepared(head, route, websocket, _cut(outgoing), _cut(recorded))
-        # An upgrade depends on more than the bytes compared, and its like does not come again; nor does a page's.
-        if len(raw) <= REMEMBERED_LENGTH and not head.upgrade and route.recorded:
+        # An upgrade depends on more than the bytes compared, and its like does not come again.
+        if len(raw) <= REMEMBERED_LENGTH and not head.upgrade and route.remembered:
             if len(self._known) >= REMEMBERED:
                 self._known.clear()
             key = raw if match is None else raw[: match.start(1)] + raw[match.end(1) :]

@@ -1,9 +1,9 @@
 """Where a request goes, from its head alone. Pure: a `Route`, or `NoRoute` with words for the caller.
 
-Order: the explorer's `/llm-proxy/…`; everything else to a single target, where one is configured. Without one:
-calls of named models, where there are any; Bedrock's paths, then provider paths `/{provider}/{host}/{path}`, then bare
-API paths to their provider's own host, or the one configured in its place. What this process answers itself
-(`/health`, `/metrics`) is the server's business.
+Order: the explorer's `/llm-proxy/…`; everything else to a single target, where one is configured. Without one: the
+gateway's paths and calls of named models, where there are any; Bedrock's paths, then provider paths
+`/{provider}/{host}/{path}`, then bare API paths to their provider's own host, or the one configured in its place. What
+this process answers itself (`/health`, `/metrics`) is the server's business.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llm_proxy.proxy.client import ClientConnection
     from llm_proxy.proxy.core import Core
     from llm_proxy.proxy.explorer import ExplorerDoor
+    from llm_proxy.proxy.gateway import GatewayDoor
     from llm_proxy.proxy.models import ModelsDoor
     from llm_proxy.proxy.relay import Relay
     from llm_proxy.proxy.remote import Remote
@@ -75,6 +76,14 @@ _GEMINI_PATHS = tuple(
     b"%b/%b/" % (before, version) for before in (b"", b"/upload") for version in (b"v1beta", b"v1alpha")
 )
 _GEMINI_KEY = re.compile(rb"\?(?:[^#]*&)?key=")  # OpenAI and Anthropic take keys in fields only
+# What a gateway gave out begins so, this machine's or another's: its keys, its sessions' tokens ({"iss":"llm-proxy"),
+# and the keys that TokenTracer gave out before it ({"exp":…,"iat":…,"scope":"api_key").
+_GATEWAY_TOKEN = (
+    rb"(?:llmp_|eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9\."
+    rb"(?:eyJpc3MiOiJsbG0tcHJveHki|eyJleHAi[\w-]{40}c2NvcGUiOiJhcGlfa2V5))"
+)
+_GATEWAY_KEY = re.compile(rb"(?i:bearer[ \t]+)?" + _GATEWAY_TOKEN)
+_GATEWAY_KEY_IN_QUERY = re.compile(rb"[?&][^=&]*=" + _GATEWAY_TOKEN)
 _GEMINI_CALL = re.compile(
     rb"/v1/[A-Za-z]+/[^/:?]+:(?:(?:stream|batch)?[Gg]enerateContent|countTokens|(?:asyncBatchE|batchE|e)mbedContents?"
     rb"|predict(?:LongRunning)?)(?:\?.*)?"
@@ -111,10 +120,10 @@ class Route:
     """Where one request goes. `target` is the raw target sent upstream, `masked` the same for the record.
 
     `host` is the Host value sent; `listed`: the operator has allowed this host, so its addresses are not judged;
-    `facts` is the route's part of the journal's OPEN frame; `recorded`: whether there is one; `confidential`: its
-    bodies are never recorded. `door`: who may call is asked there; `secret` is what the path names for it, and stands
-    in no record. `instead`: fields of the configuration that are sent. `patience`: seconds of silence that end it,
-    0 for the limits of all.
+    `facts` is the route's part of the journal's OPEN frame; `remembered`: whether the like of its head comes again;
+    `confidential`: its bodies are never recorded. `door`: who may call is asked there; `secret` is what the path names
+    for it, and stands in no record. `instead`: fields of the configuration that are sent. `patience`: seconds of
+    silence that end it, 0 for the limits of all.
     """
 
     provider: str
@@ -130,7 +139,7 @@ class Route:
     facts: bytes
     door: Door | None = None
     secret: bytes = field(default=b"", repr=False)
-    recorded: bool = True
+    remembered: bool = True
     instead: Instead | None = field(default=None, repr=False)
     patience: float = 0.0
 
@@ -147,6 +156,7 @@ class Route:
         confidential: bool = False,
         door: Door | None = None,
         secret: bytes = b"",
+        remembered: bool = True,
         instead: Instead | None = None,
         patience: float = 0.0,
     ) -> Route:
@@ -168,6 +178,7 @@ class Route:
             facts=route_facts(provider, base.scheme, str(base.authority), why),
             door=door,
             secret=secret,
+            remembered=remembered,
             instead=instead,
             patience=patience,
         )
@@ -188,6 +199,7 @@ class Router:
     """Remembers the routes it has made: targets repeat, and a head is routed on the hot path."""
 
     REMEMBERED = 512
+    known_hosts = frozenset((*HOSTS.values(), CHATGPT))  # the providers' own
 
     def __init__(
         self,
@@ -203,6 +215,7 @@ class Router:
     ) -> None:
         """`bases`: where bare API paths of a provider go instead of its own host."""
         self.explorer: ExplorerDoor | None = None
+        self.gateway: GatewayDoor | None = None
         self._target = target
         self._models = models
         self._bases = bases or {}
@@ -217,14 +230,16 @@ class Router:
         """The route of a request for an origin-form target. Raises NoRoute."""
         if self.explorer is not None and self.explorer.takes(head, target):
             return self.explorer.route(head, target)
+        if self.gateway is not None and (route := self.gateway.route(head, target)) is not None:
+            return route
         key = (head.method, target, *(field.line for _, field in head.special if field.role == Role.IDENTITY))
-        route = self._known.get(key)
-        if route is None:
-            route = self._decide(head, target)
+        known = self._known.get(key)
+        if known is None:
+            known = self._decide(head, target)
             if len(self._known) >= self.REMEMBERED:
                 self._known.clear()
-            self._known[key] = route
-        return route
+            self._known[key] = known
+        return known
 
     def _decide(self, head: RequestHead, target: bytes) -> Route:
         if self._target is not None:
@@ -251,20 +266,16 @@ class Router:
         return replace(self._pass_through(head, target), door=door, secret=secret, instead=instead)
 
     def _pass_through(self, head: RequestHead, target: bytes) -> Route:
-        first, _, rest = target[1:].partition(b"/")
-        provider = PROVIDERS.get(first.decode("latin-1"))
-        if provider is not None and rest:
-            named = _BEHIND_HOST.split(rest, maxsplit=1)[0]
-            path = rest[len(named) :]
-            path = path if path.startswith(b"/") else b"/" + path
-            return self._towards(head, provider, named.decode("latin-1").lower(), path, "provider path")
+        provider, named, path = named_in(target, PROVIDERS)
+        if provider is not None:
+            return self._as_meant(head, provider, named, path, "provider path")
         provider = bare_provider(head, target)
         if provider is None:
             raise NoRoute(404, "no_route", f"no route for this path: {HOW}")
         base = self._bases.get(provider)
         if base is not None:
             return self._at_base(provider, base, target)
-        return self._towards(head, provider, HOSTS[provider], target, "bare path")
+        return self._as_meant(head, provider, HOSTS[provider], target, "bare path")
 
     def _at_base(self, provider: str, base: Base, target: bytes) -> Route:
         """A bare API path, at the upstream that is configured in the place of the provider's own."""
@@ -275,21 +286,35 @@ class Router:
         confidential = CONFIDENTIAL.fullmatch(target) is not None
         return Route.at(base, target, provider=provider, why="bare path", confidential=confidential)
 
-    def _towards(self, head: RequestHead, provider: str, named: str, target: bytes, why: str) -> Route:
+    def _as_meant(self, head: RequestHead, provider: str, named: str, target: bytes, why: str) -> Route:
+        """To a provider's host, with what its clients leave out put in."""
         if target.startswith(CODEX + b"/") and named == HOSTS["openai"]:
             named, why = CHATGPT, "codex path"
         elif provider == "openai" and named == HOSTS["openai"] and _is_chatgpt_login(head):
             named, why = CHATGPT, "chatgpt login"
             target = CODEX + (target[3:] if target.startswith(b"/v1/") else target)
-        try:
-            authority = parse_authority(named)
-        except BadAuthority as error:
-            raise NoRoute(404, "bad_upstream", f"upstream host: {error}; {HOW}") from None
+        authority = authority_of(named)
+        if str(authority) in self.known_hosts and brings_gateway_key(head, target):
+            message = f"the key is a gateway's, which {authority} must not see, and no gateway is switched on here"
+            raise NoRoute(404, "not_served", message, provider)
         missing = _NEEDS_V1.get(authority.host)
         if missing is not None and missing.fullmatch(target):
             target = b"/v1" + target
+        return self._towards(provider, authority, target, why)
+
+    def _towards(
+        self,
+        provider: str,
+        authority: Authority,
+        target: bytes,
+        why: str,
+        *,
+        instead: Instead | None = None,
+        remembered: bool = True,
+    ) -> Route:
+        """To a host that is named in a path, as far as the policy lets it. Raises NoRoute."""
         listed = self._allow.scheme(authority)
-        if listed is None and self._policy is Policy.KNOWN and str(authority) not in (*HOSTS.values(), CHATGPT):
+        if listed is None and self._policy is Policy.KNOWN and str(authority) not in self.known_hosts:
             message = (
                 f'{authority} is not a known provider host; allow = ["https://{authority}"] under [upstreams] adds it'
             )
@@ -302,7 +327,28 @@ class Router:
             why=why,
             listed=listed is not None,
             confidential=CONFIDENTIAL.fullmatch(target) is not None,
+            remembered=remembered,
+            instead=instead,
         )
+
+
+def named_in(target: bytes, providers: Mapping[str, str]) -> tuple[str | None, str, bytes]:
+    """Provider, host and path of `/{provider}/{host}/{path}`; the provider is None where the target is none."""
+    first, _, rest = target[1:].partition(b"/")
+    provider = providers.get(first.decode("latin-1"))
+    if provider is None or not rest:
+        return None, "", b""
+    named = _BEHIND_HOST.split(rest, maxsplit=1)[0]
+    path = rest[len(named) :]
+    return provider, named.decode("latin-1").lower(), path if path.startswith(b"/") else b"/" + path
+
+
+def authority_of(named: str) -> Authority:
+    """Raises NoRoute."""
+    try:
+        return parse_authority(named)
+    except BadAuthority as error:
+        raise NoRoute(404, "bad_upstream", f"upstream host: {error}; {HOW}") from None
 
 
 def bare_provider(head: RequestHead, target: bytes) -> str | None:
@@ -322,6 +368,13 @@ def bare_provider(head: RequestHead, target: bytes) -> str | None:
     if b"anthropic-version" in names:
         return "anthropic"
     return "gemini" if b"x-goog-api-key" in names or _GEMINI_KEY.search(target) else "openai"
+
+
+def brings_gateway_key(head: RequestHead, target: bytes) -> bool:
+    """Such a key, or a session's token, is for no provider to see."""
+    return _GATEWAY_KEY_IN_QUERY.search(target) is not None or any(
+        field.role == Role.IDENTITY and _GATEWAY_KEY.match(field.value) for _, field in head.special
+    )
 
 
 def _is_chatgpt_login(head: RequestHead) -> bool:

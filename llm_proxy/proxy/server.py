@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llm_proxy import unix
 from llm_proxy.journal.writer import Journal
 from llm_proxy.proxy.access import Access
 from llm_proxy.proxy.authority import Allowed, Base
@@ -22,8 +23,11 @@ from llm_proxy.proxy.client import ClientConnection
 from llm_proxy.proxy.core import Core
 from llm_proxy.proxy.dialler import Dialler
 from llm_proxy.proxy.explorer import Explorer, ExplorerDoor
+from llm_proxy.proxy.gateway import Gateway, GatewayDoor
+from llm_proxy.proxy.gateway_calls import CallCore, CallRouter
 from llm_proxy.proxy.listener import Limits, Listener, descriptors, limits
 from llm_proxy.proxy.models import Models, ModelsDoor
+from llm_proxy.proxy.relay import Relay
 from llm_proxy.proxy.remote import Remote
 from llm_proxy.proxy.report import Report
 from llm_proxy.proxy.requests import Requests
@@ -67,6 +71,8 @@ class ProxyConfig:
     tls: ssl.SSLContext | None = None  # of the listener
     bases: Mapping[str, Base] = field(default_factory=dict)
     explorer: Explorer | None = None
+    gateway: Gateway | None = None  # takes no paths of a single target's
+    gateway_socket: str = ""  # where the gateway's own calls come in
     unrecorded: str = "there is no journal"  # what is said where that is so
 
 
@@ -78,9 +84,10 @@ class Proxy:
         self.tee = Tee(journal)
         self._bedrock = BedrockDoor(config.bedrock) if config.bedrock is not None else None
         models = ModelsDoor(config.models) if config.models is not None else None
+        allow, policy = Allowed(config.allow), Policy(config.policy)
         router = Router(
-            allow=Allowed(config.allow),
-            policy=Policy(config.policy),
+            allow=allow,
+            policy=policy,
             enabled=config.remote_routes,
             bedrock=self._bedrock,
             target=TargetDoor(config.target) if config.target is not None else None,
@@ -103,12 +110,21 @@ class Proxy:
         self.explorer: ExplorerDoor | None = None
         if config.explorer is not None:
             self.explorer = router.explorer = ExplorerDoor(config.explorer, self.core, home=config.target is None)
-        self._report = Report(config, self.core, self._bedrock)
+        self.gateway: GatewayDoor | None = None
+        self._calls: CallCore | None = None
+        if config.gateway is not None and config.target is None:
+            self.gateway = GatewayDoor(config.gateway, self.core, tls=config.tls is not None)
+            router.gateway = self.core.requests.gateway = self.gateway
+        if config.gateway_socket:
+            bases = (f"{base.scheme}://{base.authority}" for base in config.bases.values())
+            self._calls = CallCore(self.core, CallRouter(Allowed((*config.allow, *bases)), policy))
+        self._report = Report(config, self.core, self._bedrock, self.gateway)
         self.core.own = self._report.answers()
         below = {b"/llm-proxy" + path: make for path, make in self.core.own.items()}
         self.core.own = below if config.target is not None else self.core.own | below  # all else is the target's
         self._limits = Limits(config.max_connections, config.max_connections, 0)
         self._listener: Listener | None = None
+        self._calls_listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -116,7 +132,8 @@ class Proxy:
     async def listen(self, sockets: Sequence[socket.socket]) -> None:
         """Serve bound and listening sockets. Raises OSError."""
         core, wanted, available = self.core, self.config.max_connections, descriptors()
-        self._limits = limits(wanted, available)
+        # A call of the gateway's takes twice as many: two for the way to it, two for its own way on.
+        self._limits = limits(wanted, available if self._calls is None else available // 2)
         core.max_connections = self._limits.served
         if core.max_connections < wanted:
             log.warning(
@@ -134,8 +151,24 @@ class Proxy:
             lambda: self._limits.open - len(core.clients),
             self.config.tls,
         )
+        self._listen_for_calls()
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep_forever())
         self._report.disks.start()
+
+    def _listen_for_calls(self) -> None:
+        """Serve the gateway's own socket. Where that cannot be, all other traffic is served."""
+        calls = self._calls
+        if calls is None:
+            return
+        calls.max_connections = self._limits.served
+        try:
+            link = unix.bind(self.config.gateway_socket)
+        except (OSError, unix.PathTooLong) as error:
+            log.error("THE GATEWAY CANNOT CALL: its socket %s cannot be had: %s", self.config.gateway_socket, error)
+            return
+        self._calls_listener = Listener(
+            [link], lambda: ClientConnection(calls), lambda: self._limits.open - len(calls.clients)
+        )
 
     async def drain(self, limit: float, *, serving: float = 0.0) -> int:
         """Let exchanges end for up to `limit` seconds, then cut them; returns how many were cut.
@@ -150,7 +183,7 @@ class Proxy:
             await self._hear_out()
         self._turn_away()
         await self._wait_for_exchanges(now + limit)
-        cut = list(core.relays)
+        cut = self._under_way()
         for relay in cut:
             relay.interrupt("llm-proxy is stopping")
         return len(cut)
@@ -161,17 +194,28 @@ class Proxy:
             self._sweeper.cancel()
         self._report.disks.stop()
         self._turn_away()
-        for relay in list(self.core.relays):
+        if self._calls_listener is not None:
+            self._calls_listener.close()
+        for relay in self._under_way():
             relay.interrupt("llm-proxy is stopping")
+        if self.gateway is not None:
+            self.gateway.aside.close()
         self.tee.settle()
         self.core.pool.close()
         self.core.dialler.close()
         deadline = time.monotonic() + 1
         while self.core.clients and time.monotonic() < deadline:  # answers on their way out
             await self.core.something_ended(deadline - time.monotonic())
-        for client in list(self.core.clients):
+        for client in self._clients():
             client.break_off()
         await asyncio.sleep(0)
+
+    def _under_way(self) -> list[Relay]:
+        """What a stop waits for: exchanges, and requests to the gateway, which may yet have to make calls for them."""
+        return [*(self.gateway.aside.relays if self.gateway is not None else ()), *self.core.relays]
+
+    def _clients(self) -> list[ClientConnection]:
+        return [*self.core.clients, *(self._calls.clients if self._calls is not None else ())]
 
     def _stop_listening(self) -> None:
         self.core.draining = True
@@ -187,7 +231,10 @@ class Proxy:
                 return
 
     def _turn_away(self) -> None:
-        """Accept nothing more, and close the connections that have no exchange, or one with the explorer."""
+        """Accept nothing more, and close the connections that have no exchange, or one with the explorer.
+
+        The gateway's own stay: requests that it still serves take calls.
+        """
         self._stop_listening()
         if self.explorer is not None:
             self.explorer.close()
@@ -196,7 +243,7 @@ class Proxy:
                 client.close()
 
     async def _wait_for_exchanges(self, deadline: float) -> None:
-        while self.core.relays and (left := deadline - time.monotonic()) > 0:
+        while self._under_way() and (left := deadline - time.monotonic()) > 0:
             await self.core.something_ended(left)
 
     async def _sweep_forever(self) -> None:
@@ -211,9 +258,9 @@ class Proxy:
         """One coarse look a second instead of a timer per connection."""
         config, now = self.config, time.monotonic()
         now_ns = time.monotonic_ns()
-        for client in list(self.core.clients):
+        for client in self._clients():
             client.sweep(now)
-        for relay in list(self.core.relays):
+        for relay in self._under_way():
             quiet = (now_ns - relay.at) / 1e9
             waiting = relay.response_head is None and relay.request_done
             limit = relay.route.patience or (config.header_timeout if waiting else config.idle_timeout)
@@ -222,4 +269,6 @@ class Proxy:
         self.core.pool.expire(now, self._limits.idle)
         if self.explorer is not None:
             self.explorer.sweep(now)
+        if self.gateway is not None:
+            self.gateway.aside.pool.expire(now, self._limits.idle)
         self.tee.settle()

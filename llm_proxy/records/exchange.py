@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from uuid import UUID
 
+from llm_proxy.wire.attribution import Attribution
+
 
 class Ending(IntEnum):
     """Exactly one per exchange. The values are in the journal: never renumber. An upstream's 4xx or 5xx is COMPLETE."""
@@ -56,7 +58,8 @@ class Exchange:
     `status` is the upstream's, None where none arrived; `answered` the status this proxy gave itself (0: none).
     `client_port` is the client's TCP port where it was on this machine (0: it was not). `reused`: whether it went over
     a connection that was there already; None where that is not known. `connected` is nanoseconds after `opened` at
-    which one that was made for it was ready (0: not known).
+    which one that was made for it was ready (0: not known). `gateway`: for whom the gateway made the call;
+    None for every other call.
     """
 
     id: UUID
@@ -87,6 +90,7 @@ class Exchange:
     client_port: int = 0
     reused: bool | None = None
     connected: int = 0
+    gateway: Attribution | None = None
 
     @property
     def path(self) -> str:

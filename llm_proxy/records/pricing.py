@@ -7,6 +7,7 @@ come from (`price_data`) and where the result is kept. Never in the proxy's proc
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -138,10 +139,17 @@ class PriceBook:
     Nothing is loaded before the first price is asked for; the file is looked at again when it has changed.
     """
 
-    def __init__(self, overrides: Mapping[str, Mapping[str, object]] | None = None, data: str = "") -> None:
-        """`overrides`: by model or pattern of models (`*`, `?`), USD per million tokens of a class, or per use."""
+    def __init__(
+        self, overrides: Mapping[str, Mapping[str, object]] | None = None, data: str = "", *, every: float = 0.0
+    ) -> None:
+        """`overrides`: by model or pattern of models (`*`, `?`), USD per million tokens of a class, or per use.
+
+        `every`: seconds between two looks at the file.
+        """
         self._overrides = {model.lower(): _override(prices) for model, prices in (overrides or {}).items()}
         self._path = data
+        self._every = every
+        self._look_at = 0.0
         self._stamp: tuple[int, int] | None = None
         self._data: price_data.PriceData | None = None
         self._recent: dict[tuple[str, str, int, str], _Rates | None] = {}
@@ -149,6 +157,10 @@ class PriceBook:
     @property
     def data(self) -> price_data.PriceData:
         """The list in use."""
+        now = time.monotonic()
+        if self._data is not None and now < self._look_at:
+            return self._data
+        self._look_at = now + self._every
         stamp = _stamp(self._path)
         if self._data is None or stamp != self._stamp:
             self._data, self._stamp = price_data.stored(self._path) if stamp else price_data.bundled(), stamp

@@ -49,6 +49,7 @@ from llm_proxy.service.voice import Voice, VoiceHandler
 if TYPE_CHECKING:
     from llm_proxy.explorer.options import Options as ExploringOptions
     from llm_proxy.proxy.relay import Relay
+    from llm_proxy.service.gateway import Gatewaying
     from llm_proxy.settings import Loaded, Settings
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ class Daemon:
         self.keeper: Supervisor | None = None
         self.lanes: Supervisor | None = None
         self.exploring: Exploring | None = None
+        self.gatewaying: Gatewaying | None = None
         self.bedrock = bedrock.configured(settings)
         self.target = target.configured(settings)
         self.bases = target.bases(settings)
@@ -117,6 +119,7 @@ class Daemon:
         self.listeners = self._listen()
         target.refuse_ourselves(self.target, self.bases, self.listeners.port)
         models.refuse_ourselves(self.models, self.listeners.port)
+        self.gatewaying = self._gateway()
 
     def close(self) -> None:
         for link in self.listeners.sockets:
@@ -133,6 +136,8 @@ class Daemon:
         proxy.core.witness = self._witness()
         await proxy.listen(self.listeners.sockets)
         self._start_keeper()
+        if self.gatewaying is not None:
+            self.gatewaying.start()
         for warning in (*self.listeners.warnings, *remote.warnings(self.settings), *passing.warnings(self.settings)):
             log.warning("%s", warning)
         self._announce()
@@ -149,7 +154,7 @@ class Daemon:
         await proxy.close()
         if self.bedrock is not None:
             await self.bedrock.keys.close()
-        await asyncio.gather(self._settle(), self._stop_exploring())
+        await asyncio.gather(self._settle(), self._stop_exploring(), self._stop_gateway())
         self.manager.close()
 
     def _chores(self, proxy: Proxy) -> Iterator[Coroutine[Any, Any, None]]:
@@ -200,6 +205,8 @@ class Daemon:
             return f"every path goes to {self.target.base}{added and f', with {added}'}\n\nBase URL for clients: {url}"
         if self.models is not None:
             return models.lines(self.models, url)
+        if self.gatewaying is not None:
+            return self.gatewaying.lines(url)
         if self.door == "taco":
             exports = f"export ANTHROPIC_BASE_URL='{url}'\nexport OPENAI_BASE_URL='{url}/v1'\n"
             exports += f"export GOOGLE_GEMINI_BASE_URL='{url}'"
@@ -259,6 +266,19 @@ class Daemon:
     async def _stop_exploring(self) -> None:
         if self.exploring is not None:
             await self.exploring.stop()
+
+    async def _stop_gateway(self) -> None:
+        """Its calls have ended, or were cut, with the proxy's; what is left is to write down what they used."""
+        if self.gatewaying is not None:
+            await self.gatewaying.stop(0.2 if self._force.is_set() else SETTLE_LIMIT)
+
+    def _gateway(self) -> Gatewaying | None:
+        """Not started yet: it calls back through sockets of ours."""
+        if not self.settings.gateway_enabled:
+            return None
+        from llm_proxy.service.gateway import Gatewaying
+
+        return Gatewaying(self.settings, str(self.listeners.port))
 
     def _explorer(self) -> Exploring | None:
         """Not started yet: the first visit does that."""
@@ -324,6 +344,8 @@ class Daemon:
             tls=self.tls,
             bases=self.bases,
             explorer=Explorer(unavailable=self.unrecorded) if self.exploring is None else self.exploring.explorer,
+            gateway=None if self.gatewaying is None else self.gatewaying.door,
+            gateway_socket="" if self.gatewaying is None else self.gatewaying.upstream,
             unrecorded=self.unrecorded,
         )
 
@@ -396,6 +418,10 @@ class Service(Daemon):
         self.listeners = self._listen()
         target.refuse_ourselves(None, self.bases, self.listeners.port)
         models.refuse_ourselves(self.models, self.listeners.port)
+        try:
+            self.gatewaying = self._gateway()
+        except LlmProxyError as exc:  # it is not in the way of anybody else's calls
+            log.error("NO GATEWAY: %s; all other calls are carried", exc)
 
     def _count_start(self) -> None:
         # systemd counts itself, and starts the safe unit

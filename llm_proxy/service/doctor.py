@@ -32,6 +32,7 @@ class Check(NamedTuple):
 CHECKS = (
     Check("configuration", "the configuration is understood", daemon.configuration),
     Check("daemon", "the daemon runs, answers and records", daemon.runs),
+    Check("gateway", "the gateway serves, where it is switched on", daemon.gateway),
     Check("port", "its port is not in other hands", daemon.port),
     Check("state", "its state is its own", daemon.state_folder),
     Check("logs", "the logs can be written, and read by you alone", daemon.logs),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
-from llm_proxy.explorer import unix
+from llm_proxy import unix
 from llm_proxy.explorer.options import Options
 from llm_proxy.proxy.explorer import Explorer
 from llm_proxy.service.supervise import Supervisor

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def is_asked(settings: Settings) -> bool:
     """Whether who brings no token is not served: others reach the port, and nobody has said that they all may."""
-    return bool(settings.token) and not is_loopback(settings.host) and not settings.remote_routes
+    return bool(settings.token) and _is_guarded(settings)
 
 
 def is_open(settings: Settings) -> bool:
@@ -22,8 +22,14 @@ def is_open(settings: Settings) -> bool:
 
 
 def configured(settings: Settings) -> Remote | None:
-    """None where there is no token."""
-    return Remote(settings.token, asked=is_asked(settings)) if settings.token else None
+    """None where there is no token and needs none."""
+    guarded = _is_guarded(settings)
+    return Remote(settings.token, asked=guarded) if settings.token or guarded else None
+
+
+def _is_guarded(settings: Settings) -> bool:
+    """Whether others reach the port, and nobody has said that they all may use it."""
+    return not is_loopback(settings.host) and not settings.remote_routes
 
 
 def line(settings: Settings) -> str:
@@ -35,7 +41,7 @@ def line(settings: Settings) -> str:
 
 def warnings(settings: Settings) -> tuple[str, ...]:
     """What start-up says where nobody could use what is served."""
-    if is_open(settings) or settings.target_url or settings.models:
+    if is_open(settings) or settings.target_url or settings.models or settings.gateway_enabled:
         return ()
     return (
         f"host is {settings.host}, which other machines can reach, and there is no token: calls are refused. Set "

@@ -67,6 +67,15 @@ class Sink:
 
 
 @dataclass(frozen=True, slots=True)
+class Gateway:
+    """The daemon's gateway: "off", "serving" or "not answering"; `url` is its place on this machine."""
+
+    state: str = "off"
+    url: str = ""
+    reason: str = ""  # why it does not answer
+
+
+@dataclass(frozen=True, slots=True)
 class Logs:
     """The log folder and its size in bytes; `counted` is False where the walk ran out of time."""
 
@@ -112,6 +121,7 @@ class Status:
     autostart: Autostart = field(default_factory=Autostart)
     keeper: Keeper = field(default_factory=Keeper)
     sinks: tuple[Sink, ...] = ()  # those beside the session logs
+    gateway: Gateway = field(default_factory=Gateway)
     logs: Logs = field(default_factory=lambda: Logs("", 0, 0, True))
     shells: tuple[str, ...] = ()  # the files that point new ones here
     variables: tuple[Variable, ...] = ()
@@ -159,6 +169,7 @@ def look(settings: Settings, environ: dict[str, str]) -> Status:
         autostart=started,
         keeper=keeper,
         sinks=sinks,
+        gateway=_gateway(run) if "gateway" in health else Gateway(),
         logs=logs,
         shells=tuple(shells.patched(environ)),
         variables=tuple(variables(run.port, environ)),
@@ -193,6 +204,8 @@ def as_text(status: Status) -> str:
             ("Last call", status.keeper.last_exchange or "none since it started"),
         ]
         rows += [("Sinks" if not n else "", _lane_sentence(sink)) for n, sink in enumerate(status.sinks)]
+        if status.gateway.state != "off":
+            rows.append(("Gateway", _gateway_sentence(status.gateway)))
     more = "" if status.logs.counted else "more than "
     rows.append(("Started by", _autostart_sentence(status.autostart)))
     rows.append(("Logs", f"{status.logs.folder} ({more}{_size(status.logs.size)} in {status.logs.files} files)"))
@@ -284,6 +297,21 @@ def _sinks(facts: object) -> tuple[Sink, ...]:
         for name, told in facts.items()
         if isinstance(told, dict)
     )
+
+
+def _gateway(run: state.Run) -> Gateway:
+    """One that is switched on."""
+    url = f"http://127.0.0.1:{run.port}"
+    told = process.health(run, "/health/gateway")
+    if _text(told, "status") == "ok":
+        return Gateway("serving", url)
+    error = told.get("error")
+    reason = _text(error, "message") if isinstance(error, dict) else ""
+    return Gateway("not answering", url, reason or f"nothing came within {process.HEALTH_LIMIT:g} s")
+
+
+def _gateway_sentence(gateway: Gateway) -> str:
+    return f"{gateway.state} at {gateway.url}" + (f" ({gateway.reason})" if gateway.reason else "")
 
 
 def _lane_sentence(sink: Sink) -> str:

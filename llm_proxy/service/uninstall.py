@@ -18,7 +18,18 @@ from pathlib import Path
 
 from llm_proxy import paths, settings
 from llm_proxy.errors import CannotAttach, ConfigError, SetupFailed
-from llm_proxy.service import attached, brew, launchd, packaged, process, receipt, shells, systemd, units
+from llm_proxy.service import (
+    attached,
+    brew,
+    gateway_secrets,
+    launchd,
+    packaged,
+    process,
+    receipt,
+    shells,
+    systemd,
+    units,
+)
 from llm_proxy.service.daemon import unsettled
 from llm_proxy.service.keeping import arguments
 from llm_proxy.service.origin import origin
@@ -142,7 +153,9 @@ class _Uninstall:
             self._tree(Path(paths.config_file()).parent)
             self._tree(Path(paths.data_folder()))
             return
-        for what, folder in (("session logs", self.logs), ("datasets", datasets)):
+        gateway = Path(gateway_secrets.folder())
+        kept = {"session logs": self.logs, "datasets": datasets, "the gateway's store and keys": gateway}
+        for what, folder in kept.items():
             if folder.exists():
                 self.steps.say("logs", "unchanged", f"{what} stay in {folder}")
 

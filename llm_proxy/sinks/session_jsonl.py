@@ -21,6 +21,7 @@ from llm_proxy.dialects import frames
 from llm_proxy.dialects.terminal import ends_complete
 from llm_proxy.records.exchange import Body, Ending, Exchange, Fields
 from llm_proxy.wire import eventstream, sse, websocket
+from llm_proxy.wire.attribution import Attribution
 from llm_proxy.wire.codings import CodingError, Decoder
 
 Entry = dict[str, Any]
@@ -77,6 +78,8 @@ def request_entry(exchange: Exchange, session: str, seq: int, machine: str) -> E
     }
     if exchange.query:
         entry["query"] = _text(exchange.query)
+    if exchange.gateway is not None:
+        entry["gateway"] = _gateway(exchange.gateway)
     _add_body(entry, body, coding_of(exchange.request_headers))
     return dict(sorted((entry | _transport(exchange)).items()))
 
@@ -149,6 +152,13 @@ def _meta(exchange: Exchange, session: str, machine: str, ns: int) -> Entry:
 def _transport(exchange: Exchange) -> Entry:
     """By which door the call went, where that is not the provider's own API."""
     return {"transport": exchange.why} if exchange.why == BEDROCK else {}
+
+
+def _gateway(whose: Attribution) -> Entry:
+    told: Entry = {part: value for part, value in whose._asdict().items() if value}
+    if whose.attempt.isascii() and whose.attempt.isdigit():
+        told["attempt"] = int(whose.attempt[:9])
+    return dict(sorted(told.items()))
 
 
 def _add_ending(entry: Entry, exchange: Exchange, stream: Pieces) -> None:

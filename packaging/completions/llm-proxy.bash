@@ -33,7 +33,7 @@ _llm_proxy() {
     fi
     [[ $COMP_CWORD -gt 1 ]] || first=''
     case $first in
-        '') flags='--service --setup --status --uninstall --setup-shell --unsetup-shell --announce-socket -t --target-url --env --explore -V --version -h --help -p --port --host --log-dir --config' words='doctor upgrade start run attach detach explore sessions view search tail stats export compare import scan prices reprice reindex retention loki help completions' ;;
+        '') flags='--service --setup --status --uninstall --setup-shell --unsetup-shell --announce-socket -t --target-url --env --explore -V --version -h --help -p --port --host --log-dir --config' words='doctor upgrade start gateway run attach detach explore sessions view search tail stats export compare import scan prices reprice reindex retention loki help completions' ;;
         --service)
             case $prev in
                 -p | --port)  ;;
@@ -106,6 +106,19 @@ _llm_proxy() {
                 --host)  ;;
                 --log-dir) paths=-d ;;
                 *) flags='--port --config --host --log-dir -h --help' ;;
+            esac
+            ;;
+        gateway)
+            if [[ $COMP_CWORD -eq 2 && $cur != -* ]]; then prev='' words='check migrate rotate-key import'; fi
+            case $prev in
+                '') ;;
+                -p | --port)  ;;
+                --host)  ;;
+                --log-dir) paths=-d ;;
+                --config) paths=-f ;;
+                --encryption-key) paths=-f ;;
+                --jwt-secret) paths=-f ;;
+                *) flags='-p --port --host --log-dir --config --json --encryption-key --jwt-secret --dry-run -h --help' ;;
             esac
             ;;
         --env)
@@ -308,7 +321,7 @@ _llm_proxy() {
             ;;
         help)
             case $prev in
-                *) words='all service setup status doctor upgrade uninstall setup-shell unsetup-shell announce-socket target-url start env run attach detach explore sessions view search tail stats export compare import scan prices reprice reindex retention loki help completions version' flags='-h --help' ;;
+                *) words='all service setup status doctor upgrade uninstall setup-shell unsetup-shell announce-socket target-url start gateway env run attach detach explore sessions view search tail stats export compare import scan prices reprice reindex retention loki help completions version' flags='-h --help' ;;
             esac
             ;;
         completions)

@@ -15,7 +15,20 @@ import psutil
 
 from bench_suite.table import Row, markdown
 
-ROWS = ("latency", "throughput", "sse", "bedrock", "live", "memory", "keeper", "loki", "env", "service", "micro")
+ROWS = (
+    "latency",
+    "throughput",
+    "sse",
+    "bedrock",
+    "live",
+    "memory",
+    "keeper",
+    "loki",
+    "gateway",
+    "env",
+    "service",
+    "micro",
+)
 
 
 def machine() -> str:
@@ -31,7 +44,9 @@ def machine() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure llm-proxy beside nginx and mitmdump.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description="Measure llm-proxy beside nginx, mitmdump and LiteLLM."
+    )
     parser.add_argument("rows", nargs="*", metavar="row", help=f"of {', '.join(ROWS)}; all where none is named")
     parser.add_argument("--quick", action="store_true", help="few rounds: shows that it works, not how fast it is")
     given = parser.parse_args()

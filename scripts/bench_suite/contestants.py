@@ -149,10 +149,10 @@ def direct(upstream: int) -> Iterator[Contestant]:
 @contextmanager
 def nginx(upstream: int) -> Iterator[Contestant]:
     port = free_port()
-    with _folder() as folder:
+    with throwaway() as folder:
         config = folder / "nginx.conf"
         config.write_text(NGINX.format(folder=folder, port=port, upstream=upstream))
-        with _running(["nginx", "-p", str(folder), "-c", str(config)]) as master:
+        with running(["nginx", "-p", str(folder), "-c", str(config)]) as master:
             wait_for(lambda: _accepts(port) and psutil.Process(master).children(), f"nginx on port {port}")
             yield Contestant("nginx", port, process=psutil.Process(master).children()[0])
 
@@ -161,9 +161,9 @@ def nginx(upstream: int) -> Iterator[Contestant]:
 def mitmdump(upstream: int) -> Iterator[Contestant]:
     """mitmproxy as it comes, in reverse mode, in an environment of its own; it writes nothing down."""
     port, program = free_port(), _mitmdump()
-    with _folder() as folder:
+    with throwaway() as folder:
         mode = ["--mode", f"reverse:http://127.0.0.1:{upstream}", "--listen-host", "127.0.0.1"]
-        with _running([str(program), "-q", *mode, "-p", str(port), "--set", f"confdir={folder}"]) as pid:
+        with running([str(program), "-q", *mode, "-p", str(port), "--set", f"confdir={folder}"]) as pid:
             wait_for(lambda: _accepts(port), f"mitmdump on port {port}")
             yield Contestant("mitmdump", port, process=psutil.Process(pid))
 
@@ -197,10 +197,10 @@ def ours_signing(upstream: int) -> Iterator[Contestant]:
 def daemon(name: str, loop: str, upstream: int, prefix: str | None = None, **more: str) -> Iterator[Contestant]:
     """The daemon as users run it, recording everything, with its keeper."""
     port = free_port()
-    with _folder() as home:
+    with throwaway() as home:
         environ = {"PATH": os.environ["PATH"], "HOME": str(home), "LLM_PROXY_LOOP": loop} | more
         try:
-            with _running([sys.executable, "-I", "-m", "llm_proxy", "--port", str(port)], environ, home) as pid:
+            with running([sys.executable, "-I", "-m", "llm_proxy", "--port", str(port)], environ, home) as pid:
                 wait_for(lambda: _records(port), f"llm-proxy on port {port}")
                 process = psutil.Process(pid)
                 keeper = next(child for child in process.children() if "llm_proxy.keeper" in child.cmdline())
@@ -218,12 +218,12 @@ def free_port() -> int:
         return int(link.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
+def wait_for(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
     """Poll another process. Raises TimeoutError."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {PATIENCE:g} s for {what}")
+            raise TimeoutError(f"waited {patience:g} s for {what}")
         time.sleep(0.02)
 
 
@@ -249,14 +249,14 @@ def _mitmdump() -> Path:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def throwaway() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="llm-proxy-bench-", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o755)  # nginx's worker is another user where the master is root
         yield Path(name)
 
 
 @contextmanager
-def _running(command: Sequence[str], environ: dict[str, str] | None = None, folder: Path = ROOT) -> Iterator[int]:
+def running(command: Sequence[str], environ: dict[str, str] | None = None, folder: Path = ROOT) -> Iterator[int]:
     """A process until the end of the block; its pid. What it said is shown only where the block fails."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, env=environ, cwd=folder, stdout=said, stderr=said, start_new_session=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 _SHELLS = ("bash", "zsh", "fish")
-COLUMNS = ("direct", "nginx", "mitmdump", "ours", "ours, asyncio")
+COLUMNS = ("direct", "nginx", "mitmdump", "litellm", "ours", "ours, asyncio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,14 @@ LIMITS = {
     "refused at a restart": Limit(200, 200, " ms"),
     "refused at a restart, a stream open": Limit(200, 200, " ms"),
     "refused at an upgrade": Limit(200, 200, " ms"),
+    "gateway, passed through, requests/s": Limit(25, None, " × litellm", at_least=True),
+    "gateway, translated, requests/s": Limit(25, None, " × litellm", at_least=True),
+    "gateway, passed through, added p50": Limit(1.5, None, " ms"),
+    "gateway, translated, added p50": Limit(1.5, None, " ms"),
+    "gateway, first token of a translated stream": Limit(2, None, " ms"),
+    "gateway, 500 translated streams at once, lost": Limit(0, None, " streams"),
+    "gateway, memory over 200,000 requests": Limit(120, None, " MB"),
+    "gateway, memory, last quarter beside the second": Limit(1.05, None, " ×"),
     "failed over an upgrade, socket activation": Limit(0, 0, " calls"),
 }
 
@@ -77,9 +85,9 @@ class Row:
     judged: float | None = None
     void: str = ""
 
-    def texts(self) -> list[str]:
+    def texts(self, columns: Sequence[str] = COLUMNS) -> list[str]:
         limit = LIMITS.get(self.what)
-        cells = [self.cells.get(column, "") for column in COLUMNS]
+        cells = [self.cells.get(column, "") for column in columns]
         if self.void:
             return [self.what, *cells, "", "", "", f"VOID: {self.void}"]
         if limit is None or self.judged is None:
@@ -96,8 +104,10 @@ class Row:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The report as a Markdown table."""
-    table = [["what", *COLUMNS, "held against the limit", "goal", "floor", "verdict"], *(row.texts() for row in rows)]
+    """The report as a Markdown table, without columns that no row has anything in."""
+    columns = [column for column in COLUMNS if any(column in row.cells for row in rows)]
+    titles = ["what", *columns, "held against the limit", "goal", "floor", "verdict"]
+    table = [titles, *(row.texts(columns) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in table

@@ -1,7 +1,8 @@
 """The faults a request can ask for, as a table, and how it asks.
 
-In a field `X-Fake: name[=argument]; …` or a query parameter `fake=name[=argument];…`. A name or argument that is not
-in the table is answered with 400: a misspelt fault must not make a test pass. Leaves out what faults do (`delivery`).
+In a field `X-Fake: name[=argument]; …`, in a query parameter `fake=name[=argument];…`, or in a segment of the path
+that is written like one, for base URLs. A name or argument that is not in the table is answered with 400: a misspelt
+fault must not make a test pass. Leaves out what faults do (`delivery`).
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def optional_size(text: str) -> int:
 FAULTS: dict[str, Callable[[str], Any]] = {
     # What the answer is.
     "words": int,  # N words of text
+    "say": lambda text: bytes.fromhex(text).decode(),  # this text
     "endless": nothing,  # a stream of text that goes on until the client leaves
     "error-event": int,  # after N events the provider's error event, and a clean end
     "status": int,  # an error in the provider's own shape
@@ -107,7 +109,8 @@ FAULTS: dict[str, Callable[[str], Any]] = {
 def plan_of(head: Head) -> Plan:
     """What the request asks for. Raises UnknownFault."""
     wishes = [value.decode("latin-1") for name, value in head.headers if name.lower() == b"x-fake"]
-    wishes += [unquote(pair[5:]) for pair in head.query.split("&") if pair.startswith("fake=")]
+    places = (*head.query.split("&"), *head.path.split("/"))
+    wishes += [unquote(place[5:]) for place in places if place.startswith("fake=")]
     plan: Plan = {}
     for wish in ";".join(wishes).split(";"):
         name, _, argument = wish.strip().partition("=")

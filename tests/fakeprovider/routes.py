@@ -87,6 +87,8 @@ def call_from(head: Head, body: dict[str, object], size: int, plan: Plan) -> Cal
         words = itertools.cycle(SENTENCE)
     elif "words" in plan:
         words = list(itertools.islice(itertools.cycle(SENTENCE), plan["words"]))
+    elif "say" in plan:
+        words = list(plan["say"])
     path = head.origin if ":stream" in head.path else head.path
     return Call(path, body, size, words, "endless" in plan)
 

@@ -22,7 +22,7 @@ from llm_proxy.records.exchange import Ending
 from llm_proxy.records.pricing import is_subscription
 from llm_proxy.records.redaction import Redactor
 from llm_proxy.sinks.session_jsonl import coding_of, header_map
-from llm_proxy.wire import eventstream, sse, websocket
+from llm_proxy.wire import attribution, eventstream, sse, websocket
 from llm_proxy.wire.codings import CodingError, Decoder
 from llm_proxy.wire.framing import BadFraming, Framing, UntilClose, for_response
 from llm_proxy.wire.head import BadHead, pairs, parse_response
@@ -137,6 +137,8 @@ class Call:
         method, _, rest = start.partition(" ")
         self._opening = opening
         self._provider, _, self._upstream, why = opening.route
+        if why == attribution.WHY:
+            _, fields = attribution.taken(fields)
         self._method = method
         self._path = rest.rpartition(" ")[0].partition("?")[0]
         self._fields = fields

@@ -478,6 +478,11 @@ def _asked_by(session: SessionRow | None, call: Call) -> Iterable[Fact]:
     yield Fact("machine", text(mapping(request.get("_meta")).get("machine")))
     yield Fact("upstream", row.upstream)
     yield Fact("by way of", {"bedrock": "the Bedrock door, signed there"}.get(text(request.get("transport")), ""))
+    gateway = mapping(request.get("gateway"))
+    yield Fact("for", text(gateway.get("user")))
+    yield Fact("team", text(gateway.get("team")))
+    yield Fact("asked for as", text(gateway.get("alias")))
+    yield Fact("gateway’s request", text(gateway.get("request")), True)
     yield Fact("API", row.api)
     if session is not None:
         yield Fact("client’s session", session.client_session, True)

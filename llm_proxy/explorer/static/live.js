@@ -18,7 +18,7 @@ let last = Date.now();
 let held = null; // '', 'space' or 'scroll': why the page stands still; null: it follows
 let lost = false;
 let waiting = [];
-let started = 0; // calls begun since it stands still
+const begun = new Set(); // ids of calls begun since it stands still
 let overflow = false;
 const pieces = new Map(); // id -> words to be painted with the next frame
 let frame = 0;
@@ -26,6 +26,7 @@ let frame = 0;
 // --- the state bar, the only thing that is announced
 
 function say() {
+  const started = begun.size;
   const calls = `${started} call${started === 1 ? ' has' : 's have'} started since; nothing is lost`;
   const [word, what] = lost
     ? ['Reconnecting', `last event ${seconds(Date.now() - last)} ago`]
@@ -49,7 +50,7 @@ function hold(why) {
     held = why;
   } else {
     held = null;
-    started = 0;
+    begun.clear();
     const late = waiting;
     waiting = [];
     if (overflow) connect();
@@ -62,15 +63,26 @@ function hold(why) {
 // --- what comes
 
 function take(kind, data) {
-  if (held !== null && kind !== 'hello') {
-    if (kind === 'opened') started += 1;
-    if (waiting.length < MOST_WAITING) waiting.push([kind, data]);
-    else overflow = true;
-    if (kind === 'opened') say();
+  if (held !== null) {
+    keep(kind, data);
     return;
   }
   handlers[kind]?.(data);
   if (kind !== 'said') count();
+}
+
+// A hello may come late, or again: it tells all that is true by then, so nothing from before it need wait any longer.
+function keep(kind, data) {
+  if (kind === 'hello') {
+    waiting = [];
+    overflow = false;
+    data.calls.filter((one) => !document.getElementById(`f-${one.id}`)).forEach((one) => begun.add(one.id));
+  } else if (kind === 'opened') {
+    begun.add(data.id);
+  }
+  if (waiting.length < MOST_WAITING) waiting.push([kind, data]);
+  else overflow = true;
+  if (kind === 'hello' || kind === 'opened') say();
 }
 
 const handlers = {

@@ -53,6 +53,13 @@ def runs(scene: Scene) -> Iterator[Finding]:
         yield note(f"it is version {status.version}, this command is {__version__}", scene.restart())
 
 
+def gateway(scene: Scene) -> Iterator[Finding]:
+    """A store that is away is told of by `llm-proxy gateway check`, which says what to do about it."""
+    found = scene.status.gateway
+    if found.state == "not answering":
+        yield problem(f"the gateway is switched on and does not serve: {found.reason}", "llm-proxy gateway check")
+
+
 def port(scene: Scene) -> Iterator[Finding]:
     """Where no daemon runs, whether somebody else holds the port that clients still name."""
     if scene.status.running:

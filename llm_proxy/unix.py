@@ -1,7 +1,7 @@
-"""The explorer's Unix socket: its address, from both sides, and listening on it.
+"""Unix sockets between our own processes: their addresses, from both sides, and listening on them.
 
 An address has room for some 100 bytes of path. Where the state folder's is longer, Linux reaches it through a
-descriptor of the folder (`/proc/self/fd/…`); elsewhere there is no explorer through the daemon, and it says so.
+descriptor of the folder (`/proc/self/fd/…`); elsewhere there is no such socket, and whoever wants it says so.
 The daemon imports this, so it stays small.
 """
 
@@ -13,6 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+BACKLOG = 1024  # connections that wait to be accepted; a Unix socket refuses more at once
 LONGEST = 103 if sys.platform == "darwin" else 107  # bytes of sockaddr_un.sun_path, without the NUL
 
 
@@ -46,7 +47,7 @@ def bind(path: str) -> socket.socket:
             link.bind(where)
         finally:
             os.umask(before)
-        link.listen(64)
+        link.listen(BACKLOG)
         link.setblocking(False)
     except BaseException:
         link.close()

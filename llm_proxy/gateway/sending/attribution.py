@@ -1,0 +1,31 @@
+"""Who a call to a provider is for, told to the proxy beside it. Leaves out how that is written (`wire.attribution`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from llm_proxy.wire import attribution
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """`attempt` counts the tries of one request from 1; `user` is an address, `key` a name, `team` an id. "": none."""
+
+    request_id: str
+    attempt: int = 1
+    user: str = ""
+    key: str = ""
+    alias: str = ""
+    team: str = ""
+
+    def headers(self) -> list[tuple[str, str]]:
+        """Fields for the proxy's socket, which goes no further with them."""
+        of_call = attribution.fields(attribution.Attribution(self.request_id, str(self.attempt)))
+        return of_call + _of_caller(self.user, self.key, self.alias, self.team)
+
+
+@lru_cache(maxsize=1024)
+def _of_caller(user: str, key: str, alias: str, team: str) -> list[tuple[str, str]]:
+    """These come again with the next call."""
+    return attribution.fields(attribution.Attribution(user=user, key=key, alias=alias, team=team))

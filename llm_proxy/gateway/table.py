@@ -1,0 +1,18 @@
+"""All routes, from the modules that have them. Leaves out serving them (`app`)."""
+
+from __future__ import annotations
+
+from llm_proxy.gateway import health, openapi
+from llm_proxy.gateway.calls import api, models
+from llm_proxy.gateway.manage import aliases, audit, auth, invitations, metrics, providers, teams, usage, users
+from llm_proxy.gateway.routes import Route
+
+_MODULES = (
+    *(api, models),
+    *(auth, providers, aliases, usage, users, teams, invitations, audit, metrics),
+    *(health, openapi),
+)
+
+
+def table() -> tuple[Route, ...]:
+    return tuple(route for module in _MODULES for route in module.ROUTES)
