@@ -14,8 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from tests.conftest import _KEPT, Daemon, _forget_rings, end_keepers
-from tests.gatewaybed import PASSWORD, SECRETS, Gateway
+from tests.gatewaybed import PASSWORD, SECRETS, Gateway, a_gateway
 
 CANARY = re.compile(r"canary-[0-9a-z]+")
 SCOPES = ("models", "usage", "manage")
@@ -258,17 +257,8 @@ class Team(Gateway):
 @contextlib.contextmanager
 def team(home, **env):
     """A Team in this folder, until the end of the block."""
-    environ = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    with echoing() as echo:
-        environ |= {"HOME": str(home), **SECRETS, **DEAD, "LLM_PROXY_UPSTREAMS_ALLOW": f"{echo.url},{NOWHERE}", **env}
-        daemon = Daemon(home, ("gateway", "--port", "0"), environ, {})
-        try:
-            yield Team(daemon, echo).wait().found()
-        finally:
-            if daemon.process.poll() is None:
-                daemon.kill()
-            end_keepers(home)
-            _forget_rings(str(home))
+    with echoing() as echo, a_gateway(home, (echo.url, NOWHERE), DEAD | env) as gateway:
+        yield Team(gateway.daemon, echo).wait().found()
 
 
 def until(found, timeout=30):

@@ -113,15 +113,16 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def a_gateway(home, allow=()):
+def a_gateway(home, allow=(), env=None):
     """One with this folder as its home, until the end of the block, for tests that share it; it may still be starting."""
     environ = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    environ |= {"HOME": str(home), **SECRETS, "LLM_PROXY_UPSTREAMS_ALLOW": ",".join(allow)}
+    environ |= {"HOME": str(home), **SECRETS, "LLM_PROXY_UPSTREAMS_ALLOW": ",".join(allow), **(env or {})}
     daemon = Daemon(home, ("gateway", "--port", "0"), environ, {})
     try:
         yield Gateway(daemon)
     finally:
-        daemon.kill()
+        if daemon.process.poll() is None:
+            daemon.kill()
         end_keepers(home)
         _forget_rings(str(home))
 

@@ -4,7 +4,6 @@
 holds beyond this is not decided here.
 """
 
-import fcntl
 import functools
 import hashlib
 import http.server
@@ -21,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.installbed import PATH
+from tests.sharing import built_once
 
 ROOT = Path(__file__).parent.parent
 OLD, NEW = "0.0.8", "0.0.9"
@@ -134,16 +134,7 @@ def _environ():
 @pytest.fixture(scope="session")
 def releases(tmp_path_factory):
     """Two versions, built once for all workers of a test run."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent / "releases" if "PYTEST_XDIST_WORKER" in os.environ else base / "releases"
-    shared.mkdir(exist_ok=True)
-    with (shared / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (shared / "done").exists():
-            shutil.rmtree(shared / "made", ignore_errors=True)
-            Releases(shared / "made").build()
-            (shared / "done").touch()
-    return Releases(shared / "made")
+    return Releases(built_once(tmp_path_factory, "releases", lambda folder: Releases(folder).build()))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A release as scripts/release builds it, from a clean checkout of its own; built once for all workers of a test run."""
 
-import fcntl
 import os
 import re
 import shutil
@@ -12,6 +11,7 @@ import pytest
 from release_suite import facts
 
 from llm_proxy import __version__ as VERSION
+from tests.sharing import built_once
 
 ROOT = Path(__file__).parent.parent
 BASE = "https://example.invalid/llm-proxy/releases"
@@ -80,16 +80,12 @@ def build(folder):
 @pytest.fixture(scope="session")
 def source(tmp_path_factory):
     """A clean checkout, and beside it what it said when it was released."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent / "release" if "PYTEST_XDIST_WORKER" in os.environ else base / "release"
-    shared.mkdir(exist_ok=True)
-    with (shared / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (shared / "said").exists():
-            shutil.rmtree(shared / "source", ignore_errors=True)
-            _, said = build(checkout(shared / "source"))
-            (shared / "said").write_text(said)
-    return shared / "source"
+
+    def make(folder):
+        _, said = build(checkout(folder / "source"))
+        (folder / "said").write_text(said)
+
+    return built_once(tmp_path_factory, "release", make) / "source"
 
 
 @pytest.fixture(scope="session")

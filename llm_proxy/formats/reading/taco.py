@@ -40,7 +40,7 @@ NAME = "Taco"
 _PROVIDERS = {"claude": "anthropic", "google": "gemini"}
 _BASE64 = "base64:"
 # MIRRA puts the day before the UUID; one in 43 UUIDs begins with eight digits itself.
-_DATED = re.compile(r"[0-9]{8}-(?=.{36})", re.DOTALL)
+_DATED = re.compile(r"\A[0-9]{8}-(?=.{36})", re.DOTALL)
 _FILE = re.compile(r"recordings-.*\.jsonl", re.DOTALL)
 
 
@@ -128,15 +128,10 @@ def find(path: str, lines: Iterable[tuple[Place, bytes]]) -> Iterator[Found | Pa
         try:
             line = decoded(_LINE, data)
             timing = line.timing
-            id = kept_id(_undated(line.id) if isinstance(line.id, str) else None, data)
+            id = kept_id(_DATED.sub("", line.id) if isinstance(line.id, str) else None, data)
             yield Found(id, begun(timing.started_at, timing.startTime, line.timestamp), (place,))
         except Unreadable as error:
             yield error
-
-
-def _undated(id: str) -> str:
-    dated = _DATED.match(id)
-    return id[dated.end() :] if dated else id
 
 
 def read(found: Found, lines: list[bytes]) -> Foreign:

@@ -1,4 +1,7 @@
-"""SQLite for an event loop, by a thread for each connection that ends before the loop does."""
+"""SQLite for an event loop, by a thread for each connection that ends before the loop does.
+
+Leaves out the engine that connects by it, and every query (`database`).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ from functools import partial
 from typing import Any
 
 import aiosqlite
-
-__all__ = ["connection"]
 
 _ending: set[asyncio.Task[None]] = set()  # the loop alone would let go of them
 
