@@ -21,6 +21,7 @@ from llm_proxy.explorer.serving import serve
 from llm_proxy.explorer.site import application
 from llm_proxy.index.ingest import Indexer
 from llm_proxy.proxy.explorer import Explorer
+from llm_proxy.web import safety
 from tests.rig import Rig, Wire
 
 PAGE = "/llm-proxy/"
@@ -365,11 +366,11 @@ async def test_every_answer_says_what_browsers_must_keep_to(house):
     ):
         for more in ((house.cookie(),), ()):
             _, headers, _ = await house.ask(target, "Accept: text/html", *more)
-            assert headers.items() >= {k.lower(): v for k, v in guard.HEADERS.items()}.items(), target
+            assert headers.items() >= {k.lower(): v for k, v in safety.HEADERS.items()}.items(), target
             static = "/static/" in target
             assert headers["cache-control"] == ("public, max-age=31536000, immutable" if static else "no-store")
             assert "access-control-allow-origin" not in headers
-    assert "unsafe" not in guard.CSP and "default-src 'none'" in guard.CSP
+    assert "unsafe" not in safety.CSP and "default-src 'none'" in safety.CSP
 
 
 async def test_no_token_and_no_secret_in_any_page(house, caplog):

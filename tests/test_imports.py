@@ -22,8 +22,8 @@ ALLOWED = {
     "index": {"sinks", "records", "dialects", "wire"},
     "formats": {"index", "sinks", "records", "dialects", "wire", "errors"},
     "keeper": {"index", "sinks", "journal", "records", "dialects", "wire"},
-    "explorer": {"index", "formats", "sinks", "journal", "records", "dialects", "wire", "unix"},
-    "gateway": {"records", "dialects", "wire", "unix"},
+    "explorer": {"index", "formats", "sinks", "journal", "records", "dialects", "wire", "unix", "web"},
+    "gateway": {"records", "dialects", "wire", "unix", "web"},
     "lanes": {"formats", "index", "sinks", "records", "dialects", "wire"},
     "service": {
         "explorer",
@@ -47,6 +47,7 @@ ALLOWED = {
     "settings": {"paths", "errors"},
     "paths": set(),
     "unix": set(),
+    "web": set(),
     "errors": set(),
     "__main__": {"cli"},
 }

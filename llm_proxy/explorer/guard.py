@@ -32,6 +32,8 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from llm_proxy.web.safety import HEADERS
+
 SECRET, TOKEN = "secret", "explore"  # files of the state folder
 SESSION = 30 * 86_400  # seconds a cookie holds
 OPENED, PRINTED = 60, 600  # seconds a token holds: where we open it ourselves, where a person carries it over
@@ -41,21 +43,6 @@ READ_ONLY = ("GET", "HEAD")
 _LARGEST = 256
 _HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253})(?::[0-9]{1,5})?", re.ASCII)
-
-# No inline style or script anywhere, nothing from elsewhere, and nobody may frame us.
-CSP = (
-    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-HEADERS = {
-    "Content-Security-Policy": CSP,
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Server": "llm-proxy",
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import tzinfo
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -21,24 +19,13 @@ from markupsafe import Markup
 from llm_proxy.explorer import highlight, markdown, tools, words
 from llm_proxy.explorer.asking import Asked
 from llm_proxy.index import syntax
+from llm_proxy.web.assets import SHARED, Assets
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
 ROOT = "/llm-proxy"
-
-
-@cache
-def _edition() -> str:
-    """One hash for all files, in the path: modules that import each other by relative paths stay the same modules."""
-    files = sorted(one for one in STATIC.rglob("*") if one.is_file())
-    return sha256(b"\0".join(one.name.encode() + one.read_bytes() for one in files)).hexdigest()[:12]
-
-
-@cache
-def static(name: str) -> str:
-    """`/llm-proxy/static/v-1a2b3c4d5e6f/style.css`. Raises OSError where there is no such file of ours."""
-    (STATIC / name).stat()
-    return f"{ROOT}/static/v-{_edition()}/{name}"
+assets = Assets(f"{ROOT}/static", STATIC, SHARED)
+static = assets.link
 
 
 def path(*parts: str) -> str:

@@ -30,6 +30,7 @@ from llm_proxy.explorer.routes import EXTRAS, PAGES
 from llm_proxy.explorer.status import Standing
 from llm_proxy.index.queries import IndexUnavailable, TookTooLong, open_index
 from llm_proxy.index.record import Record
+from llm_proxy.web.assets import CACHE
 
 log = logging.getLogger(__name__)
 
@@ -319,13 +320,8 @@ def _answer(request: web.Request, trouble: Trouble) -> web.Response:
     return web.Response(text=page, status=status, content_type="text/html", headers=headers)
 
 
-_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-_FILES = {str(path.relative_to(render.STATIC)): path for path in render.STATIC.rglob("*") if path.suffix in _TYPES}
-
-
 async def _static(request: web.Request) -> web.StreamResponse:
-    path = _FILES.get(re.sub(r"^v-[0-9a-f]{12}/", "", request.match_info["name"]))
-    if path is None:
+    file = render.assets.file(request.match_info["name"])
+    if file is None:
         raise web.HTTPNotFound
-    headers = {"Cache-Control": "public, max-age=31536000, immutable"}
-    return web.Response(body=path.read_bytes(), content_type=_TYPES[path.suffix], headers=headers)
+    return web.Response(body=file.data, content_type=file.type, headers={"Cache-Control": CACHE})
