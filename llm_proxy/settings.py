@@ -151,6 +151,7 @@ def _headers() -> Rule:
     return Rule(f"{words} (a line each, or JSON, in the environment; in a file a table does too)", read, secret=True)
 
 
+LEVELS = ("none", "metadata", "redacted", "full")  # of what is kept or shown, from the least to the most
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?", re.ASCII)
 
 
@@ -887,6 +888,31 @@ class Settings:
         (),
         _list_of(_NETWORK, "networks such as 10.0.0.0/8"),
         "Load balancers whose `X-Forwarded-For` tells the client's address.",
+    )
+    gateway_workers: int = _setting("gateway.workers", 1, _whole(1, 64), "How many processes serve the gateway.")
+    gateway_drain_delay: float = _setting(
+        "gateway.drain_delay",
+        0.0,
+        _seconds(0, 300),
+        "How long a gateway that is told to stop still takes requests, so that load balancers see it is not ready.",
+    )
+    gateway_privacy: str = _setting(
+        "gateway.privacy",
+        "full",
+        _choice(*LEVELS),
+        "How much is kept of the conversations of a user who has not chosen.",
+    )
+    gateway_privacy_floor: str = _setting(
+        "gateway.privacy_floor", "none", _choice(*LEVELS), "The least that users may choose to be kept."
+    )
+    gateway_privacy_ceiling: str = _setting(
+        "gateway.privacy_ceiling", "full", _choice(*LEVELS), "The most that is kept of any user's conversations."
+    )
+    gateway_admin_sees: str = _setting(
+        "gateway.admin_sees",
+        "metadata",
+        _choice(*LEVELS),
+        "What administrators see of other users' conversations in the explorer.",
     )
     retention_days: float = _setting(
         "retention.days", 0.0, _days(), "Age at which session files are deleted; also from the index and all sums."

@@ -152,3 +152,4 @@ class Attempt:
     cost: float | None = None
     seconds: float = 0.0
     first_token: float | None = None
+    project: str = ""  # what the caller says he works on

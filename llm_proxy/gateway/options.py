@@ -27,6 +27,11 @@ class Options:
     drop: bool = False  # what an API cannot say is left out where a caller does not choose, instead of refused
     rate_limit_minute: int = 0  # requests of one user, where he has no limit of his own; 0: no limit
     rate_limit_daily: int = 0
+    privacy: str = "full"  # how much is kept of a user's conversations who has not chosen
+    privacy_floor: str = "none"  # the least and the most that users may choose
+    privacy_ceiling: str = "full"
+    admin_sees: str = "metadata"  # what administrators see of others' conversations
+    drain_delay: float = 0.0  # from the signal to stop, for how long new requests are still taken
     allow: tuple[str, ...] = ()
     bases: tuple[tuple[str, str], ...] = ()  # (provider, URL) in the place of the provider's own
     first_token_timeout: float = 120.0

@@ -296,6 +296,7 @@ def row(attempt: Attempt, cost: int | None) -> Row:
         "error": attempt.error,
         "milliseconds": round(attempt.seconds * 1000),
         "first_token_milliseconds": None if attempt.first_token is None else round(attempt.first_token * 1000),
+        "project": attempt.project,
         "created_at": attempt.at,
     }
     for name, width in _WIDTHS.items():

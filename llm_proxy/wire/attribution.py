@@ -16,7 +16,8 @@ class Attribution(NamedTuple):
     """Whose call it is; what is not known is empty.
 
     `request` is the caller's request, `attempt` the number of this call among those made for it, `key` the caller's
-    own key, by name or prefix, `alias` the model as he named it.
+    own key, by name or prefix, `alias` the model as he named it. `account` is whose it is for good: an address may be
+    given to somebody else, this never is. `privacy` says how much of the call may be kept; empty for all of it.
     """
 
     request: str = ""
@@ -25,6 +26,9 @@ class Attribution(NamedTuple):
     key: str = ""
     alias: str = ""
     team: str = ""
+    account: str = ""
+    project: str = ""
+    privacy: str = ""
 
 
 Pairs = tuple[tuple[str, str], ...]  # names and values of fields

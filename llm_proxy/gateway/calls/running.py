@@ -375,7 +375,15 @@ class Call:
     def _attribution(self, number: int, target: Target) -> Attribution:
         caller = self._caller
         team = str(caller.team_ids[0]) if caller.team_ids else ""
-        return Attribution(self.id, number, caller.email, caller.key_name, target.alias, team)
+        return Attribution(
+            request_id=self.id,
+            attempt=number,
+            user=caller.email,
+            key=caller.key_name,
+            alias=target.alias,
+            team=team,
+            account=self._site.store.account(caller.user_id),
+        )
 
     def _note(self, one: _Try, ending: str, error: str = "") -> None:
         self._site.usage.note(

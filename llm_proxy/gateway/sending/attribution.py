@@ -10,7 +10,10 @@ from llm_proxy.wire import attribution
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """`attempt` counts the tries of one request from 1; `user` is an address, `key` a name, `team` an id. "": none."""
+    """`attempt` counts the tries of one request from 1; `user` is an address, `key` a name, `team` an id. "": none.
+
+    `account`, `project` and `privacy` are as `wire.attribution` tells them.
+    """
 
     request_id: str
     attempt: int = 1
@@ -18,14 +21,22 @@ class Attribution:
     key: str = ""
     alias: str = ""
     team: str = ""
+    account: str = ""
+    project: str = ""
+    privacy: str = ""
 
     def headers(self) -> list[tuple[str, str]]:
         """Fields for the proxy's socket, which goes no further with them."""
         of_call = attribution.fields(attribution.Attribution(self.request_id, str(self.attempt)))
-        return of_call + _of_caller(self.user, self.key, self.alias, self.team)
+        return of_call + _of_caller(
+            self.user, self.key, self.alias, self.team, self.account, self.project, self.privacy
+        )
 
 
 @lru_cache(maxsize=1024)
-def _of_caller(user: str, key: str, alias: str, team: str) -> list[tuple[str, str]]:
+def _of_caller(
+    user: str, key: str, alias: str, team: str, account: str, project: str, privacy: str
+) -> list[tuple[str, str]]:
     """These come again with the next call."""
-    return attribution.fields(attribution.Attribution(user=user, key=key, alias=alias, team=team))
+    whose = attribution.Attribution("", "", user, key, alias, team, account, project, privacy)
+    return attribution.fields(whose)

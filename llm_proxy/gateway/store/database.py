@@ -33,7 +33,7 @@ __all__ = ["VERSION", "Store", "StoreAway", "StoreUnusable"]
 
 log = logging.getLogger("llm_proxy.gateway")
 
-VERSION = "0001"  # the newest migration's
+VERSION = "0002"  # the newest migration's
 
 WATCH = 0.4  # seconds between two looks at the counter
 _ACQUIRE = 5.0  # seconds until a connection is there and answers; more if the URL's connect_timeout says so
@@ -79,6 +79,7 @@ class Store:
         self._forget: list[Forget] = []
         self._count = -1
         self.generation = 0
+        self._name = ""
 
     @property
     def told(self) -> str:
@@ -100,9 +101,16 @@ class Store:
                 if version != VERSION:
                     await migrate(self._address)
             self._count = await self._counted()
+            async with self.reading() as connection:
+                named = select(schema.facts.c.value).where(schema.facts.c.name == "store")
+                self._name = await connection.scalar(named) or ""
         except BaseException:
             await self.close()
             raise
+
+    def account(self, user_id: int) -> str:
+        """Whose a record is for good, among those of every store: `1a2b3c4d.17`."""
+        return f"{self._name}.{user_id}"
 
     async def close(self) -> None:
         if self._engine is not None:

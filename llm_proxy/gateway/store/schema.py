@@ -225,6 +225,7 @@ request_logs = Table(
     Column("milliseconds", BigInteger, nullable=False, default=0),
     Column("first_token_milliseconds", BigInteger),
     Column("created_at", Moment, nullable=False),
+    Column("project", String(255), nullable=False, default="", server_default=""),
     Index("ix_request_logs_user_id_created_at", "user_id", "created_at"),
     Index("ix_request_logs_team_id_created_at", "team_id", "created_at"),
     Index("ix_request_logs_created_at", "created_at"),
@@ -243,7 +244,67 @@ audit_log = Table(
     sqlite_autoincrement=True,
 )
 
-# `changes` counts what every machine must know of at once; `canary` tells whether the encryption key is the right one.
+# What may be used at most; null: as much as one likes. `subject` is everybody (0), a user, team, key or alias.
+_MOST = ("requests_minute", "requests_day", "tokens_minute", "tokens_day", "streams", "spend_day", "spend_month")
+limits = Table(
+    "limits",
+    metadata,
+    _id(),
+    Column("subject", String(16), nullable=False),
+    Column("subject_id", Id, nullable=False),
+    *(Column(name, BigInteger) for name in _MOST),
+    Column("created_at", Moment, nullable=False, default=now),
+    UniqueConstraint("subject", "subject_id"),
+    sqlite_autoincrement=True,
+)
+
+# How much is kept of whose conversations: none, metadata, redacted or full. No row: as the operator sets it.
+privacy = Table(
+    "privacy",
+    metadata,
+    _of("users", primary_key=True),
+    Column("level", String(16), nullable=False),
+    Column("changed_at", Moment, nullable=False, default=now),
+)
+
+# The machines that use this store. `address` is where others reach it, "" where nobody has said.
+machines = Table(
+    "machines",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("address", String(2048), nullable=False, default=""),
+    Column("seen_at", Moment, nullable=False),
+)
+
+# Whose conversations every machine is to delete: those begun before a moment. The rows outlive the user.
+deletions = Table(
+    "deletions",
+    metadata,
+    _id(),
+    Column("account", String(64), nullable=False),
+    Column("user_id", Id, nullable=False, index=True),
+    Column("requested_by", Id, nullable=False),
+    Column("requested_at", Moment, nullable=False, default=now),
+    Column("before", Moment, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# What a machine has done of it; `left` says what was out of its reach, "" where nothing was.
+deletion_reports = Table(
+    "deletion_reports",
+    metadata,
+    Column("deletion_id", Id, ForeignKey("deletions.id", ondelete="CASCADE"), primary_key=True),
+    Column("machine", String(64), primary_key=True),
+    Column("done_at", Moment, nullable=False, default=now),
+    Column("conversations", BigInteger, nullable=False),
+    Column("left", Text, nullable=False, default=""),
+)
+
+# `changes` counts what every machine must know of at once. Of the facts `store` tells this store from every other one,
+# `oldest` is the version of the oldest program that stands these tables, and `canary` tells whether the encryption key
+# is the right one.
 facts = Table(
     "facts",
     metadata,
