@@ -1,0 +1,171 @@
+"""Users, teams and invitations, for administrators.
+
+Leaves out limits (`limits`) and who may be what (`manage.users`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from llm_proxy.gateway.refusals import not_found
+from llm_proxy.gateway.screens import fields
+from llm_proxy.gateway.screens.desk import Desk
+
+_USER: Final = {
+    "role": ("Role", fields.text),
+    "active": ("May sign in", fields.switch),
+    "rate_limit_minute": ("Requests a minute", fields.number),
+    "rate_limit_daily": ("Requests a day", fields.number),
+}
+_INVITATION: Final = {
+    "email": ("E-mail address", fields.text),
+    "role": ("Role", fields.text),
+    "expires_in_days": ("Good for days", fields.number),
+}
+_TEAM: Final = {"name": ("Name", fields.text), "monthly_budget": ("Budget of a month", fields.dollars)}
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """`self`: its reader."""
+
+    user: Any  # manage.users.User
+    teams: tuple[str, ...]
+    self: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Invited:
+    """`state` is one of open, used, expired."""
+
+    invitation: Any  # manage.invitations.Invitation
+    state: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    users: tuple[User, ...]
+    invitations: tuple[Invited, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """`others` are who is not in it; `spent` is of this month, in US dollars."""
+
+    team: Any  # manage.teams.Team
+    others: tuple[Any, ...]
+    spent: float
+    unpriced: int
+
+
+async def users(desk: Desk, now: datetime) -> Users:
+    found = await desk.ask("GET", "/manage/users")
+    emails = {one.id: one.email for one in found}
+    teams: dict[int, list[str]] = {}
+    for team in await desk.ask("GET", "/manage/teams"):
+        for member in team.members:
+            teams.setdefault(member.id, []).append(team.name)
+    invitations = await desk.ask("GET", "/manage/invitations")
+    return Users(
+        tuple(User(one, tuple(teams.get(one.id, ())), one.id == desk.caller.user_id) for one in found),
+        tuple(
+            Invited(one, _state(one, now), emails.get(one.created_by, "somebody who has been deleted"))
+            for one in reversed(invitations)
+        ),
+    )
+
+
+def _state(invitation: Any, now: datetime) -> str:
+    if invitation.used_at is not None:
+        return "used"
+    return "open" if invitation.expires_at > now else "expired"
+
+
+async def user(desk: Desk, id: int) -> User:
+    """Raises Refusal 404."""
+    found = await desk.ask("GET", "/manage/users")
+    one = next((one for one in found if one.id == id), None)
+    if one is None:
+        raise not_found(f"user {id}")
+    teams = await desk.ask("GET", "/manage/teams")
+    return User(
+        one,
+        tuple(team.name for team in teams if any(member.id == id for member in team.members)),
+        id == desk.caller.user_id,
+    )
+
+
+async def change_user(desk: Desk, id: int, form: Mapping[str, str]) -> None:
+    """Raises Refusal."""
+    await desk.ask("PATCH", "/manage/users/{id}", fields.body(form, _USER), id=id)
+
+
+async def remove_user(desk: Desk, id: int) -> None:
+    """Raises Refusal."""
+    await desk.ask("DELETE", "/manage/users/{id}", id=id)
+
+
+async def invite(desk: Desk, form: Mapping[str, str]) -> Any:
+    """The invitation with its token, which is known this once. Raises Refusal."""
+    body = {name: value for name, value in fields.body(form, _INVITATION).items() if value is not None}
+    return await desk.ask("POST", "/manage/invitations", body)
+
+
+async def withdraw(desk: Desk, id: int) -> None:
+    """Raises Refusal."""
+    await desk.ask("DELETE", "/manage/invitations/{id}", id=id)
+
+
+# --- teams
+
+
+async def teams(desk: Desk, now: datetime) -> tuple[Team, ...]:
+    everybody = await desk.ask("GET", "/manage/users")
+    month = {"group_by": "team", "all": "true", "from": f"{now:%Y-%m}-01"}
+    spent = {one.team_id: one for one in await desk.ask("GET", "/manage/usage", query=month)}
+    made = []
+    for team in await desk.ask("GET", "/manage/teams"):
+        inside = {member.id for member in team.members}
+        sums = spent.get(team.id)
+        made.append(
+            Team(
+                team,
+                tuple(one for one in everybody if one.id not in inside),
+                sums.cost if sums else 0,
+                sums.unpriced if sums else 0,
+            )
+        )
+    return tuple(made)
+
+
+async def team(desk: Desk, id: int, now: datetime) -> Team:
+    """Raises Refusal 404."""
+    for one in await teams(desk, now):
+        if one.team.id == id:
+            return one
+    raise not_found(f"team {id}")
+
+
+async def make_team(desk: Desk, form: Mapping[str, str]) -> None:
+    """Raises Refusal."""
+    await desk.ask("POST", "/manage/teams", fields.body(form, _TEAM))
+
+
+async def change_team(desk: Desk, id: int, form: Mapping[str, str]) -> None:
+    """Raises Refusal."""
+    await desk.ask("PATCH", "/manage/teams/{id}", fields.body(form, _TEAM), id=id)
+
+
+async def remove_team(desk: Desk, id: int) -> None:
+    """Raises Refusal."""
+    await desk.ask("DELETE", "/manage/teams/{id}", id=id)
+
+
+async def put_member(desk: Desk, id: int, user_id: int, *, inside: bool) -> None:
+    """Raises Refusal."""
+    path = "/manage/teams/{id}/members/{user_id}"
+    await desk.ask("PUT" if inside else "DELETE", path, id=id, user_id=user_id)
