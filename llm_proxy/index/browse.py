@@ -137,7 +137,7 @@ def facet(index: Index, wanted: Wanted, name: str) -> list[Value]:
     rest: dict[str, Any] = {name: ()}
     where, values = conditions(replace(wanted, **rest))
     if name == "status":
-        columns = ", ".join(f"coalesce(sum({condition}), 0)" for condition in STATUSES.values())
+        columns = ", ".join(f"count(*) FILTER (WHERE {condition})" for condition in STATUSES.values())
         (row,) = index.rows(f"SELECT {columns} FROM sessions WHERE {_all(where)}", values)
         return [Value(status, found) for status, found in zip(STATUSES, row, strict=True) if found]
     if name == "model":
@@ -223,7 +223,7 @@ def conditions(wanted: Wanted) -> tuple[list[str], dict[str, Any]]:
 
 
 def _all(conditions: Sequence[str]) -> str:
-    return " AND ".join(conditions) or "1"
+    return " AND ".join(conditions) or "true"
 
 
 # --- rows

@@ -118,7 +118,7 @@ def groups(index: Index, edges: Sequence[int], wanted: Wanted, by: By) -> tuple[
         kept = by != "model" and not wanted.model
         source = _mostly_kept(key, edges, where) if kept else _of_calls(key, between, where)
         summed = ", ".join(f"sum({name})" for name in SUMS)
-        query = f"SELECT name, max(title), {summed} FROM ({source}) GROUP BY 1"
+        query = f"SELECT name, max(title), {summed} FROM ({source}) AS found GROUP BY 1"
         rows = [(name, title, totals(numbers)) for name, title, *numbers in index.rows(query, values)]
     rows.sort(key=lambda row: (-row[2].cost.usd - row[2].cost.equivalent, -row[2].calls, row[0]))
     first = rows[:MOST_GROUPS]
@@ -186,7 +186,7 @@ def _of_sessions(wanted: Wanted) -> Wanted:
 def _models(table: str, wanted: Wanted, values: dict[str, Any]) -> str:
     """The condition on models; its values are put into `values`."""
     if not wanted.model:
-        return "1"
+        return "true"
     names = {f"figure{number}": "" if one == browse.NONE else one for number, one in enumerate(wanted.model)}
     values |= names
     return f"coalesce({table}.model, '') IN ({', '.join(f':{name}' for name in names)})"

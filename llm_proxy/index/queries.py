@@ -24,6 +24,7 @@ from llm_proxy.index import database, text
 By = Literal["total", "day", "model", "project", "session", "provider"]
 
 
+_ALL_ROWS = (1 << 63) - 1
 _OPCODES = 20_000  # of SQLite's machine, between two looks at the clock: about a millisecond
 
 
@@ -222,21 +223,21 @@ class Index:
                 *where,
                 f"EXISTS (SELECT 1 FROM calls WHERE session = sessions.key AND {' AND '.join(about_call)})",
             ]
-        query = f"SELECT key FROM sessions WHERE {_all(where)} ORDER BY last DESC, id DESC LIMIT :limit"
-        keys = [key for (key,) in self._rows(query, values | {"limit": -1 if limit is None else limit})]
+        query = f"SELECT key FROM sessions WHERE {_all(where)} ORDER BY coalesce(last, 0) DESC, id DESC LIMIT :limit"
+        keys = [key for (key,) in self._rows(query, values | {"limit": _ALL_ROWS if limit is None else limit})]
         return self._sessions(keys)
 
     def calls(self, filter: Filter, *, newest_first: bool = False, limit: int | None = None) -> Iterator[CallRow]:
         """Calls by time."""
         about_session, about_call, values = _where(filter)
-        way = "DESC" if newest_first else "ASC"
+        way, none = ("DESC", "LAST") if newest_first else ("ASC", "FIRST")
         # Read in order of time, so that the first ones come at once.
         query = f"""
             SELECT {_CALL} FROM calls CROSS JOIN sessions ON sessions.key = calls.session
-            WHERE {_all(about_session + about_call)} ORDER BY calls.started {way}, calls.key {way} LIMIT :limit
+            WHERE {_all(about_session + about_call)} ORDER BY calls.started {way} NULLS {none}, calls.key {way} LIMIT :limit
         """
         files = self._files()
-        for row in self._rows(query, values | {"limit": -1 if limit is None else limit}):
+        for row in self._rows(query, values | {"limit": _ALL_ROWS if limit is None else limit}):
             yield _call(row, files)
 
     def calls_of(self, session: str) -> list[CallRow]:
@@ -281,10 +282,6 @@ class Index:
         return [self._hit(row, asked) for row in found.values()]
 
     def _hit(self, row: tuple[Any, ...], asked: str) -> Hit:
-        # Not snippet(): its time grows with the square of how often a word stands in a text.
-        query = "SELECT highlight(words, 0, :open, :close) FROM words WHERE words MATCH :asked AND rowid = :text"
-        values = {"open": text.OPEN, "close": text.CLOSE, "asked": asked, "text": row[0]}
-        ((marked,),) = self._rows(query, values)
         _, rank, call, session, seq, started, provider, project, model, role = row
         return Hit(
             call,
@@ -295,9 +292,17 @@ class Index:
             project or "",
             model or "",
             role,
-            text.shown(marked),
+            text.shown(self.marked(asked, row[0])),
             -rank,
         )
+
+    def marked(self, asked: str, found: int) -> str:
+        """A text with marks around what was asked for."""
+        # Not snippet(): its time grows with the square of how often a word stands in a text.
+        query = "SELECT highlight(words, 0, :open, :close) FROM words WHERE words MATCH :asked AND rowid = :text"
+        values = {"open": text.OPEN, "close": text.CLOSE, "asked": asked, "text": found}
+        ((marked,),) = self._rows(query, values)
+        return str(marked)
 
     def stats(self, filter: Filter, by: By = "total", *, utc: bool = False) -> list[StatRow]:
         """Days in order, everything else dearest first."""
@@ -343,9 +348,10 @@ class Index:
 
     def answered(self, ids: Sequence[str]) -> set[str]:
         """Which of these calls are recorded to their end. At most some hundred at a time."""
-        query = f"SELECT DISTINCT id FROM calls WHERE response_file IS NOT NULL AND id IN ({', '.join('?' * len(ids))})"
-        with _told(self._path), database.told():
-            return {id for (id,) in self._db.execute(query, ids)}
+        values = {f"id{number}": id for number, id in enumerate(ids)}
+        names = [f":{name}" for name in values]
+        query = f"SELECT DISTINCT id FROM calls WHERE response_file IS NOT NULL AND id IN ({', '.join(names)})"
+        return {id for (id,) in self._rows(query, values)}
 
     # -- rows
 
@@ -392,14 +398,14 @@ _CONDITIONS = {
     "since_ns": (False, "calls.started >= :since_ns"),
     "until_ns": (False, "calls.started < :until_ns"),
     "provider": (True, "sessions.provider = :provider"),
-    "model": (False, "instr(lower(calls.model), lower(:model))"),
-    "project": (True, "instr(lower(sessions.project), lower(:project))"),
+    "model": (False, "instr(lower(calls.model), lower(:model)) > 0"),
+    "project": (True, "instr(lower(sessions.project), lower(:project)) > 0"),
     "session": (
         True,
         "(substr(sessions.id, 1, length(:session)) = :session"
         " OR substr(sessions.client_session, 1, length(:session)) = :session)",
     ),
-    "errors": (False, "calls.failed"),
+    "errors": (False, "calls.failed = 1"),
 }
 
 
@@ -426,7 +432,7 @@ def _status(said: str) -> str:
 
 
 def _all(conditions: Sequence[str]) -> str:
-    return " AND ".join(conditions) or "1"
+    return " AND ".join(conditions) or "true"
 
 
 # --- sums
@@ -439,13 +445,13 @@ _SUMS = ", ".join(
     (
         "count(*)",
         "coalesce(sum(calls.failed), 0)",
-        "sum(calls.response_file IS NULL)",
+        "count(*) FILTER (WHERE calls.response_file IS NULL)",
         "min(calls.started)",
         "max(calls.started)",
         *(f"coalesce(sum(calls.{name}), 0)" for name in TOKEN_CLASSES),
         _DOLLARS.format("basis IN ('list', 'override')"),
         _DOLLARS.format("basis = 'subscription'"),
-        "coalesce(sum(basis = 'unpriced'), 0)",
+        "count(*) FILTER (WHERE basis = 'unpriced')",
     )
 )
 _FIRST, _LAST = 3, 4

@@ -116,7 +116,7 @@ def _condition(term: Term, given: str, whole: bool, value: Any) -> str:
             return f"substr(sessions.id, 1, {len(given)}) = {value(given)}"
         case "tool":
             # A call stands in a text as its name, a space and its arguments, on a line of its own.
-            called = f"instr(char(10) || lower(unpacked(texts.packed)), char(10) || lower({value(given)}) || ' ')"
+            called = f"instr('\n' || lower(unpacked(texts.packed)), '\n' || lower({value(given)}) || ' ') > 0"
             return f"(texts.role = 'assistant' AND {called})"
         case "model":
             column = "coalesce(calls.model, '')"
@@ -124,12 +124,12 @@ def _condition(term: Term, given: str, whole: bool, value: Any) -> str:
             column = f"coalesce(sessions.{_COLUMNS[term.name]}, '')"
     if whole:
         return f"{column} = {value('' if given == NONE else given)}"
-    return f"instr(lower({column}), lower({value(given)}))"
+    return f"instr(lower({column}), lower({value(given)})) > 0"
 
 
 def _status(said: str, value: Any) -> str:
     if said == "error":
-        return "calls.failed"
+        return "calls.failed = 1"
     if said == "none":
         return "(calls.status IS NULL AND calls.ending IS NOT NULL)"
     if said.endswith("xx"):
@@ -319,13 +319,7 @@ class _Search:
             call=call,
             text=hit,
         )
-        # Not snippet(): its time grows with the square of how often a word stands in a text.
-        ((marked,),) = self._rows(
-            "SELECT highlight(words, 0, :open, :close) FROM words WHERE words MATCH :asked AND rowid = :text",
-            open=text.OPEN,
-            close=text.CLOSE,
-            text=hit,
-        )
+        marked = self._index.marked(self._asked, hit)
         return Found(id, seq or 0, started or 0, model or "", role, text.shown(marked))
 
 

@@ -11,7 +11,7 @@ from llm_proxy.sinks import log_reader
 
 _PLACES = ("request_file", "request_offset", "request_length", "response_file", "response_offset", "response_length")
 _SESSION = ("id", *SESSION_COLUMNS)
-_CALL = ("id", "session", *COLUMNS, *_PLACES)
+CALL = ("id", "session", *COLUMNS, *_PLACES)
 
 
 def _insert(table: str, columns: Sequence[str]) -> str:
@@ -25,7 +25,7 @@ def _update(table: str, columns: Sequence[str]) -> str:
 
 
 # Not one upsert with RETURNING: that takes several times as long.
-_INSERT_CALL, _UPDATE_CALL = _insert("calls", _CALL), _update("calls", _CALL)
+_INSERT_CALL, _UPDATE_CALL = _insert("calls", CALL), _update("calls", CALL)
 _INSERT_SESSION, _UPDATE_SESSION = _insert("sessions", _SESSION), _update("sessions", _SESSION)
 _PUT_BOUNDS = """
     UPDATE sessions SET started = min(coalesce(started, :first), coalesce(:first, started)),
@@ -44,6 +44,9 @@ class FileRow(NamedTuple):
     cursor: int
     tail: bytes  # a hash of the bytes just before the cursor
     skipped: int
+
+
+_FILE = ", ".join(FileRow._fields)
 
 
 class _Bounds:
@@ -107,7 +110,7 @@ class Writer:
             elif isinstance(fact, SessionFact):
                 self._session(fact, touched)
         for key, bounds in touched.items():
-            self._db.execute("INSERT OR IGNORE INTO session_files VALUES (?, ?)", (key, file))
+            self._db.execute("INSERT INTO session_files VALUES (?, ?) ON CONFLICT DO NOTHING", (key, file))
             values = {"first": bounds.first, "last": bounds.last, "title": bounds.title, "upstream": bounds.upstream}
             self._db.execute(_PUT_BOUNDS, values | {"key": key})
         return ended
@@ -134,10 +137,10 @@ class Writer:
         key = self._put_call(fact.id, session, [*map(columns.get, COLUMNS), *places])
         if fact.gist:
             # What an answered call adds is more than what was known while it was open.
-            how = "REPLACE" if fact.response else "IGNORE"
-            self._db.execute(f"INSERT OR {how} INTO gists VALUES (?, ?)", (key, fact.gist))
+            told = "(call) DO UPDATE SET gist = excluded.gist" if fact.response else "DO NOTHING"
+            self._db.execute(f"INSERT INTO gists VALUES (?, ?) ON CONFLICT {told}", (key, fact.gist))
         for spoken in fact.spoken:
-            self._db.execute("INSERT OR IGNORE INTO messages VALUES (?, ?, ?)", (session, self._text(spoken), key))
+            self._db.execute("INSERT INTO messages VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (session, self._text(spoken), key))
 
     def _put_call(self, call: str, session: int, told: list[Any]) -> int:
         found = self._db.execute("SELECT key FROM calls WHERE id = ? AND session = ?", (call, session)).fetchone()
@@ -172,16 +175,16 @@ class Writer:
     # -- files
 
     def file(self, path: str) -> FileRow | None:
-        row = self._db.execute("SELECT * FROM files WHERE path = ?", (path,)).fetchone()
+        row = self._db.execute(f"SELECT {_FILE} FROM files WHERE path = ?", (path,)).fetchone()
         return FileRow(*row) if row else None
 
     def files(self) -> dict[str, FileRow]:
-        return {row[1]: FileRow._make(row) for row in self._db.execute("SELECT * FROM files")}
+        return {row[1]: FileRow._make(row) for row in self._db.execute(f"SELECT {_FILE} FROM files")}
 
     def put_file(self, row: FileRow) -> FileRow:
         """`id` 0 for a new one."""
         if not row.id:
-            return row._replace(id=self._new("INSERT INTO files VALUES (NULL, ?, ?, ?, ?, ?, ?)", row[1:]))
+            return row._replace(id=self._new(_insert("files", FileRow._fields[1:]), row[1:]))
         told = "path = ?2, inode = ?3, disk_size = ?4, cursor = ?5, tail = ?6, skipped = ?7"
         self._db.execute(f"UPDATE files SET {told} WHERE id = ?1", row)
         return row
@@ -196,10 +199,9 @@ class Writer:
             others |= dict.fromkeys(path for (path,) in db.execute(query, (session, row.id)))
             self._drop_session(session)
         db.execute("DELETE FROM files WHERE id = ?", (row.id,))
-        db.executemany(
-            "UPDATE files SET disk_size = 0, cursor = 0, tail = x'', skipped = 0 WHERE path = ?",
-            [(one,) for one in others],
-        )
+        for path in others:
+            query = "UPDATE files SET disk_size = 0, cursor = 0, tail = ?, skipped = 0 WHERE path = ?"
+            db.execute(query, (b"", path))
         self.forget()
         return list(others)
 
@@ -222,8 +224,10 @@ class Writer:
         for text in texts:
             if db.execute("SELECT 1 FROM messages WHERE text = ? LIMIT 1", (text,)).fetchone():
                 continue
-            # The search index forgets a text when it is told the text.
-            db.execute(
-                "INSERT INTO words (words, rowid, text) SELECT 'delete', id, text FROM spoken WHERE id = ?", (text,)
-            )
+            self._forget_words(text)
             db.execute("DELETE FROM texts WHERE id = ?", (text,))
+
+    def _forget_words(self, text: int) -> None:
+        # The search index forgets a text when it is told the text.
+        query = "INSERT INTO words (words, rowid, text) SELECT 'delete', id, text FROM spoken WHERE id = ?"
+        self._db.execute(query, (text,))
