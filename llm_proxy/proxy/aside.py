@@ -21,8 +21,8 @@ from llm_proxy.proxy.tee import Tee
 from llm_proxy.proxy.upstream import UpstreamConnection
 from llm_proxy.wire.hop import Instead
 
-_LOOK_EVERY = 0.03
-_QUEUE_PATIENCE = 5.0  # seconds for a place in the process' queue of connections, where it lives
+LOOK_EVERY = 0.03
+QUEUE_PATIENCE = 5.0  # seconds for a place in the process' queue of connections, where it lives
 _EVERYTHING = 1 << 62  # of bodies is "recorded": none is, and so none is hashed either
 
 
@@ -80,14 +80,14 @@ class SocketDialler(Dialler):
             self._start()
         while True:
             try:
-                return await self._to_socket(route.key)
+                return await self.connect(route.key)
             except OSError as error:
-                patience = _QUEUE_PATIENCE if isinstance(error, BlockingIOError) else self._patience
+                patience = QUEUE_PATIENCE if isinstance(error, BlockingIOError) else self._patience
                 if time.monotonic() - began >= patience:
                     raise self._failed() from error
-            await asyncio.sleep(_LOOK_EVERY)  # nobody is told when the process has come so far
+            await asyncio.sleep(LOOK_EVERY)  # nobody is told when the process has come so far
 
-    async def _to_socket(self, key: PoolKey) -> UpstreamConnection:
+    async def connect(self, key: PoolKey) -> UpstreamConnection:
         """Raises OSError; BlockingIOError where the process' queue is full, which no event loop waits for rightly."""
         link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

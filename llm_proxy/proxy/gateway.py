@@ -15,6 +15,7 @@ from llm_proxy.proxy.access import Access
 from llm_proxy.proxy.core import Core
 from llm_proxy.proxy.dialler import DialFailed
 from llm_proxy.proxy.front import dressed
+from llm_proxy.proxy.gateway_workers import WorkerRelay, Workers
 from llm_proxy.proxy.relay import Relay
 from llm_proxy.proxy.router import NoRoute, Route, brings_gateway_key
 from llm_proxy.records.exchange import Ending
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _OURS = re.compile(
     rb"(?:(?:/v1)?/(?:chat/completions|completions|responses|embeddings|(?P<anthropic>messages(?:/count_tokens)?))"
-    rb"|(?P<managing>/(?:auth|manage)(?:/[^?]*)?)|/openapi\.json|/health/gateway)(?:\?.*)?",
+    rb"|(?P<managing>/(?:auth|manage)(?:/[^?]*)?)|/openapi\.json|/health/(?:gateway|live|ready))(?:\?.*)?",
     re.DOTALL,
 )
 # Behind the same path POST calls a model of Gemini's, and DELETE removes one of OpenAI's.
@@ -47,10 +48,11 @@ _COME_AGAIN = b"Retry-After: 1\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """What is configured: the address of its socket, and how long a request waits there."""
+    """What is configured: the address of its socket, or those of all its processes', and how long a request waits."""
 
     address: str
     patience: float = START_PATIENCE
+    others: tuple[str, ...] = ()  # addresses of further processes that serve the same
 
 
 class GatewayDoor:
@@ -58,13 +60,13 @@ class GatewayDoor:
 
     def __init__(self, config: Gateway, core: Core, *, tls: bool) -> None:
         """`tls`: whether clients come over it."""
-        self.aside = aside.Aside(core, aside.SocketDialler(config.address, _down, patience=config.patience))
+        self.workers = Workers(core, (config.address, *config.others), config.patience)
         self._instead = Instead(_FIELDS, (f"{SCHEME}: {'https' if tls else 'http'}".encode(),))
 
     @property
     def open(self) -> int:
         """Requests under way."""
-        return len(self.aside.relays)
+        return sum(len(worker.relays) for worker in self.workers)
 
     def takes(self, head: RequestHead, target: bytes) -> bool:
         if _OURS.fullmatch(target) is not None:
@@ -102,25 +104,29 @@ class GatewayDoor:
 
     def relay(self, core: Core, client: ClientConnection, request: Request) -> Relay:
         request.outgoing = request.outgoing[:-2] + _PEER_LINE % client.host
-        return _GatewayRelay(self.aside, client, request)
+        return _GatewayRelay(self.workers, client, request)
 
     def gauges(self) -> dict[str, tuple[str, Iterable[Sample]]]:
         """For `/metrics`."""
         over = (
             Sample({"api": api, "ending": Ending(ending).label, "status": str(status)}, count)
-            for (api, ending, status), count in sorted(self.aside.metrics.exchanges.items())
+            for (api, ending, status), count in sorted(self.workers.metrics.exchanges.items())
         )
         return {
             "llm_proxy_gateway_requests_total": ("Requests to the gateway that are over (status 0: no answer).", over),
             "llm_proxy_gateway_open": ("Requests to the gateway under way.", [Sample({}, self.open)]),
+            "llm_proxy_gateway_worker_up": (
+                "Whether a process of the gateway's answers; where there is one, it is not asked.",
+                [Sample({"worker": str(worker.number)}, int(worker.answers)) for worker in self.workers],
+            ),
         }
 
 
-class _GatewayRelay(Relay):
+class _GatewayRelay(WorkerRelay):
     __slots__ = ("_lines",)
 
-    def __init__(self, core: Core, client: ClientConnection, request: Request) -> None:
-        super().__init__(core, client, request)
+    def __init__(self, workers: Workers, client: ClientConnection, request: Request) -> None:
+        super().__init__(workers, client, request)
         self._lines = b""  # that go with an answer of ours
 
     def dial_failed(self, error: DialFailed) -> None:
@@ -129,7 +135,3 @@ class _GatewayRelay(Relay):
 
     def _dressed(self, answer: bytes) -> bytes:
         return dressed(answer, self._lines)
-
-
-def _down() -> DialFailed:
-    return DialFailed("gateway_down", "the gateway is not running; it is started again")

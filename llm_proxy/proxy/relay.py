@@ -235,7 +235,7 @@ class Relay:
     async def _connect(self) -> None:
         try:
             try:
-                connection = await self.core.dialler.dial(self.route)
+                connection = await self._reach()
             finally:
                 self.dialling = None
             self._dialled(connection)
@@ -243,6 +243,10 @@ class Relay:
             self.dial_failed(error)
         except Exception as error:
             self.fault(error)
+
+    async def _reach(self) -> UpstreamConnection:
+        """A fresh connection. Raises DialFailed."""
+        return await self.core.dialler.dial(self.route)
 
     def _dialled(self, connection: UpstreamConnection) -> None:
         self.core.metrics.connects += 1

@@ -199,7 +199,7 @@ class Proxy:
         for relay in self._under_way():
             relay.interrupt("llm-proxy is stopping")
         if self.gateway is not None:
-            self.gateway.aside.close()
+            self.gateway.workers.close()
         self.tee.settle()
         self.core.pool.close()
         self.core.dialler.close()
@@ -212,7 +212,7 @@ class Proxy:
 
     def _under_way(self) -> list[Relay]:
         """What a stop waits for: exchanges, and requests to the gateway, which may yet have to make calls for them."""
-        return [*(self.gateway.aside.relays if self.gateway is not None else ()), *self.core.relays]
+        return [*(self.gateway.workers.relays if self.gateway is not None else ()), *self.core.relays]
 
     def _clients(self) -> list[ClientConnection]:
         return [*self.core.clients, *(self._calls.clients if self._calls is not None else ())]
@@ -270,5 +270,5 @@ class Proxy:
         if self.explorer is not None:
             self.explorer.sweep(now)
         if self.gateway is not None:
-            self.gateway.aside.pool.expire(now, self._limits.idle)
+            self.gateway.workers.sweep(now, self._limits.idle)
         self.tee.settle()
