@@ -20,6 +20,7 @@ import msgspec
 
 from llm_proxy.dialects.digest import TOKEN_CLASSES, Usage
 from llm_proxy.index import database, text
+from llm_proxy.index.viewer import EVERYTHING, Viewer, views
 
 By = Literal["total", "day", "model", "project", "session", "provider"]
 
@@ -41,7 +42,8 @@ class Filter:
     """Which calls. Times are nanoseconds since 1970, of a call's start, `until_ns` excluded; "" is any.
 
     `model` and `project` are parts of names, whatever the case; `session` is the beginning of an id (ours or the
-    client's). `status`: "404", a class "5xx", or "none" for calls without one.
+    client's). `status`: "404", a class "5xx", or "none" for calls without one. `user` is the whole address of one of the
+    gateway's, whatever the case.
     """
 
     since_ns: int | None = None
@@ -51,6 +53,7 @@ class Filter:
     project: str = ""
     session: str = ""
     status: str = ""
+    user: str = ""
     errors: bool = False
 
 
@@ -107,6 +110,9 @@ class CallRow:
     partial: bool
     request: Place | None
     response: Place | None
+    account: str = ""  # of the gateway: whose call it is; "" where another client made it
+    user: str = ""  # his address then
+    team: str = ""
 
     @property
     def open(self) -> bool:
@@ -178,12 +184,12 @@ class StatRow:
 
 
 @contextmanager
-def open_index(path: Path) -> Iterator[Index]:
-    """The index for reading. Raises IndexUnavailable."""
+def open_index(path: Path, viewer: Viewer = EVERYTHING) -> Iterator[Index]:
+    """The index for reading, as far as the viewer sees it. Raises IndexUnavailable."""
     with _told(path):
-        db = database.open_for_reading(path)
+        db = database.open_for_reading(path, views(viewer))
     try:
-        yield Index(db, path)
+        yield Index(db, path, viewer)
     finally:
         db.close()
 
@@ -203,7 +209,8 @@ def _told(path: Path) -> Iterator[None]:
 class Index:
     """An open index. Not to be shared between threads. Raises IndexUnavailable."""
 
-    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, db: sqlite3.Connection, path: Path, viewer: Viewer = EVERYTHING) -> None:
+        self.viewer = viewer
         self._db = db
         self._path = path
 
@@ -234,7 +241,8 @@ class Index:
         # Read in order of time, so that the first ones come at once.
         query = f"""
             SELECT {_CALL} FROM calls CROSS JOIN sessions ON sessions.key = calls.session
-            WHERE {_all(about_session + about_call)} ORDER BY calls.started {way} NULLS {none}, calls.key {way} LIMIT :limit
+            WHERE {_all(about_session + about_call)}
+            ORDER BY calls.started {way} NULLS {none}, calls.key {way} LIMIT :limit
         """
         files = self._files()
         for row in self._rows(query, values | {"limit": _ALL_ROWS if limit is None else limit}):
@@ -574,6 +582,7 @@ _CALL = ", ".join(
         "calls.ending, calls.error, calls.error_type, calls.failed, calls.ttfb, calls.total, calls.usd, calls.basis",
         "calls.stop_reason, calls.service_tier, calls.response_id, calls.partial, calls.server_tools",
         "request_file, request_offset, request_length, response_file, response_offset, response_length",
+        "calls.account, calls.gateway_user, calls.gateway_team",
         *(f"calls.{name}" for name in TOKEN_CLASSES),
     )
 )
@@ -600,7 +609,7 @@ def _session(row: Sequence[Any], numbers: Sequence[Any], models: Sequence[str], 
 
 
 def _call(row: Sequence[Any], files: _Files) -> CallRow:
-    tokens = row[33:]
+    tokens = row[36:]
     basis = row[21] or ""
     return CallRow(
         id=row[0],
@@ -632,6 +641,9 @@ def _call(row: Sequence[Any], files: _Files) -> CallRow:
         partial=bool(row[25]),
         request=_place(row[27:30], files),
         response=_place(row[30:33], files),
+        account=row[33] or "",
+        user=row[34] or "",
+        team=row[35] or "",
     )
 
 

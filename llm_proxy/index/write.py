@@ -140,7 +140,8 @@ class Writer:
             told = "(call) DO UPDATE SET gist = excluded.gist" if fact.response else "DO NOTHING"
             self._db.execute(f"INSERT INTO gists VALUES (?, ?) ON CONFLICT {told}", (key, fact.gist))
         for spoken in fact.spoken:
-            self._db.execute("INSERT INTO messages VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (session, self._text(spoken), key))
+            message = (session, self._text(spoken), key)
+            self._db.execute("INSERT INTO messages VALUES (?, ?, ?) ON CONFLICT DO NOTHING", message)
 
     def _put_call(self, call: str, session: int, told: list[Any]) -> int:
         found = self._db.execute("SELECT key FROM calls WHERE id = ? AND session = ?", (call, session)).fetchone()
