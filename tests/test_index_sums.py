@@ -35,8 +35,14 @@ def assert_sums(db: sqlite3.Connection) -> None:
     calls = {row[0]: row for row in db.execute(added)}
     assert [row for row in kept if row[1]] == [calls[row[0]] for row in kept if row[1]]
     assert all(not any(row[1:]) for row in kept if not row[1])
-    slots = f"SELECT coalesce(started / {sums.QUARTER}, -1), coalesce(model, ''), {_ALL} FROM calls GROUP BY 1, 2"
-    assert db.execute("SELECT * FROM slots ORDER BY 1, 2").fetchall() == db.execute(f"{slots} ORDER BY 1, 2").fetchall()
+    slots = (
+        f"SELECT coalesce(started / {sums.QUARTER}, -1), coalesce(model, ''), coalesce(account, ''), {_ALL} FROM calls"
+    )
+    added = f"{slots} GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+    assert db.execute("SELECT * FROM slots ORDER BY 1, 2, 3").fetchall() == db.execute(added).fetchall()
+    shares = f"SELECT session, account, {_ALL} FROM calls WHERE account IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2"
+    kept = db.execute("SELECT * FROM session_accounts ORDER BY 1, 2").fetchall()
+    assert kept == db.execute(shares).fetchall()
     models = "SELECT session, model, count(*) FROM calls WHERE model != '' GROUP BY 1, 2 ORDER BY 1, 2"
     assert db.execute("SELECT * FROM session_models ORDER BY 1, 2").fetchall() == db.execute(models).fetchall()
 
@@ -56,8 +62,9 @@ def test_sums_follow_every_change_of_a_call(db):
         "partial": (None, 0, 1),
         "ending": (None, "client_gone", "complete"),
         "response_file": (None, 1),
+        "account": (None, "1a2b3c4d.1", "1a2b3c4d.2"),
     }
-    for _ in range(400):
+    for _ in range(500):
         column = chance.choice(list(values))
         db.execute(f"UPDATE calls SET {column} = ? WHERE key = ?", (chance.choice(values[column]), chance.choice(keys)))
     assert_sums(db)
@@ -66,20 +73,30 @@ def test_sums_follow_every_change_of_a_call(db):
     db.execute("DELETE FROM calls")
     assert db.execute("SELECT count(*) FROM slots").fetchone() == (0,)
     assert db.execute("SELECT count(*) FROM session_models").fetchone() == (0,)
+    assert db.execute("SELECT count(*) FROM session_accounts").fetchone() == (0,)
     assert_sums(db)
 
 
-def test_an_index_made_before_there_were_sums_gets_them(tmp_path: Path, monkeypatch):
-    """The calls that it holds are counted once, by the migration, and those after them by the triggers."""
-    older = database.MIGRATIONS[: database.MIGRATIONS.index(sums.MIGRATION)]
+@pytest.mark.parametrize("version", [2, 3])
+def test_an_index_made_before_there_were_sums_gets_them(tmp_path: Path, monkeypatch, version):
+    """The files are read again, so that its calls are counted once, and told of every account."""
     make(tmp_path / "logs", calls=60, sessions=6, end=END)
     with monkeypatch.context() as patched:
-        patched.setattr(database, "MIGRATIONS", older)
-        indexer = Indexer(tmp_path / "index.db", tmp_path / "logs")
-        indexer.catch_up_all()
-        indexer.close()
+        patched.setattr(database, "MIGRATIONS", database.MIGRATIONS[:version])
+        db = database.open_for_writing(tmp_path / "index.db")
+    db.execute("INSERT INTO sessions (id) VALUES ('old')")
+    db.execute("INSERT INTO calls (session, id, model) VALUES (1, 'old', 'm')")
+    db.execute("INSERT INTO gists VALUES (1, '{}')")
+    if version == 3:  # as that version had them
+        db.execute("CREATE TABLE slots (slot, model, calls, PRIMARY KEY (slot, model))")
+        db.execute("CREATE TRIGGER call_comes AFTER INSERT ON calls BEGIN INSERT INTO slots VALUES (1, 'm', 1); END")
+    db.close()
+    indexer = Indexer(tmp_path / "index.db", tmp_path / "logs")
+    indexer.catch_up_all()
+    indexer.close()
     db = database.open_for_writing(tmp_path / "index.db")
     assert db.execute("SELECT sum(calls) FROM sessions").fetchone() == (60,)
+    assert db.execute("SELECT count(*) FROM gists JOIN calls ON calls.key = call").fetchone() == (60,)
     assert_sums(db)
     db.execute("UPDATE calls SET model = 'another' WHERE key % 3 = 0")
     assert_sums(db)

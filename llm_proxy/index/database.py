@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,16 @@ from llm_proxy.index import sums, text
 BUSY_TIMEOUT = 30.0  # seconds
 # Bytes of new words that FTS5 holds in memory before it writes them: its default, and for all words at once.
 _WORDS, _DRAFT_WORDS = 1 << 20, 32 << 20
+
+_READ_ALL_AGAIN = """
+    INSERT INTO words (words) VALUES ('delete-all');
+    DELETE FROM texts;
+    DELETE FROM messages;
+    DELETE FROM calls;
+    DELETE FROM session_files;
+    DELETE FROM sessions;
+    DELETE FROM files
+"""
 
 # Sums over `calls` are kept by triggers (`sums`). Times are nanoseconds since 1970, `usd` picodollars, `ttfb` and
 # `total` milliseconds. Texts are kept once, however many sessions (`messages`) hold them.
@@ -65,15 +75,11 @@ MIGRATIONS = (
     """
     CREATE TABLE gists (call INTEGER PRIMARY KEY, gist TEXT NOT NULL);
     CREATE INDEX sessions_by_parent ON sessions (parent) WHERE parent IS NOT NULL;
-    INSERT INTO words (words) VALUES ('delete-all');
-    DELETE FROM texts;
-    DELETE FROM messages;
-    DELETE FROM calls;
-    DELETE FROM session_files;
-    DELETE FROM sessions;
-    DELETE FROM files
-    """,
+    """
+    + _READ_ALL_AGAIN,
     sums.MIGRATION,
+    # Told of every call of the gateway, so all files are read again.
+    f"{sums.BY_ACCOUNT} DELETE FROM gists; {_READ_ALL_AGAIN}",
 )
 
 
@@ -113,13 +119,15 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     return db
 
 
-def open_for_reading(path: Path) -> sqlite3.Connection:
-    """Raises Unusable, sqlite3.Error, also where there is none."""
+def open_for_reading(path: Path, views: Iterable[str] = ()) -> sqlite3.Connection:
+    """`views` are made before its tables (`viewer`). Raises Unusable, sqlite3.Error, also where there is none."""
     # Not mode=ro: who reads first after a restart has to make the files that readers and writers share.
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
     try:
         with told():
             prepare(db)
+            for view in views:
+                db.execute(view)
             db.execute("PRAGMA query_only = ON")
             version = _version(db)
         if version != len(MIGRATIONS):

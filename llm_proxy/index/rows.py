@@ -31,12 +31,19 @@ COLUMNS = (
     *("seq", "started", "ended", "ttfb", "total", "status", "failed", "partial"),
     *TOKEN_CLASSES,
     *("server_tools", "usd", "basis", "model", "api", "method", "path", "ending", "stop_reason", "service_tier"),
-    *("response_id", "error_type", "error"),
+    *("response_id", "error_type", "error", "account", "gateway_user", "gateway_team", "gateway_project"),
 )
 SESSION_COLUMNS = (
     *("provider", "upstream", "client_session", "parent", "parent_seq", "forked", "agent"),
     *("program", "cwd", "project", "root", "branch", "title"),
 )
+# Columns that tell for whom the gateway made a call, and their names in the log.
+_WHOSE = {
+    "account": "account",
+    "gateway_user": "user",
+    "gateway_team": "team",
+    "gateway_project": "project",
+}
 _PROSE = (PartKind.TEXT, PartKind.REFUSAL)  # `Message.key` does not see their white space either
 # Endings that are nobody's wish.
 _FAILED = frozenset({"refused", "upstream_failed", "timed_out", "interrupted"})
@@ -199,11 +206,13 @@ def _session(line: Line) -> SessionFact:
 
 
 def _asked(request: Entry) -> dict[str, Any]:
+    whose = _object(request.get("gateway"))
     return {
         "seq": _number(request.get("seq")),
         "started": understood.moment_of(request),
         "method": _text(request.get("method"), 64),
         "path": _text(request.get("path"), 1024),
+        **{column: _text(whose.get(name)) or None for column, name in _WHOSE.items()},
     }
 
 
