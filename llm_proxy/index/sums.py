@@ -64,7 +64,7 @@ def _change(sign: str, row: str) -> str:
 def _add_to(table: str, keys: dict[str, str], row: str) -> str:
     columns = ", ".join((*keys, *SUMS))
     values = ", ".join((*keys.values(), *(of.format(row) for of in SUMS.values())))
-    more = ", ".join(f"{name} = {name} + excluded.{name}" for name in SUMS)
+    more = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in SUMS)
     return f"""
         INSERT INTO {table} ({columns}) VALUES ({values}) ON CONFLICT ({", ".join(keys)}) DO UPDATE SET {more};
     """
