@@ -52,14 +52,20 @@ def _loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _live(given: Options, secret: Secrets) -> int:
-    stop = asyncio.Event()
+    stop, draining = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def asked_to_stop() -> None:
+        draining.set()
+        loop.call_later(given.drain_delay, stop.set)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    _end_with(0, stop)
+        loop.add_signal_handler(number, asked_to_stop)
+    _listen_to(0, draining, stop)
     made = await _made(given, secret, stop)
     if isinstance(made, int):
         return made
+    made.draining = draining
     async with live(made):
         try:
             link = bind(given.socket)
@@ -106,8 +112,8 @@ async def _made(given: Options, secret: Secrets, stop: asyncio.Event) -> Site | 
     return 0
 
 
-def _end_with(fd: int, stop: asyncio.Event) -> None:
-    """Stop at the end of a pipe; what comes through it means nothing here."""
+def _listen_to(fd: int, draining: asyncio.Event, stop: asyncio.Event) -> None:
+    """Stop at the end of the daemon's pipe; what comes through it means that the end is near."""
     loop = asyncio.get_running_loop()
 
     def read() -> None:
@@ -117,6 +123,7 @@ def _end_with(fd: int, stop: asyncio.Event) -> None:
             return
         except OSError:
             more = b""
+        draining.set()
         if not more:
             loop.remove_reader(fd)
             stop.set()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from llm_proxy.gateway import limiting, model_lists
@@ -40,6 +40,7 @@ class Site:
     sender: Sender
     limiter: Limiter
     usage: UsageLog
+    draining: asyncio.Event = field(default_factory=asyncio.Event)  # we are about to stop: nobody new should come
 
 
 async def site(options: Options, secrets: Secrets) -> Site:

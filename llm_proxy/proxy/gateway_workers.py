@@ -43,15 +43,17 @@ class Worker(aside.Aside):
         self.metrics = metrics
         self.number = number
         self.answers = True
+        self._has_answered = False
         self._address = address
 
     async def look(self) -> None:
         """Whether it answers, now."""
         answers = await self._is_alive()
-        if answers != self.answers:
+        if answers != self.answers and self._has_answered:
             words = "answers again" if answers else "does not answer: requests go to the others"
             log.warning("the gateway's process %d %s", self.number, words)
         self.answers = answers
+        self._has_answered |= answers
 
     async def _is_alive(self) -> bool:
         try:

@@ -145,9 +145,11 @@ class Daemon:
         chores = [loop.create_task(chore) for chore in self._chores(proxy)]
         self.manager.ready(self.status)
         await self._stop.wait()
-        self._stopped_at = time.monotonic()
-        self.manager.stopping()
+        self.manager.stopping(0.0 if self.gatewaying is None else self.gatewaying.drain_delay)
         self._withdraw()
+        if self.gatewaying is not None:
+            await self.gatewaying.drain(self._force)
+        self._stopped_at = time.monotonic()
         for chore in chores:
             chore.cancel()
         await self._drain(proxy)

@@ -1,10 +1,11 @@
-"""The daemon's gateway: a process of its own beside the proxy, with its secrets, its store and what it is told.
+"""The daemon's gateway: one or more processes beside the proxy, with their secrets, store and what they are told.
 
 Leaves out what it does (`gateway`), how calls come to it (`proxy.gateway`) and the commands (`cli.gateway`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -124,6 +125,7 @@ def options(settings: Settings, *, socket: str, upstream: str) -> Options:
         state=gateway_secrets.folder(),
         version=__version__,
         public_url=settings.gateway_public_url,
+        hosts=settings.hosts,
         signup=signup,
         raw_models=settings.gateway_raw_models,
         drop=settings.gateway_drop,
@@ -148,31 +150,47 @@ def options(settings: Settings, *, socket: str, upstream: str) -> Options:
 
 
 class Gatewaying:
-    """The gateway's process and the two sockets: to it, and from it back to us. Owned by the event loop."""
+    """The gateway's processes and their sockets: one to each, and one from all of them back to us.
+
+    Owned by the event loop.
+    """
 
     def __init__(self, settings: Settings, name: str) -> None:
         """`name` tells this daemon from others of the same user. Raises ConfigError, StateUnusable, ExtraMissing."""
         needs_its_packages()
-        self.socket = f"{paths.state_folder()}/gateway-{name}.sock"
         self.upstream = f"{paths.state_folder()}/gateway-{name}.up.sock"
-        told = options(settings, socket=self.socket, upstream=self.upstream)
+        marks = ["", *(f"-{number}" for number in range(2, settings.gateway_workers + 1))]
+        self._sockets = [f"{paths.state_folder()}/gateway-{name}{mark}.sock" for mark in marks]
+        told = options(settings, socket=self._sockets[0], upstream=self.upstream)
         self._options, self._database = told, database_url(settings)
+        self._counts_alone = len(marks) > 1 and not settings.gateway_redis_url
+        self.drain_delay = settings.gateway_drain_delay
         secret = gateway_secrets.secrets(database_url(settings), settings.gateway_redis_url, os.environ)
-        try:
-            self._address, self._folder = unix.address(self.socket)
-        except (OSError, unix.PathTooLong) as error:
-            raise StateUnusable(f"the gateway cannot be served here: {error}") from error
-        self.door = Gateway(self._address)
-        self._supervisor = Supervisor(
-            "llm_proxy.gateway",
-            (told.to_json(),),
-            errors=f"{gateway_secrets.folder()}/gateway.log",
-            variables=MEMORY | {SECRETS: secret.to_json()},
-        )
+        self._folders: list[int] = []
+        self.door = self._door()
+        self._supervisors = [
+            Supervisor(
+                "llm_proxy.gateway",
+                (replace(told, socket=socket).to_json(),),
+                errors=f"{gateway_secrets.folder()}/gateway{mark}.log",
+                variables=MEMORY | {SECRETS: secret.to_json()},
+            )
+            for mark, socket in zip(marks, self._sockets, strict=True)
+        ]
 
-    @property
-    def pid(self) -> int | None:
-        return self._supervisor.pid
+    def _door(self) -> Gateway:
+        """Raises StateUnusable."""
+        addresses = []
+        for socket in self._sockets:
+            try:
+                address, folder = unix.address(socket)
+            except (OSError, unix.PathTooLong) as error:
+                self._let_go()
+                raise StateUnusable(f"the gateway cannot be served here: {error}") from error
+            addresses.append(address)
+            if folder is not None:
+                self._folders.append(folder)
+        return Gateway(addresses[0], others=tuple(addresses[1:]))
 
     def lines(self, url: str) -> str:
         """What start-up says of it."""
@@ -190,16 +208,32 @@ class Gatewaying:
         )
 
     def start(self) -> None:
-        self._supervisor.start()
+        if self._counts_alone:
+            words = "gateway.workers is %d and there is no gateway.redis_url: each process counts limits by itself"
+            log.warning(words, len(self._supervisors))
+        for supervisor in self._supervisors:
+            supervisor.start()
+
+    async def drain(self, forced: asyncio.Event) -> None:
+        """From now on nobody new should come; who does is served for `drain_delay`, unless that is cut short."""
+        for supervisor in self._supervisors:
+            supervisor.wake()
+        if self.drain_delay:
+            log.info("stopping: for %g s new requests are still taken", self.drain_delay)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.drain_delay):
+                    await forced.wait()
 
     async def stop(self, limit: float) -> None:
-        await self._supervisor.stop(limit)
-        for path in (self.socket, self.upstream):
+        await asyncio.gather(*(supervisor.stop(limit) for supervisor in self._supervisors))
+        for path in (*self._sockets, self.upstream):
             with contextlib.suppress(OSError):
                 os.unlink(path)  # noqa: PTH108
-        if self._folder is not None:
-            os.close(self._folder)
-            self._folder = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        while self._folders:
+            os.close(self._folders.pop())
 
 
 def _shown(url: str) -> str:

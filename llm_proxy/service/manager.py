@@ -13,6 +13,8 @@ import socket
 from collections.abc import Iterable
 from typing import Any
 
+_USUAL_STOP = 30.0  # seconds, our unit's TimeoutStopSec
+
 
 class Manager:
     """The service manager's end of the line, as named by NOTIFY_SOCKET."""
@@ -36,9 +38,9 @@ class Manager:
         if interval := _watchdog_interval():
             self._feed(interval)
 
-    def stopping(self) -> None:
-        """Say so; the watchdog is fed on, since draining runs in the same loop."""
-        self._tell("STOPPING=1")
+    def stopping(self, longer: float = 0.0) -> None:
+        """Say so; the watchdog is fed on, since draining runs in the same loop. `longer`: seconds more than usually."""
+        self._tell("STOPPING=1" + (f"\nEXTEND_TIMEOUT_USEC={int((longer + _USUAL_STOP) * 1e6)}" if longer else ""))
 
     def keep(self, name: str, sockets: Iterable[socket.socket]) -> None:
         """Have it hold them too, so that they are there for whoever comes after us."""

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
@@ -79,6 +80,8 @@ class Store:
         self._forget: list[Forget] = []
         self._count = -1
         self.generation = 0
+        self.seen_at = time.monotonic()  # when the store was last there
+        self.fits = True  # whether this program may serve from its tables
         self._name = ""
 
     @property
@@ -98,7 +101,8 @@ class Store:
             with _at_the_start(self.told):
                 async with self.reading() as connection:
                     version = await connection.run_sync(version_of)
-                if version != VERSION:
+                    stood = version is not None and await connection.run_sync(stands, version)
+                if version != VERSION and not stood:
                     await migrate(self._address)
             self._count = await self._counted()
             async with self.reading() as connection:
@@ -200,7 +204,15 @@ class Store:
 
     async def _counted(self) -> int:
         async with self.reading() as connection:
-            return int(await connection.scalar(select(schema.changes.c.count)) or 0)
+            count, oldest = (await connection.execute(_LOOK)).one()
+        self.seen_at = time.monotonic()
+        fits = (oldest or VERSION) <= VERSION
+        if self.fits and not fits:
+            log.error(
+                "the store at %s has been changed for programs from version %s on: upgrade this", self.told, oldest
+            )
+        self.fits = fits
+        return int(count or 0)
 
     async def _moved(self, connection: AsyncConnection) -> int:
         moved = update(schema.changes).values(count=schema.changes.c.count + 1).returning(schema.changes.c.count)
@@ -213,6 +225,8 @@ class Store:
             forget()
 
 
+_OLDEST = select(schema.facts.c.value).where(schema.facts.c.name == "oldest")  # the version whose program stands it
+_LOOK = select(select(schema.changes.c.count).scalar_subquery(), _OLDEST.scalar_subquery())
 _CLASS = 0x6C6C6D70  # of our advisory locks: other programs may have theirs in the same database
 
 
@@ -229,6 +243,14 @@ def version_of(connection: Connection) -> str | None:
         return None
     found = connection.scalar(text("SELECT version_num FROM alembic_version"))
     return None if found is None else str(found)
+
+
+def stands(connection: Connection, version: str) -> bool:
+    """Whether this program can serve from the tables of a newer one, which says so itself."""
+    if version <= VERSION or not inspect(connection).has_table(schema.facts.name):
+        return False
+    oldest = connection.scalar(_OLDEST)
+    return oldest is not None and oldest <= VERSION
 
 
 @asynccontextmanager

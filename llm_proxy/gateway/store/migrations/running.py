@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from llm_proxy.gateway.store import schema
 from llm_proxy.gateway.store.address import StoreUnusable
-from llm_proxy.gateway.store.database import version_of
+from llm_proxy.gateway.store.database import stands, version_of
 
 
 def run(connection: Connection, told: str) -> list[str]:
@@ -25,6 +25,8 @@ def run(connection: Connection, told: str) -> list[str]:
     version = version_of(connection)
     if version is None:
         _refuse_strangers(connection, told)
+    elif stands(connection, version):
+        return []
     elif version not in {step.revision for step in steps.walk_revisions()}:
         raise StoreUnusable(
             f"the store at {told} is of version {version}, which a newer llm-proxy has made; this one knows versions "
