@@ -20,6 +20,7 @@ from llm_proxy.gateway.costing import Prices
 from llm_proxy.gateway.facts import Attempt, Caller, Provider, ProviderKey, Role, Scope, Target
 from llm_proxy.gateway.manage import audit as audit_route
 from llm_proxy.gateway.manage import usage as usage_route
+from llm_proxy.gateway.manage import usage_calls, usage_series
 from llm_proxy.gateway.options import Options, options
 from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.routes import Access, Ask
@@ -608,6 +609,7 @@ async def test_200000_rows_are_no_trouble(store):
         "status_code": "200",
         "ending": "'complete'",
         "error": "''",
+        "project": "''",
         "created_at": moment,
     }
     plain = {"cache_read_tokens", "cache_write_tokens", "reasoning_tokens", "milliseconds"}
@@ -628,7 +630,7 @@ async def test_200000_rows_are_no_trouble(store):
         ({"all": "true", "from": "2026-01-01", "to": "2026-01-01"}, "created_at"),
     ):
         ask = Ask(around(store), caller(3, Role.ADMIN), {}, query, None, "")
-        statement = usage_route.statement(usage_route._groups(store.dialect).values(), usage_route._where(ask))
+        statement = usage_route.statement(usage_route.groups(store.dialect).values(), usage_route.where(ask))
         how = "EXPLAIN QUERY PLAN " if store.dialect == "sqlite" else "EXPLAIN "
         async with store.reading() as connection:
             dialect = connection.dialect
@@ -700,6 +702,6 @@ async def test_the_audit_log_page_by_page(store):
 
 def test_the_audit_log_is_for_administrators():
     """Usage is for keys with its scope. Who may come is the route's own word, which `app` keeps."""
-    (audit_row,), (usage_row,) = audit_route.ROUTES, usage_route.ROUTES
-    assert audit_row.access is Access.ADMIN
-    assert (usage_row.access, usage_row.scope) == (Access.KEY, Scope.USAGE)
+    assert [one.access for one in audit_route.ROUTES] == [Access.ADMIN]
+    for one in (*usage_route.ROUTES, *usage_calls.ROUTES, *usage_series.ROUTES):
+        assert (one.access, one.scope) == (Access.KEY, Scope.USAGE)

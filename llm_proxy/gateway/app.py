@@ -16,7 +16,7 @@ from aiohttp import web
 from llm_proxy.gateway.calls import speaking
 from llm_proxy.gateway.facts import Caller, Role
 from llm_proxy.gateway.refusals import STORE_AWAY, Refusal
-from llm_proxy.gateway.routes import NOBODY, Access, Ask, Route
+from llm_proxy.gateway.routes import NOBODY, Access, Ask, Document, Route
 from llm_proxy.gateway.site import Site
 from llm_proxy.gateway.store.database import StoreAway
 
@@ -24,6 +24,7 @@ log = logging.getLogger("llm_proxy.gateway")
 
 MOST = 1 << 20  # bytes of a managing route's body
 PEER: Final = "X-LLM-Proxy-Peer"  # whose connection the proxy serves; nobody else can send it
+SCREENS: Final = "/llm-proxy/team"  # pages for people are below
 _JSON: Final = "application/json"
 _FAILED: Final = Refusal(500, "internal_error", "the gateway failed at this; its log says why")
 _encode: Final = msgspec.json.Encoder().encode
@@ -42,6 +43,8 @@ def application(site: Site, table: Iterable[Route]) -> web.Application:
         paths.setdefault(route.path, []).append(route.method)
     for path, methods in paths.items():
         app.router.add_route("*", path, _only(methods))
+    for path in (SCREENS, SCREENS + "/{below:.*}"):
+        app.router.add_route("*", path, _screens(site))
     app.router.add_route("*", "/{anything:.*}", _nothing)
     return app
 
@@ -75,7 +78,8 @@ def _managed(site: Site, route: Route) -> _Serve:
             caller = await _caller(site, route, request)
             body = await _body(request, decode)
             address = peer(request, site.options.trusted_proxies)
-            given = await serve(Ask(site, caller, request.match_info, request.query, body, address))
+            accept = ",".join(request.headers.getall("Accept", ()))
+            given = await serve(Ask(site, caller, request.match_info, request.query, body, address, accept))
         except Refusal as refusal:
             return said(refusal)
         except StoreAway:
@@ -142,6 +146,9 @@ def answer(given: Any, status: int = 200) -> web.Response:
     headers = {"Cache-Control": "no-store"}
     if given is None:
         return web.Response(status=204 if status == 200 else status, headers=headers)
+    if isinstance(given, Document):
+        headers |= {"Content-Type": given.kind, **given.headers}
+        return web.Response(body=given.body, status=status, headers=headers)
     return web.Response(body=_encode(given), status=status, content_type=_JSON, headers=headers)
 
 
@@ -154,6 +161,15 @@ def said(refusal: Refusal) -> web.Response:
     if refusal.status == 401:
         response.headers.setdefault("WWW-Authenticate", "Bearer")
     return response
+
+
+def _screens(site: Site) -> _Serve:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        from llm_proxy.gateway.screens.serving import serve  # with what only pages need
+
+        return await serve(site, request)
+
+    return handle
 
 
 def _only(methods: list[str]) -> _Serve:

@@ -34,7 +34,8 @@ class Scope(StrEnum):
 class Caller:
     """Who sent a request, proved by a session's token or by an API key; one of the two ids is set.
 
-    `scopes` are those of the key; a session has all. A limit of None is the default of all, 0 none at all.
+    `scopes` are those of the key; a session has all. A limit of None is the default of all, 0 none at all. `privacy` is
+    the level that he chose, "" where he has not (`privacy`).
     """
 
     user_id: int
@@ -47,6 +48,7 @@ class Caller:
     rate_limit_minute: int | None = None
     rate_limit_daily: int | None = None
     team_ids: tuple[int, ...] = ()
+    privacy: str = ""
 
     @property
     def is_admin(self) -> bool:

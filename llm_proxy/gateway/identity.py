@@ -32,7 +32,7 @@ from llm_proxy.gateway.passwords import Passwords
 from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.session_tokens import LONGEST, BadToken, SessionTokens
 from llm_proxy.gateway.store.database import Store, StoreAway
-from llm_proxy.gateway.store.schema import api_keys, now, sessions, team_members, users
+from llm_proxy.gateway.store.schema import api_keys, now, privacy, sessions, team_members, users
 from llm_proxy.gateway.throttle import Throttle
 
 log = logging.getLogger("llm_proxy.gateway")
@@ -95,11 +95,18 @@ class Identifier:
                 "or x-api-key, and make a new one, for this one is no secret any more",
             )
         token = _credential(headers)
-        name = sha256(token.encode()).digest()
+        return await self._remembered(sha256(token.encode()).digest(), lambda: self._finder(token))
+
+    async def visitor(self, cookie: str) -> Caller:
+        """Whose browser has this cookie, which opens pages and no route. Raises Refusal 401; StoreAway."""
+        name = sha256(b"cookie " + cookie.encode("utf-8", "surrogateescape")).digest()
+        return await self._remembered(name, lambda: self._cookie_finder(cookie))
+
+    async def _remembered(self, name: bytes, finder: Callable[[], _Find]) -> Caller:
         known = self._known.get(name)
         if known is not None and self._clock() < known.until:
             return known.caller
-        return await self._asked(name, token)
+        return await self._asked(name, finder)
 
     def forget(self) -> None:
         """Something changed in the store."""
@@ -113,12 +120,12 @@ class Identifier:
             await self._writing
         self.passwords.close()
 
-    async def _asked(self, name: bytes, token: str) -> Caller:
+    async def _asked(self, name: bytes, finder: Callable[[], _Find]) -> Caller:
         """The store is asked once for all that come with one credential at a time."""
         asking = self._asking
         task = asking.get(name)
         if task is None:
-            task = asking[name] = asyncio.get_running_loop().create_task(self._looked_up(name, token))
+            task = asking[name] = asyncio.get_running_loop().create_task(self._looked_up(name, finder))
 
             def answered(task: asyncio.Task[Caller]) -> None:
                 asking.pop(name)
@@ -128,9 +135,9 @@ class Identifier:
             task.add_done_callback(answered)
         return await asyncio.shield(task)
 
-    async def _looked_up(self, name: bytes, token: str) -> Caller:
+    async def _looked_up(self, name: bytes, finder: Callable[[], _Find]) -> Caller:
         known, at = self._known, self._clock()
-        find = self._key_finder(token) or self._session_finder(token)
+        find = finder()
         async with self._store.reading() as connection:
             caller, expires = await find(connection)
         lasts = (expires - now()).total_seconds() if expires else REMEMBERED
@@ -138,6 +145,17 @@ class Identifier:
             known.pop(next(iter(known)), None)
         known[name] = _Known(caller, at + min(REMEMBERED, lasts))
         return caller
+
+    def _finder(self, token: str) -> _Find:
+        """Raises Refusal."""
+        return self._key_finder(token) or self._session_finder(token)
+
+    def _cookie_finder(self, cookie: str) -> _Find:
+        try:
+            claims = self.tokens.of_browser(cookie)
+        except BadToken:
+            raise Refusal(401, "session_ended", "this session has ended; sign in again") from None
+        return lambda connection: self._session(connection, claims.user_id, claims.session_id, claims.expires_at)
 
     def _key_finder(self, token: str) -> _Find | None:
         """How to find its key, if it is one. Raises Refusal for one that cannot be."""
@@ -238,6 +256,7 @@ _Find = Callable[[AsyncConnection], Awaitable[tuple[Caller, datetime | None]]]
 
 async def _caller(connection: AsyncConnection, row: Any, scopes: frozenset[Scope], **how: Any) -> Caller:
     teams = select(team_members.c.team_id).where(team_members.c.user_id == row.user_id).order_by(team_members.c.team_id)
+    level = await connection.scalar(select(privacy.c.level).where(privacy.c.user_id == row.user_id))
     return Caller(
         user_id=row.user_id,
         email=row.email,
@@ -246,6 +265,7 @@ async def _caller(connection: AsyncConnection, row: Any, scopes: frozenset[Scope
         rate_limit_minute=row.rate_limit_minute,
         rate_limit_daily=row.rate_limit_daily,
         team_ids=tuple((await connection.scalars(teams)).all()),
+        privacy=level or "",
         **how,
     )
 

@@ -168,7 +168,8 @@ def _success(route: Route, by_type: Mapping[Any, Any]) -> dict[str, Any]:
         return {"200": {"description": "As the API gives it.", "headers": _RATE_HEADERS, "content": content}}
     if route.gives is None:
         return {str(204 if route.status == 200 else route.status): {"description": "Done."}}
-    return {str(route.status): {"description": "Done.", "content": {_JSON: {"schema": by_type[route.gives]}}}}
+    content = {_JSON: {"schema": by_type[route.gives]}} | ({route.also: {}} if route.also else {})
+    return {str(route.status): {"description": "Done.", "content": content}}
 
 
 def _failures(route: Route) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Ask:
     query: Mapping[str, str]
     body: Any
     address: str  # the client's, as far as it can be believed
+    accept: str = ""  # its header Accept
 
     def number(self, name: str) -> int:
         """A number in the path. Raises Refusal 404: what is no number is nobody's."""
@@ -49,6 +50,15 @@ class Ask:
         return int(text)
 
 
+@dataclass(frozen=True, slots=True)
+class Document:
+    """An answer that is no JSON, of the media type `kind`."""
+
+    body: bytes
+    kind: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
 Handler = Callable[[Ask], Awaitable[Any]]
 Raw = Callable[["Site", Caller, web.Request], Awaitable[web.StreamResponse]]
 
@@ -58,7 +68,8 @@ class Route:
     """`handler` gives what is answered as JSON (msgspec encodes it), None for no body; a `raw` one answers itself.
 
     `takes` is a msgspec Struct that forbids unknown fields, `gives` a type msgspec can describe; `query` says what the
-    query's parameters are. For a PUBLIC route `caller` is `NOBODY`.
+    query's parameters are. A handler may give a `Document` of the media type `also` too. For a PUBLIC route `caller` is
+    `NOBODY`.
     """
 
     method: str
@@ -70,6 +81,7 @@ class Route:
     scope: Scope | None = None  # of an Access.KEY route
     takes: Any = None
     gives: Any = None
+    also: str = ""
     status: int = 200
     query: Mapping[str, str] = field(default_factory=dict)
     dialect: str = ""  # of a raw one, in which its errors are said: chat, responses, anthropic

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from llm_proxy.gateway import health, openapi
 from llm_proxy.gateway.calls import api, models
-from llm_proxy.gateway.manage import aliases, audit, auth, invitations, metrics, providers, teams, usage, users
+from llm_proxy.gateway.manage import (
+    aliases,
+    audit,
+    auth,
+    invitations,
+    metrics,
+    privacy,
+    providers,
+    teams,
+    usage,
+    usage_calls,
+    usage_series,
+    users,
+)
 from llm_proxy.gateway.routes import Route
 
 _MODULES = (
     *(api, models),
-    *(auth, providers, aliases, usage, users, teams, invitations, audit, metrics),
+    *(auth, providers, aliases, usage, usage_calls, usage_series, privacy, users, teams, invitations, audit, metrics),
     *(health, openapi),
 )
 

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from llm_proxy.dialects.reading import read, read_value
 from llm_proxy.gateway.calls.parameters import laid_over
+from llm_proxy.gateway.calls.project import of_metadata
 from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.wire.json_span import ModelSpan, NotAnObject
 
@@ -27,6 +28,9 @@ _COUNTED: Final = b'"stream_options":{"include_usage":true},'
 _encode = msgspec.json.encode
 
 
+_NOTHING: Final = msgspec.Raw(b"")
+
+
 class _Options(msgspec.Struct):
     include_usage: bool | None = None
 
@@ -37,6 +41,7 @@ class _Head(msgspec.Struct):
     model: str
     stream: bool | None = None
     stream_options: _Options | msgspec.UnsetType | None = msgspec.UNSET
+    metadata: msgspec.Raw = _NOTHING
 
 
 _HEAD = msgspec.json.Decoder(_Head)
@@ -74,6 +79,7 @@ class Arrived:
         self.model = head.model
         self.stream = bool(head.stream)
         self._options = head.stream_options
+        self.project = of_metadata(bytes(head.metadata)) if head.metadata else ""
         if not self.model.strip():
             raise Refusal(400, "invalid_request", "model: must name a model", param="model")
         if len(self.model) > _LONGEST:

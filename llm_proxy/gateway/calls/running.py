@@ -26,9 +26,11 @@ from llm_proxy.gateway import retrying
 from llm_proxy.gateway.calls import speaking
 from llm_proxy.gateway.calls.arriving import Arrived, body_of
 from llm_proxy.gateway.calls.ids import request_id
+from llm_proxy.gateway.calls.project import of_headers
 from llm_proxy.gateway.calls.ways import DIALECTS, STREAMED, Feed, Passing, Unfit, Way, way
 from llm_proxy.gateway.facts import Attempt, Caller, ProviderKey, Target
 from llm_proxy.gateway.planning import plan
+from llm_proxy.gateway.privacy import recorded
 from llm_proxy.gateway.refusals import STORE_AWAY, Refusal
 from llm_proxy.gateway.sending.attribution import Attribution
 from llm_proxy.gateway.sending.client import Answer, Broken, Unreachable
@@ -125,12 +127,14 @@ class Call:
         self._stream = False
         self._headers = speaking.identified(self._dialect, self.id)
         self._number = 0
+        self._project = of_headers(request.headers)
 
     async def answer(self) -> web.StreamResponse:
         """What the caller gets, whatever happens. Raises CancelledError where he has left."""
         try:
             arrived = Arrived(await body_of(self._request))
             self._asked = arrived.model
+            self._project = self._project or arrived.project
             self._stream = arrived.stream and self._api in STREAMED
             self._headers.update(await self._site.limiter.take(self._caller))
             return await self._tried(arrived, await self._targets(arrived))
@@ -383,6 +387,8 @@ class Call:
             alias=target.alias,
             team=team,
             account=self._site.store.account(caller.user_id),
+            project=self._project,
+            privacy=recorded(caller.privacy, self._site.options),
         )
 
     def _note(self, one: _Try, ending: str, error: str = "") -> None:
@@ -402,6 +408,7 @@ class Call:
                 usage=one.usage,
                 seconds=time.perf_counter() - one.clock,
                 first_token=one.first_token,
+                project=self._project,
             )
         )
 
