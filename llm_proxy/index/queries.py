@@ -42,8 +42,8 @@ class Filter:
     """Which calls. Times are nanoseconds since 1970, of a call's start, `until_ns` excluded; "" is any.
 
     `model` and `project` are parts of names, whatever the case; `session` is the beginning of an id (ours or the
-    client's). `status`: "404", a class "5xx", or "none" for calls without one. `user` is the whole address of one of the
-    gateway's, whatever the case.
+    client's). `status`: "404", a class "5xx", or "none" for calls without one. `user` is the whole address of a user of
+    the gateway, whatever the case.
     """
 
     since_ns: int | None = None

@@ -1,12 +1,13 @@
 """Sums that are kept beside the calls: of each session, of its models, and of each quarter of an hour and model.
 
 Triggers keep them with every row of `calls` that comes, changes or goes, so live ingest and a rebuild come to the same,
-and lists are sorted and counted without reading all calls. Of what the gateway called they are kept by account too. Leaves out who asks (`browse`, `figures`).
+and lists are sorted and counted without reading all calls. Of what the gateway called they are kept by account too.
+Leaves out who asks (`browse`, `figures`).
 
-In `sessions`, `session_accounts` and `slots`: `calls`, `failed`, `open` (no response yet), `cut` (partial, or the client left), the classes
-of tokens, dollars spent and covered by subscriptions (each in microdollars and the picodollars left over, because one
-sum of absurd prices would not fit in 64 bits) and `unpriced`. A slot is `started` in quarters of an hour since 1970, -1
-of a call whose beginning is not known; its account "" where no gateway made the call.
+In `sessions`, `session_accounts` and `slots`: `calls`, `failed`, `open` (no response yet), `cut` (partial, or the
+client left), the classes of tokens, dollars spent and covered by subscriptions (each in microdollars and the picodollars
+left over, because one sum of absurd prices would not fit in 64 bits) and `unpriced`. A slot is `started` in quarters of
+an hour since 1970, -1 of a call whose beginning is not known; its account is "" where no gateway made the call.
 """
 
 from __future__ import annotations
