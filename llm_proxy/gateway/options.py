@@ -22,6 +22,7 @@ class Options:
     state: str  # our own folder, 0700
     version: str = ""
     public_url: str = ""  # what clients are told; empty: what they came by
+    hosts: tuple[str, ...] = ()  # names that pages may be asked by, besides this machine's own and that of `public_url`
     signup: str = "invite"  # open, invite or closed
     raw_models: bool = True  # whether models may be called by a provider's name for them, without an alias
     drop: bool = False  # what an API cannot say is left out where a caller does not choose, instead of refused

@@ -1,8 +1,9 @@
-"""What a session is proved by: a short token for each request, a longer one to renew it. Both are JWTs of ours alone.
+"""What a session is proved by: a short token for each request, a longer one to renew it, or a browser's cookie, which
+holds as long as the session. All are JWTs of ours alone.
 
 HS256 is the only algorithm, said here and not by the token: its head must be ours to the letter, so `kid`, `jku` and
-`jwk` lead nowhere. The two kinds have keys of their own, derived from the secret, besides their audiences; so neither
-passes for the other, nor does a token that TokenTracer signed with the secret itself. Leaves out whether the session
+`jwk` lead nowhere. The kinds have keys of their own, derived from the secret, besides their audiences; so none
+passes for another, nor does a token that TokenTracer signed with the secret itself. Leaves out whether the session
 still is (`identity`).
 """
 
@@ -24,7 +25,8 @@ LONGEST: Final = 4096  # characters of any token that is looked at
 _ALGORITHM: Final = "HS256"
 _HEAD: Final = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9."  # {"alg":"HS256","typ":"JWT"}
 _ISSUER: Final = "llm-proxy"
-_ACCESS, _REFRESH = "llm-proxy gateway", "llm-proxy gateway refresh"  # audiences, and what keys are derived for
+# audiences, and what keys are derived for
+_ACCESS, _REFRESH, _BROWSER = "llm-proxy gateway", "llm-proxy gateway refresh", "llm-proxy gateway browser"
 _LEEWAY: Final = 10  # seconds that the clocks of two machines may differ
 _LATEST: Final = 1 << 36  # seconds after 1970, which a datetime can say
 _BLOCK: Final = 64  # bytes of SHA-256's input
@@ -49,7 +51,7 @@ class SessionTokens:
     """Makes and reads them. Raises BadToken where there is nothing to read."""
 
     def __init__(self, secret: str) -> None:
-        self._keys = {purpose: _derived(secret, purpose) for purpose in (_ACCESS, _REFRESH)}
+        self._keys = {purpose: _derived(secret, purpose) for purpose in (_ACCESS, _REFRESH, _BROWSER)}
         # RFC 2104: a short key is filled up with zeros in any case; so it is not short by the library's measure
         self._plain = secret.encode().ljust(_BLOCK, b"\0")
 
@@ -58,6 +60,12 @@ class SessionTokens:
 
     def refresh(self, user_id: int, session_id: str, at: datetime, until: datetime) -> str:
         return self._made(_REFRESH, user_id, session_id, at, until)
+
+    def browser(self, user_id: int, session_id: str, at: datetime) -> str:
+        return self._made(_BROWSER, user_id, session_id, at, at + SESSION)
+
+    def of_browser(self, token: str) -> Claims:
+        return self._read(_BROWSER, token, SESSION)
 
     def of_access(self, token: str) -> Claims:
         return self._read(_ACCESS, token, LIFETIME)

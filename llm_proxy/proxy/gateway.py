@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llm_proxy.proxy import aside
+from llm_proxy.proxy import answers, aside
 from llm_proxy.proxy.access import Access
 from llm_proxy.proxy.core import Core
 from llm_proxy.proxy.dialler import DialFailed
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 
 _OURS = re.compile(
     rb"(?:(?:/v1)?/(?:chat/completions|completions|responses|embeddings|(?P<anthropic>messages(?:/count_tokens)?))"
-    rb"|(?P<managing>/(?:auth|manage)(?:/[^?]*)?)|/openapi\.json|/health/(?:gateway|live|ready))(?:\?.*)?",
+    rb"|(?P<managing>/(?:auth|manage)(?:/[^?]*)?)|(?P<screens>/llm-proxy/team(?:/[^?]*)?)|/openapi\.json|/health/(?:gateway|live|ready))(?:\?.*)?",
     re.DOTALL,
 )
 # Behind the same path POST calls a model of Gemini's, and DELETE removes one of OpenAI's.
 _MODELS = re.compile(rb"(?:/v1)?/models(?:/[^?]*)?(?:\?.*)?", re.DOTALL)
 _LISTING = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
+SCREENS = b"/llm-proxy/team"
 PEER = "X-LLM-Proxy-Peer"  # the client's address
 SCHEME = "X-LLM-Proxy-Scheme"  # http or https: how it came
 _FIELDS = frozenset(name.lower().encode() for name in (PEER, SCHEME, "X-LLM-Proxy-Token"))
@@ -73,8 +74,16 @@ class GatewayDoor:
             return True
         return head.method in _LISTING and _MODELS.fullmatch(target) is not None
 
+    def shows(self, target: bytes) -> bool:
+        """Whether it is one of the pages for people, which lie among the explorer's."""
+        match = _OURS.fullmatch(target) if target.startswith(SCREENS) else None
+        return match is not None and match["screens"] is not None
+
     def refusal_of_page(self, access: Access, head: RequestHead, target: bytes) -> str | None:
-        """Why a web page is not served. Calls bring a key that no page has by chance; people sign in and manage."""
+        """Why a web page is not served. Calls bring a key that no page has by chance; people sign in and manage.
+
+        Of our own pages' requests the gateway judges, which knows under which address people see them.
+        """
         match = _OURS.fullmatch(target)
         return access.refusal(head, any_host=True) if match is not None and match["managing"] else None
 
@@ -83,13 +92,14 @@ class GatewayDoor:
         if self.takes(head, target):
             match = _OURS.fullmatch(target)
             is_anthropic = match["anthropic"] if match is not None else head.get(b"anthropic-version") is not None
+            screens = self.shows(target)
             return aside.route(
                 "gateway",
                 target,
                 head.host,
-                provider="anthropic" if is_anthropic else "openai",
+                provider=answers.EXPLORER if screens else "anthropic" if is_anthropic else "openai",
                 door=self,
-                remembered=True,
+                remembered=not screens,
                 instead=self._instead,
             )
         if brings_gateway_key(head, target):

@@ -228,7 +228,8 @@ class Router:
 
     def route(self, head: RequestHead, target: bytes) -> Route:
         """The route of a request for an origin-form target. Raises NoRoute."""
-        if self.explorer is not None and self.explorer.takes(head, target):
+        screen = self.gateway is not None and self.gateway.shows(target)
+        if self.explorer is not None and not screen and self.explorer.takes(head, target):
             return self.explorer.route(head, target)
         if self.gateway is not None and (route := self.gateway.route(head, target)) is not None:
             return route

@@ -1,0 +1,3 @@
+"""My account."""
+
+PAGES = ()

@@ -1,0 +1,3 @@
+"""Ready-to-paste settings."""
+
+PAGES = ()

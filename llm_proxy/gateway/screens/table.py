@@ -1,0 +1,17 @@
+"""All pages, from the modules that have them. Leaves out serving them (`serving`)."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+from typing import Final
+
+from llm_proxy.gateway.screens import account, clients, entrance, keys
+from llm_proxy.gateway.screens.page import Page
+
+_MODULES: Final[tuple[ModuleType, ...]] = (entrance, keys, clients, account)
+
+
+@cache
+def pages() -> tuple[Page, ...]:
+    return tuple(page for module in _MODULES for page in module.PAGES)
