@@ -116,6 +116,13 @@ class Call:
     def over(self) -> bool:
         return self.interrupted or self.closing is not None
 
+    @property
+    def gateway(self) -> attribution.Attribution | None:
+        """For whom the gateway makes it; None for every other call."""
+        if self.opening.route[3] != attribution.WHY:
+            return None
+        return attribution.taken(pairs(self.opening.head)[1])[0]
+
     def take(self, frame: Frame) -> None:
         kind = frame.kind
         self.last_at = frame.at

@@ -39,6 +39,7 @@ class Figures:
         self._tokens: Counter[tuple[str, str, str]] = Counter()  # provider, model, class
         self._usd: Counter[tuple[str, str, str]] = Counter()  # provider, model, basis
         self._unpriced: Counter[tuple[str, str]] = Counter()  # provider, model
+        self._withheld: Counter[str] = Counter()  # why
         self._first_tokens: dict[str, Histogram] = {}
         self._quotas = Quotas()
         self._due = 0.0
@@ -65,6 +66,11 @@ class Figures:
             self._first_tokens.setdefault(provider, Histogram(_FIRST_TOKEN)).observe(waited * 1_000_000)
         if digest.limits:
             self._quotas.take(provider, model, digest.limits, (exchange.opened + exchange.first_byte) / 1e9)
+
+    def withhold(self, why: str) -> None:
+        """A call is over of which nothing is kept."""
+        self.changed = True
+        self._withheld[why] += 1
 
     def due(self, now: float) -> bool:
         """Whether `text` is another than the last time."""
@@ -107,6 +113,12 @@ class Figures:
             "counter",
             "Calls whose cost is not known.",
             _samples(self._unpriced, named),
+        )
+        yield from family(
+            "llm_proxy_withheld_calls_total",
+            "counter",
+            "Calls of which nothing is recorded, because a user of the gateway wants it so or has had them deleted.",
+            _samples({(why,): count for why, count in self._withheld.items()}, ("why",)),
         )
         yield from histograms(
             "llm_proxy_first_token_seconds",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llm_proxy.index.ingest import Indexer
 from llm_proxy.index.lines import Line
+from llm_proxy.index.scrubbing import scrub
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds after a failure
 SLICE = 0.25  # seconds of catching up while the journal waits
@@ -54,6 +55,13 @@ class Indexing:
         """Files may have changed by other hands than ours."""
         self._behind = True
 
+    def forget(self) -> bool:
+        """Lines have been taken out of files: nothing of them is left when this is True; else try again."""
+        if not self._path:
+            return True
+        self._try(self._forget)
+        return not self.trouble
+
     def close(self) -> None:
         indexer, self._indexer = self._indexer, None
         if indexer is not None:
@@ -63,6 +71,10 @@ class Indexing:
         if self._indexer is None:
             self._indexer = Indexer(Path(self._path), self._logs)
         return self._indexer
+
+    def _forget(self) -> None:
+        self._behind = not self._open().catch_up_all(lambda: True)
+        scrub(Path(self._path))
 
     def _catch_up(self, go_on: Callable[[], bool]) -> None:
         self._behind = not self._open().catch_up_all(go_on)

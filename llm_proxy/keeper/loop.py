@@ -29,14 +29,16 @@ from llm_proxy.journal.reader import Position, Reader
 from llm_proxy.journal.writer import JournalBusy, recover, writer_lock
 from llm_proxy.keeper import retention
 from llm_proxy.keeper.assemble import Assembler, Call, Gap
+from llm_proxy.keeper.deleting import Deleting
 from llm_proxy.keeper.figures import Figures
-from llm_proxy.keeper.indexing import Indexing
+from llm_proxy.keeper.indexing import SLICE, Indexing
 from llm_proxy.keeper.options import Options
 from llm_proxy.keeper.places import Item
 from llm_proxy.keeper.sessions import is_undecided
 from llm_proxy.keeper.settle import Recorder, Tally
 from llm_proxy.keeper.store import Store, StoreDamaged, open_store
 from llm_proxy.keeper.telling import Teller
+from llm_proxy.records import privacy
 from llm_proxy.sinks.log_files import Logs
 from llm_proxy.sinks.priority import Priority
 
@@ -178,6 +180,7 @@ class Keeper:
         self.logs = Logs(logs)
         self.database = state / "sessions.db"
         self.indexing = Indexing(options.index, logs)
+        self.deleting = Deleting(options.deletions, logs, options.sent)
         self.snapshot = Snapshot(journal / "keeper.json")
         self.tally = Tally()
         self.machine = machine()
@@ -275,7 +278,7 @@ class Keeper:
         group: list[Item] = []
         size = 0
         for one in calls:
-            item = self._item(one)
+            item = None if isinstance(one, Call) and self._withheld(one) else self._item(one)
             if item is None:
                 continue
             group.append(item)
@@ -284,6 +287,23 @@ class Keeper:
                 self._commit(group)
                 group, size = [], 0
         self._commit(group)
+
+    def _withheld(self, call: Call) -> bool:
+        """Whether nothing is to be kept of it: its user wants it so, or has had it deleted while it was under way."""
+        whose = call.gateway
+        if whose is None:
+            return False
+        if self.deleting.covers(whose.account, privacy.begun(whose, call.opening.wall_ns)):
+            why = "deleted"
+        elif privacy.level(whose, self.options.gateway_privacy) == privacy.NONE and not self.recorder.begun(call.id):
+            why = "privacy"
+        else:
+            return False
+        if call.over:
+            self.assembler.forget([call])
+            self.tally.withheld += 1
+            self.tally.figures.withhold(why)
+        return True
 
     def _item(self, one: Call | Gap) -> Item | None:
         if isinstance(one, Gap):
@@ -332,6 +352,7 @@ class Keeper:
 
     def _upkeep(self) -> None:
         """What can wait: the index where it is behind, and once an hour what is old. Pauses when the journal grows."""
+        self._delete()
         self.indexing.catch_up(self._is_wanted)
         now = time.monotonic()
         try:
@@ -343,6 +364,16 @@ class Keeper:
                 self.indexing.look_again()
         except Trouble as error:  # tried again in an hour; damage is found by whoever writes next
             self.snapshot.trouble(f"old records were not looked after: {error}")
+
+    def _delete(self) -> None:
+        """What users want to be deleted: some of it each time, however busy we are."""
+        end = time.monotonic() + SLICE
+        try:
+            while self.deleting.step(self.store, self.indexing, self.recorder.look_again):
+                if self._is_wanted() and time.monotonic() >= end:
+                    break
+        except Trouble as error:  # tried again
+            self.snapshot.trouble(f"conversations could not be deleted: {error}")
 
     def _is_wanted(self) -> bool:
         return self.told.stop or self._lag() > 0
@@ -429,6 +460,7 @@ class Keeper:
             damaged_blocks=self.reader.damaged if self._opened else 0,
             truncated_exchanges=tally.truncated,
             gaps=tally.gaps,
+            withheld=tally.withheld,
             torn_lines=tally.torn,
             unwritable=tally.troubles.counts["tell"],
             troubles=dict(tally.troubles.counts),

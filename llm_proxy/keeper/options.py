@@ -29,6 +29,9 @@ class Options:
     patterns: tuple[tuple[str, str], ...] = ()  # own secrets: (name, regular expression)
     redact_off_for: tuple[str, ...] = ()  # projects by name, folders by glob
     metadata_only: bool = False
+    deletions: str = ""  # the folder in which the gateway asks for conversations to be deleted, "" for none
+    sent: tuple[str, ...] = ()  # where else calls go, in words: what is there cannot be deleted from here
+    gateway_privacy: str = "full"  # the most that is kept of calls that the gateway makes for somebody
     prices: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()  # (model, ((class, USD), ...))
     retention: Retention = Retention()
     posts: bool = False  # tell the lanes what is written

@@ -182,14 +182,14 @@ class _Hand:
         draft = target.with_name(f".new-{target.name}")
         draft.unlink(missing_ok=True)
         try:
-            written = _write(draft, content, size)
+            written = write_beside(draft, content, size)
             if _hash(_pieces(draft)) != written:
                 raise OSError(f"{draft} does not hold what was written to it")
             with self._store.transaction():
                 self._must_still_be(file)
                 os.utime(draft, ns=(file.changed[2], file.changed[2]))
                 draft.replace(target)
-                _sync(target.parent)
+                sync_folder(target.parent)
                 if target.name != Path(file.path).name:
                     (self._root / file.path).unlink()
         finally:
@@ -285,7 +285,7 @@ def _ends_with(longer: Path, shorter: Path) -> bool:
         return _hash(iter(lambda: file.read(_AT_ONCE), b"")) == _hash(_pieces(shorter))
 
 
-def _write(draft: Path, content: Iterable[bytes], size: int) -> bytes:
+def write_beside(draft: Path, content: Iterable[bytes], size: int) -> bytes:
     """The hash of what was written, all of it on disk."""
     seen = sha256()
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as out:
@@ -317,7 +317,7 @@ def _packer(size: int) -> Any:
     return packer
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

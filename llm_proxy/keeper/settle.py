@@ -21,6 +21,7 @@ from llm_proxy.keeper.figures import Figures
 from llm_proxy.keeper.places import Brought, Item, Places
 from llm_proxy.keeper.store import Seat, Session, Store, Written
 from llm_proxy.keeper.telling import Teller, Troubles
+from llm_proxy.records import privacy
 from llm_proxy.records.exchange import Exchange
 from llm_proxy.sinks import session_jsonl
 from llm_proxy.sinks.log_files import LogFile, Logs
@@ -43,6 +44,7 @@ class Tally:
     truncated: int = 0
     gaps: int = 0
     torn: int = 0  # half lines that a killed keeper left, cut off
+    withheld: int = 0  # calls of which nothing is kept
     last_exchange: int = 0  # wall ns
     troubles: Troubles = field(default_factory=Troubles)
     figures: Figures = field(default_factory=Figures)
@@ -112,6 +114,15 @@ class Recorder:
         self._places.forget()
         self._written = self._store.written()
 
+    def begun(self, call: UUID) -> bool:
+        """Whether a line of it stands in a file already."""
+        return call in self._places.in_flight or (call, "request") in self._written
+
+    def look_again(self) -> None:
+        """Lines were taken out of files."""
+        self._reread()
+        self._places.in_flight = self._store.in_flight()
+
     # -- entries
 
     def _write(self, item: Item, touched: dict[str, Session]) -> Seat:
@@ -123,7 +134,7 @@ class Recorder:
         touched[session.id] = session
         if isinstance(one, Gap) or exchange is None or told is None:
             return self._write_gap(one, session, file)
-        digest = self._teller.indexed(told.digest)
+        digest = self._teller.indexed(told)
         seat = self._written.get((one.id, "request"), self._places.in_flight.get(one.id))
         if seat is None or not seat.seq or seat.session != session.id:
             session.last_seq += 1
@@ -264,7 +275,9 @@ class Recorder:
         if item.exchange is None or item.told is None:
             return
         try:
-            self.tally.figures.take(item.exchange, item.told.digest, item.told.response or {})
+            told = item.told
+            digest = privacy.digest_without_words(told.digest) if told.level == privacy.METADATA else told.digest
+            self.tally.figures.take(item.exchange, digest, told.response or {})
         except Exception as error:  # a bug of ours; the record is written
             self.tally.troubles.take("figures", repr(error))
 

@@ -11,7 +11,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +176,7 @@ class Store:
             with _told():
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = NORMAL")
+                self._db.execute("PRAGMA secure_delete = ON")
                 self._migrate()
                 self._version = self._data_version()
                 self.purge()
@@ -352,6 +353,34 @@ class Store:
     def post(self, lines: Iterable[outbox.Posted]) -> None:
         """Lines that lanes are to pass on."""
         self._db.executemany(outbox.POST, lines)
+
+    def move_posts(self, logs: str, file: str, moved: Mapping[int, int]) -> None:
+        """Lines of a file stand elsewhere in it now (before, now)."""
+        rows = self._db.execute("SELECT id, offset FROM outbox WHERE logs = ? AND file = ?", (logs, file)).fetchall()
+        changed = [(moved[at], number) for number, at in rows if at in moved]
+        self._db.executemany("UPDATE outbox SET offset = ? WHERE id = ?", changed)
+
+    # -- what is deleted
+
+    def forget_calls(self, calls: Iterable[UUID]) -> None:
+        """As if they had never been."""
+        ids = [(one.bytes,) for one in calls]
+        for table, column in (("in_flight", "exchange"), ("written", "exchange"), ("outbox", "call")):
+            self._db.executemany(f"DELETE FROM {table} WHERE {column} = ?", ids)
+
+    def forget_turns(self, session: str, seqs: Iterable[int]) -> None:
+        self._db.executemany("DELETE FROM turns WHERE session = ? AND seq = ?", [(session, seq) for seq in seqs])
+
+    def drop_whole(self, session: str) -> None:
+        """A session, and all by which a call could be known to belong to it."""
+        self.drop([session])
+        self._db.execute("DELETE FROM turns WHERE session = ?", (session,))
+        self._db.execute("DELETE FROM in_flight WHERE session = ?", (session,))
+
+    @_told()
+    def scrub(self) -> None:
+        """What was deleted is in the file no more either."""
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # -- the file itself
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -18,7 +19,7 @@ from llm_proxy.dialects.hints import Hint, client_session
 from llm_proxy.keeper.options import Options
 from llm_proxy.keeper.projects import Client, Projects
 from llm_proxy.keeper.redact import Redaction
-from llm_proxy.records import understood
+from llm_proxy.records import privacy, understood
 from llm_proxy.records.exchange import Exchange
 from llm_proxy.records.first_token import first_token_ms
 from llm_proxy.records.pricing import PriceBook, to_entry
@@ -48,7 +49,7 @@ class Told:
     """What there is to say of an exchange. The entries have no session and no number yet.
 
     `whole`: the request entry has its body; it was written before where it has none. `response` is None as long as the
-    call is open. Mutable: whether its usage counts is found out later.
+    call is open. `level` says how much of it may be kept. Mutable: whether its usage counts is found out later.
     """
 
     client: Client | None
@@ -57,6 +58,7 @@ class Told:
     whole: bool
     response: Entry | None
     digest: Digest
+    level: str = privacy.FULL
 
 
 class _Open(NamedTuple):
@@ -76,6 +78,7 @@ class Teller:
         self._machine = machine
         self._troubles = troubles
         self._metadata_only = options.metadata_only
+        self._ceiling = options.gateway_privacy
         self._projects = Projects() if options.projects else None
         self._redaction = Redaction(options, state)
         self._prices = PriceBook({model: dict(prices) for model, prices in options.prices}, options.price_data)
@@ -84,35 +87,42 @@ class Teller:
 
     def open(self, exchange: Exchange) -> Told:
         """A call whose request has arrived."""
-        client = self._client(exchange)
+        client, level = self._client(exchange), self._level(exchange)
         raw = self._entry(session_jsonl.request_entry, exchange, "request")
-        hint = _hint(exchange, raw, None)
-        request = self._redacted(raw, client)
-        told = Told(client, hint, self._shown(request), True, None, understood.understand(request, None))
+        hint = self._private(_hint(exchange, raw, None), level)
+        request = self._redacted(raw, client, exchange, level)
+        asked = understood.understand(request, None)
+        told = Told(client, hint, self._shown(request, exchange, level), True, None, asked, level)
         self._remember(exchange, told)
         return told
 
     def over(self, exchange: Exchange) -> Told:
         known = self._recall(exchange.id)
         raw = self._entry(session_jsonl.response_entry, exchange, "response")
+        level = self._level(exchange)
         if known is not None:
-            response = self._redacted(raw, known.client)
+            response = self._redacted(raw, known.client, exchange, level)
             digest = understood.understand(known.request, response, known.asked)
-            return Told(known.client, known.hint, known.request, False, self._shown(response), digest)
+            shown = self._shown(response, exchange, level)
+            return Told(known.client, known.hint, known.request, False, shown, digest, level)
         client = self._client(exchange)
         asked = self._entry(session_jsonl.request_entry, exchange, "request")
-        hint = _hint(exchange, asked, raw)
-        request, response = self._redacted(asked, client), self._redacted(raw, client)
+        hint = self._private(_hint(exchange, asked, raw), level)
+        request, response = (self._redacted(entry, client, exchange, level) for entry in (asked, raw))
         digest = understood.understand(request, response)
-        return Told(client, hint, self._shown(request), True, self._shown(response), digest)
+        request, response = (self._shown(entry, exchange, level) for entry in (request, response))
+        return Told(client, hint, request, True, response, digest, level)
 
     def request(self, exchange: Exchange, client: Client | None) -> Entry:
         """The request entry once more."""
-        raw = self._entry(session_jsonl.request_entry, exchange, "request")
-        return self._shown(self._redacted(raw, client))
+        raw, level = self._entry(session_jsonl.request_entry, exchange, "request"), self._level(exchange)
+        return self._shown(self._redacted(raw, client, exchange, level), exchange, level)
 
-    def indexed(self, digest: Digest) -> Digest:
+    def indexed(self, told: Told) -> Digest:
         """What may be searched for."""
+        digest = told.digest
+        if told.level == privacy.METADATA:
+            return privacy.digest_without_words(digest)
         if not self._metadata_only:
             return digest
         answers = (replace(answer, message=None, error="") for answer in digest.answers)
@@ -121,13 +131,15 @@ class Teller:
     def answered(self, exchange: Exchange, told: Told) -> Entry:
         """The response entry, with what it means and what it cost."""
         entry = told.response or {}
+        silent = told.level == privacy.METADATA
         if trouble := told.digest.last.trouble or told.digest.asked.trouble:
-            self._troubles.take("understand", trouble)
+            self._troubles.take("understand", "a call of which no content is kept" if silent else trouble)
         if entry.get("bad_frames"):
             self._troubles.take("decode", entry.get("decode_error"))
         try:
-            facts = understood.facts(told.digest)
-            price = self._prices.of(told.request, exchange.provider, told.digest) if facts else None
+            digest = privacy.digest_without_words(told.digest) if silent else told.digest
+            facts = understood.facts(digest)
+            price = self._prices.of(told.request, exchange.provider, digest) if facts else None
         except Exception as error:  # a bug of ours, or of the price list's
             self._troubles.take("price", repr(error))
         else:
@@ -147,14 +159,31 @@ class Teller:
     def _client(self, exchange: Exchange) -> Client | None:
         return self._projects.client(exchange.client_port, exchange.opened) if self._projects else None
 
-    def _redacted(self, entry: Entry, client: Client | None) -> Entry:
+    def _level(self, exchange: Exchange) -> str:
+        """At most. What is not to be kept at all is told without a word, should somebody ask for it."""
+        level = privacy.level(exchange.gateway, self._ceiling)
+        return privacy.METADATA if level == privacy.NONE else level
+
+    def _private(self, hint: Hint | None, level: str) -> Hint | None:
+        if level == privacy.METADATA:
+            return privacy.hint_without_words(hint)
+        return privacy.hint_redacted(hint, self._redaction.personal) if level == privacy.REDACTED else hint
+
+    def _redacted(self, entry: Entry, client: Client | None, exchange: Exchange, level: str) -> Entry:
         failures = self._redaction.failures
-        entry = self._redaction.entry(entry, client)
+        if level == privacy.REDACTED:
+            body = privacy.body_of(exchange, entry)
+            personal = partial(privacy.redacted, redactor=self._redaction.personal, body=body)
+            entry = self._redaction.by(personal, entry)
+        else:
+            entry = self._redaction.entry(entry, client)
         if self._redaction.failures > failures:
             self._troubles.take("redact", self._redaction.trouble)
         return entry
 
-    def _shown(self, entry: Entry) -> Entry:
+    def _shown(self, entry: Entry, exchange: Exchange, level: str) -> Entry:
+        if level == privacy.METADATA:
+            return privacy.without_words(entry, privacy.body_of(exchange, entry))
         return without_content(entry, "metadata_only") if self._metadata_only else entry
 
     def _remember(self, exchange: Exchange, told: Told) -> None:

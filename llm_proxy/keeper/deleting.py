@@ -1,0 +1,371 @@
+"""Deletes a gateway's user's conversations from this machine, as the gateway asks for by files in a folder.
+
+`ID.ask` says whose and begun before when; `ID.done` is our answer, and the gateway takes both away. Whatever is killed,
+the next keeper begins anew with what is still there. What `rules.json` says holds for good: a call that was under way is
+not written when it ends. Leaves out what was sent elsewhere: the answer names it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from llm_proxy.keeper.indexing import Indexing
+from llm_proxy.keeper.retention import sync_folder, write_beside
+from llm_proxy.keeper.store import Store
+from llm_proxy.records import privacy, understood
+from llm_proxy.sinks import log_reader
+from llm_proxy.sinks.log_reader import COMPRESSED, PLAIN
+from llm_proxy.wire.attribution import Attribution
+
+ASK, PART, DONE = ".ask", ".part", ".done"
+RULES, LOCK = "rules.json", "lock"
+STANDS = 2.0  # seconds for which a rule has stood before files are looked through: all keepers know it by then
+_CALLS = frozenset({"request", "response", "price"})
+
+
+class Order(msgspec.Struct, frozen=True):
+    """`before` is in nanoseconds since 1970. `id` names its files."""
+
+    id: str
+    account: str
+    before: int
+
+
+class Report(msgspec.Struct, frozen=True):
+    """`at` is in seconds since 1970; `left` says what could not be deleted, "" where that is nothing."""
+
+    at: float
+    conversations: int
+    left: str
+
+
+class _Meta(msgspec.Struct):
+    request_id: str = ""
+    ts: str = ""
+
+
+class _Whose(msgspec.Struct):
+    account: str = ""
+    request: str = ""
+
+
+class _Found(msgspec.Struct):
+    """What must be known of a line."""
+
+    type: str = ""
+    seq: int = 0
+    meta: _Meta = msgspec.field(name="_meta", default_factory=_Meta)
+    gateway: _Whose | None = None
+
+
+_read_found = msgspec.json.Decoder(_Found).decode
+_read_order = msgspec.json.Decoder(Order).decode
+_read_rules = msgspec.json.Decoder(dict[str, int]).decode
+
+
+class _Line(NamedTuple):
+    offset: int
+    length: int
+    found: _Found
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One way through all session files, for all that was asked before it began."""
+
+    orders: list[Order]
+    lock: int
+    due: float
+    groups: Iterator[list[str]]
+    counts: dict[str, int] = field(default_factory=dict)  # conversations, by order
+    strays: int = 0  # calls that do not say whose they are
+
+
+class Deleting:
+    """For the log folder `root`. Without a `folder` nobody asks for anything."""
+
+    def __init__(self, folder: str, root: Path, sent: Iterable[str]) -> None:
+        """`sent` says in words where else calls go."""
+        self._folder = Path(folder)
+        self._on = bool(folder)
+        self._root = root
+        self._sent = tuple(sent)
+        self._rules: dict[str, int] = {}
+        self._known: tuple[int, int] | None = None
+        self._pass: _Pass | None = None
+        self._look_at_rules()
+
+    def covers(self, account: str, began: int) -> bool:
+        """Whether a call of this account's that began then (ns) is to be as if it had never been."""
+        return began < self._rules.get(account, 0)
+
+    def step(self, store: Store, indexing: Indexing, changed: Callable[[], None]) -> bool:
+        """Do one thing; False where there is nothing to do now. `changed` is called when lines have gone from files.
+
+        Raises OSError, sqlite3.Error, StoreDamaged.
+        """
+        if not self._on:
+            return False
+        self._look_at_rules()
+        self._pass = self._pass or self._begin()
+        now = self._pass
+        if now is None or time.monotonic() < now.due:
+            return False
+        files = next(now.groups, None)
+        if files is None:
+            return self._finish(now, store, indexing)
+        if whose := self._clean(files, now, store):
+            changed()
+            for account in whose:
+                self._count(now, account)
+        return True
+
+    # -- what is asked
+
+    def _begin(self) -> _Pass | None:
+        orders = list(self._orders())
+        if not orders:
+            return None
+        lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another keeper sees to it
+            os.close(lock)
+            return None
+        try:
+            for order in orders:
+                self._rules[order.account] = max(order.before, self._rules.get(order.account, 0))
+            _put(self._folder / RULES, msgspec.json.encode(self._rules))
+            counts = {order.id: _counted(self._folder / (order.id + PART)) for order in orders}
+            _remove_drafts(self._root)
+        except BaseException:
+            os.close(lock)
+            raise
+        return _Pass(orders, lock, time.monotonic() + STANDS, _groups(self._root), counts)
+
+    def _orders(self) -> Iterator[Order]:
+        try:
+            names = {one.name for one in os.scandir(self._folder)}
+        except FileNotFoundError:
+            return
+        for name in sorted(names):
+            if name.endswith(ASK) and name.removesuffix(ASK) + DONE not in names:
+                with suppress(OSError, msgspec.MsgspecError):  # taken back, or none of the gateway's
+                    order = _read_order((self._folder / name).read_bytes())
+                    if order.account and order.id + ASK == name:
+                        yield order
+
+    def _look_at_rules(self) -> None:
+        """Another keeper may have been asked."""
+        try:
+            found = (self._folder / RULES).stat() if self._on else None
+        except FileNotFoundError:
+            return
+        if found is None or self._known == (found.st_ino, found.st_mtime_ns):
+            return
+        with suppress(msgspec.MsgspecError):  # somebody else's: what we know holds
+            for account, before in _read_rules((self._folder / RULES).read_bytes()).items():
+                self._rules[account] = max(before, self._rules.get(account, 0))
+        self._known = found.st_ino, found.st_mtime_ns
+
+    # -- what is told
+
+    def _count(self, now: _Pass, account: str) -> None:
+        for order in now.orders:
+            if order.account == account:
+                now.counts[order.id] += 1
+                _put(self._folder / (order.id + PART), str(now.counts[order.id]).encode())
+
+    def _finish(self, now: _Pass, store: Store, indexing: Indexing) -> bool:
+        if not indexing.forget():
+            return False
+        store.scrub()
+        strays = [f"{now.strays} calls recorded before it was told whose account makes them"] if now.strays else []
+        left = "; ".join((*strays, *(f"what was passed on: {words}" for words in self._sent)))
+        for order in now.orders:
+            report = Report(time.time(), now.counts[order.id], left)
+            _put(self._folder / (order.id + DONE), msgspec.json.encode(report))
+            (self._folder / (order.id + PART)).unlink(missing_ok=True)
+        os.close(now.lock)
+        self._pass = None
+        return True
+
+    # -- what is done
+
+    def _clean(self, files: list[str], now: _Pass, store: Store) -> set[str]:
+        """The files of one conversation, in the order of its lines; gives the accounts of which something has gone."""
+        try:
+            if not self._concerns(files, now):
+                return set()
+            lines = {file: list(_lines(self._root / file)) for file in files}
+        except OSError as error:  # gone meanwhile, or damaged
+            if isinstance(error, FileNotFoundError):
+                return set()
+            raise
+        gone = _gone((line for found in lines.values() for line in found), now.orders)
+        if not gone:
+            return set()
+        kept = {
+            file: [line for line in found if line.found.meta.request_id not in gone] for file, found in lines.items()
+        }
+        if not any(line.found.type in _CALLS for found in kept.values() for line in found):
+            kept = {file: [] for file in files}
+        seqs = {line.found.seq for found in lines.values() for line in found if line.found.meta.request_id in gone}
+        drafts = {file: _draft(self._root / file, found) for file, found in kept.items() if found}
+        try:
+            with store.transaction():
+                self._settle(store, kept, {UUID(call) for call in gone if _is_id(call)}, seqs)
+                for file in files:
+                    self._replace(file, drafts.get(file))
+        finally:
+            for draft in drafts.values():
+                draft.unlink(missing_ok=True)
+        return set(gone.values())
+
+    def _concerns(self, files: list[str], now: _Pass) -> bool:
+        needles = [f'"account":{msgspec.json.encode(order.account).decode()}'.encode() for order in now.orders]
+        concerned = False
+        for file in files:
+            with log_reader.opened(self._root / file) as lines:
+                for line in lines:
+                    at = line.find(_GATEWAY)
+                    if at >= 0:
+                        now.strays += not line.startswith(_ACCOUNT, at + len(_GATEWAY))
+                        concerned |= any(needle in line for needle in needles)
+        return concerned
+
+    def _settle(self, store: Store, kept: dict[str, list[_Line]], calls: set[UUID], seqs: set[int]) -> None:
+        last = max(kept, key=log_reader.order)  # the part that goes on
+        plain = last.removesuffix(COMPRESSED).removesuffix(PLAIN) + PLAIN
+        session = store.by_id(plain.rpartition("/")[2].removesuffix(PLAIN))
+        store.forget_calls(calls)
+        moved, at = {}, 0
+        for line in kept[last]:
+            moved[line.offset] = at
+            at += line.length
+        store.move_posts(str(self._root), plain, moved)
+        if session is None or (session.key.logs, session.file) != (str(self._root), plain):
+            return
+        if not any(kept.values()):
+            store.drop_whole(session.id)
+            return
+        store.forget_turns(session.id, seqs)
+        if last == plain:
+            session.size = at
+            store.save([session])
+
+    def _replace(self, file: str, draft: Path | None) -> None:
+        path = self._root / file
+        if draft is None:
+            path.unlink()
+            sync_folder(path.parent)
+            for folder in (path.parent, path.parent.parent):
+                with suppress(OSError):  # there is something else in it
+                    folder.rmdir()
+            return
+        before = path.stat()
+        os.utime(draft, ns=(before.st_mtime_ns, before.st_mtime_ns))
+        draft.replace(path)
+        sync_folder(path.parent)
+
+
+# --- lines
+
+# Names stand sorted in an entry, so the account is the first; in what a body says quotes are escaped.
+_GATEWAY, _ACCOUNT = b'"gateway":{', b'"account":'
+
+
+def _groups(root: Path) -> Iterator[list[str]]:
+    """The files of each session."""
+    for _, files in groupby(log_reader.files(root), lambda file: file.removesuffix(COMPRESSED).removesuffix(PLAIN)):
+        yield list(files)
+
+
+def _lines(path: Path) -> Iterator[_Line]:
+    """The entries; what is none says nothing that could be told from a user's words, and is not kept."""
+    offset = 0
+    with log_reader.opened(path) as file:
+        while line := file.readline(log_reader.LONGEST_LINE):
+            with suppress(msgspec.MsgspecError, RecursionError):
+                yield _Line(offset, len(line), _read_found(line))
+            offset += len(line)
+
+
+def _gone(lines: Iterable[_Line], orders: Iterable[Order]) -> dict[str, str]:
+    """Ids of the calls that are to go, and whose they are."""
+    rules: dict[str, int] = {}
+    for order in orders:
+        rules[order.account] = max(order.before, rules.get(order.account, 0))
+    gone = {}
+    for _, _, found in lines:
+        whose = found.gateway
+        if found.type == "request" and whose is not None and whose.account in rules:
+            opened = understood.moment_of({"_meta": {"ts": found.meta.ts}}) or 0
+            if privacy.begun(Attribution(request=whose.request), opened) < rules[whose.account]:
+                gone[found.meta.request_id] = whose.account
+    return gone
+
+
+def _draft(path: Path, kept: list[_Line]) -> Path:
+    """Beside the file, what is to take its place."""
+    draft = path.with_name(f".new-{path.name}")
+    draft.unlink(missing_ok=True)
+    write_beside(draft, _kept(path, kept), sum(line.length for line in kept))
+    return draft
+
+
+def _kept(path: Path, kept: list[_Line]) -> Iterator[bytes]:
+    wanted = {line.offset for line in kept}
+    offset = 0
+    with log_reader.opened(path) as file:
+        while line := file.readline(log_reader.LONGEST_LINE):
+            if offset in wanted:
+                yield line
+            offset += len(line)
+
+
+def _is_id(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True
+
+
+# --- files
+
+
+def _remove_drafts(root: Path) -> None:
+    """What was left where a process that replaced a file was killed."""
+    for draft in root.glob("*/*/.new-*"):
+        draft.unlink(missing_ok=True)
+
+
+def _counted(path: Path) -> int:
+    """As far as a keeper came that was killed."""
+    try:
+        return int(path.read_bytes())
+    except (OSError, ValueError):
+        return 0
+
+
+def _put(path: Path, data: bytes) -> None:
+    draft = path.with_name(f"{path.name}.new")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    sync_folder(path.parent)
