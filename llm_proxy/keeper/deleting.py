@@ -1,8 +1,8 @@
 """Deletes a gateway's user's conversations from this machine, as the gateway asks for by files in a folder.
 
 `ID.ask` says whose and begun before when; `ID.done` is our answer, and the gateway takes both away. Whatever is killed,
-the next keeper begins anew with what is still there. What `rules.json` says holds for good: a call that was under way is
-not written when it ends. Leaves out what was sent elsewhere: the answer names it.
+the next keeper begins anew with what is still there. What `rules.json` says holds for good: a call that was under way
+is not written when it ends. Leaves out what was sent elsewhere: the answer names it.
 """
 
 from __future__ import annotations
@@ -79,6 +79,10 @@ class _Line(NamedTuple):
     length: int
     found: _Found
 
+    @property
+    def call(self) -> str:
+        return self.found.meta.request_id
+
 
 @dataclass(slots=True)
 class _Pass:
@@ -90,6 +94,7 @@ class _Pass:
     groups: Iterator[list[str]]
     counts: dict[str, int] = field(default_factory=dict)  # conversations, by order
     strays: int = 0  # calls that do not say whose they are
+    unread: int = 0  # files
 
 
 class Deleting:
@@ -122,13 +127,18 @@ class Deleting:
         now = self._pass
         if now is None or time.monotonic() < now.due:
             return False
-        files = next(now.groups, None)
-        if files is None:
-            return self._finish(now, store, indexing)
-        if whose := self._clean(files, now, store):
-            changed()
-            for account in whose:
-                self._count(now, account)
+        try:
+            files = next(now.groups, None)
+            if files is None:
+                return self._finish(now, store, indexing)
+            if whose := self._clean(files, now, store):
+                changed()
+                for account in whose:
+                    self._count(now, account)
+        except BaseException:  # all of it once more
+            os.close(now.lock)
+            self._pass = None
+            raise
         return True
 
     # -- what is asked
@@ -192,7 +202,8 @@ class Deleting:
             return False
         store.scrub()
         strays = [f"{now.strays} calls recorded before it was told whose account makes them"] if now.strays else []
-        left = "; ".join((*strays, *(f"what was passed on: {words}" for words in self._sent)))
+        unread = [f"{now.unread} session logs that cannot be read"] if now.unread else []
+        left = "; ".join((*strays, *unread, *(f"what was passed on: {words}" for words in self._sent)))
         for order in now.orders:
             report = Report(time.time(), now.counts[order.id], left)
             _put(self._folder / (order.id + DONE), msgspec.json.encode(report))
@@ -209,19 +220,18 @@ class Deleting:
             if not self._concerns(files, now):
                 return set()
             lines = {file: list(_lines(self._root / file)) for file in files}
-        except OSError as error:  # gone meanwhile, or damaged
-            if isinstance(error, FileNotFoundError):
-                return set()
-            raise
+        except FileNotFoundError:  # meanwhile
+            return set()
+        except OSError:  # damaged
+            now.unread += 1
+            return set()
         gone = _gone((line for found in lines.values() for line in found), now.orders)
         if not gone:
             return set()
-        kept = {
-            file: [line for line in found if line.found.meta.request_id not in gone] for file, found in lines.items()
-        }
+        kept = {file: [line for line in found if line.call not in gone] for file, found in lines.items()}
         if not any(line.found.type in _CALLS for found in kept.values() for line in found):
             kept = {file: [] for file in files}
-        seqs = {line.found.seq for found in lines.values() for line in found if line.found.meta.request_id in gone}
+        seqs = {line.found.seq for found in lines.values() for line in found if line.call in gone}
         drafts = {file: _draft(self._root / file, found) for file, found in kept.items() if found}
         try:
             with store.transaction():
