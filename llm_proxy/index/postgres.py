@@ -1,0 +1,162 @@
+"""The shared index: the rows of all machines in one PostgreSQL, asked by the same questions as a machine's own index.
+
+Leaves out its tables (`postgres_sql`) and who fills it (`postgres_write`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llm_proxy.index import postgres_sql
+from llm_proxy.index.postgres_sql import SCHEMA
+from llm_proxy.index.queries import Index, IndexUnavailable, TookTooLong
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    import asyncpg  # type: ignore[import-untyped]
+
+CONNECTING, ANSWERING = 5.0, 30.0  # seconds
+_ROWS = 500  # read at once
+# One that hangs in the middle of a transaction must not keep the others from writing.
+_SETTINGS = {"search_path": f"{SCHEMA},pg_catalog", "idle_in_transaction_session_timeout": "30000"}
+
+T = TypeVar("T")
+
+
+class Unreachable(OSError):
+    """PostgreSQL does not answer, or refuses. What it is to hold stands in the log files."""
+
+
+class Connection:
+    """One connection, asked synchronously: a loop of its own runs while it is asked. One thread at a time.
+
+    Questions are in SQLite's SQL (`postgres_sql.translated`). Raises Unreachable; TookTooLong behind `stop_at`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.deadline: float | None = None
+        self._loop = asyncio.new_event_loop()
+        try:
+            self._link = self._connected(url)
+        except BaseException:
+            self._loop.close()
+            raise
+
+    def _connected(self, url: str) -> asyncpg.Connection[Any]:
+        import asyncpg
+
+        async def connect() -> asyncpg.Connection[Any]:
+            link = await asyncpg.connect(url, timeout=CONNECTING, server_settings=_SETTINGS)
+            # Sums of whole numbers, or of none.
+            await link.set_type_codec("numeric", schema="pg_catalog", encoder=str, decoder=_number, format="text")
+            return link
+
+        with _told():
+            return self._loop.run_until_complete(asyncio.wait_for(connect(), 2 * CONNECTING))
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self._loop.run_until_complete(asyncio.wait_for(self._link.close(timeout=1), 2))
+        self._link.terminate()
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.close()
+
+    @property
+    def is_closed(self) -> bool:
+        return bool(self._link.is_closed())
+
+    def run(self, statements: str) -> None:
+        """Several statements of PostgreSQL's own."""
+        self._do(lambda seconds: self._link.execute(statements, timeout=seconds))
+
+    def execute(self, sql: str, values: Mapping[str, Any] | Sequence[Any] = ()) -> list[Any]:
+        """All rows."""
+        asked = postgres_sql.translated(sql)
+        return self._do(lambda seconds: self._link.fetch(asked.sql, *asked.arguments(values), timeout=seconds))
+
+    def rows(self, sql: str, values: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+        """Rows as they are needed: many are read no further than somebody looks."""
+        asked = postgres_sql.translated(sql)
+        arguments = asked.arguments(values)
+        transaction = self._link.transaction(readonly=True)
+        self._do(lambda _: transaction.start())
+        try:
+            cursor = self._do(lambda seconds: self._cursor(asked.sql, arguments, seconds))
+            while found := self._do(lambda seconds: cursor.fetch(_ROWS, timeout=seconds)):
+                yield from map(tuple, found)
+                if len(found) < _ROWS:
+                    break
+        finally:
+            with suppress(Unreachable, TookTooLong):
+                self._do(lambda _: transaction.rollback(), always=True)
+
+    async def _cursor(self, sql: str, arguments: list[Any], seconds: float) -> Any:
+        return await self._link.cursor(sql, *arguments, timeout=seconds)
+
+    def _do(self, action: Callable[[float], Coroutine[Any, Any, T]], *, always: bool = False) -> T:
+        seconds = ANSWERING
+        if self.deadline is not None and not always:
+            seconds = min(seconds, self.deadline - time.monotonic())
+            if seconds <= 0:
+                raise TookTooLong
+        with _told(late=self.deadline is not None):
+            return self._loop.run_until_complete(asyncio.wait_for(action(seconds), seconds + 1))
+
+
+def _number(said: str) -> int | float:
+    return int(said) if said.lstrip("-").isdigit() else float(said)
+
+
+@contextmanager
+def _told(*, late: bool = False) -> Iterator[None]:
+    """The driver's errors in our words."""
+    import asyncpg
+
+    try:
+        yield
+    except TimeoutError as error:
+        if late:
+            raise TookTooLong from error
+        raise Unreachable(f"the shared index does not answer: {error or 'it took too long'}") from error
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        raise Unreachable(f"the shared index cannot be used: {error}") from error
+
+
+class SharedIndex(Index):
+    """All machines' rows. Names of files begin with their machine's."""
+
+    def __init__(self, link: Connection) -> None:
+        self._link = link
+        self._path = Path("shared")
+
+    def stop_at(self, deadline: float | None) -> None:
+        self._link.deadline = deadline
+
+    def marked(self, asked: str, found: int) -> str:
+        ((words,),) = self._rows("SELECT packed FROM texts WHERE id = :text", {"text": found})
+        return postgres_sql.marked(asked, words)
+
+    def _rows(self, query: str, values: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+        try:
+            yield from self._link.rows(query, values)
+        except Unreachable as error:
+            raise IndexUnavailable(str(error)) from error
+
+
+@contextmanager
+def open_shared(url: str) -> Iterator[SharedIndex]:
+    """The shared index for reading. Raises IndexUnavailable."""
+    try:
+        link = Connection(url)
+    except Unreachable as error:
+        raise IndexUnavailable(str(error)) from error
+    try:
+        yield SharedIndex(link)
+    finally:
+        link.close()
