@@ -1,8 +1,9 @@
-"""Limits that all machines share, in one Redis: a script there looks and counts in one step, by its own clock.
+"""Meters that all machines share, in one Redis: a script there looks at all of a call's and counts in one step.
 
-Redis has 50 ms for it. Where it does not answer, each machine limits by what it knows itself, and says so in its
-log and its metrics; one request a second tries whether Redis is back, so that it is not run over. Leaves out what is
-counted and how that is told (`limiting`).
+Redis has 50 ms, by its own clock: what it reads later than that it does not count. Where it does not answer, each
+machine counts by itself, says so in its log and its metrics, and tells Redis when it is back; no call waits to find
+that out. What a call holds is leased: a machine that was killed gives it back within `LEASE`. Leaves out what is
+counted (`limiting_meters`), how that is told (`limiting`), and the scripts (`limiting_scripts`).
 """
 
 from __future__ import annotations
@@ -11,84 +12,68 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
-from llm_proxy.gateway.facts import Caller
-from llm_proxy.gateway.limiting import NO_LIMIT, Limits, LocalLimiter, Standing
+from llm_proxy.gateway.limiting_local import LocalCounter
+from llm_proxy.gateway.limiting_meters import Meter, Standing, Verdict, Want, What, period
+from llm_proxy.gateway.limiting_scripts import RENEW, SETTLE, SPANS, TAKE, TOO_LATE, UNKNOWN
 from llm_proxy.wire.exposition import Sample, family
 
 log = logging.getLogger("llm_proxy.gateway")
 
 _LATE: Final = 1.2  # times PATIENCE: waking up later than that is our own doing
-PATIENCE: Final = 0.05  # seconds that a request waits for Redis
+PATIENCE: Final = 0.05  # seconds that a call waits for Redis
+LEASE: Final = 30.0  # seconds; renewed three times meanwhile
 _AGAIN: Final = 1.0  # seconds until it is tried again
 _TOLD_EVERY: Final = 60.0  # seconds between two lines about the same trouble
 _SOCKET: Final = 1.0  # seconds after which a connection counts as dead, whoever still waits for it
 _CONNECTIONS: Final = 32
+_BATCH: Final = 100  # scripts sent at once
+_MOST_OWED: Final = 50_000  # settlements that wait for Redis; the oldest go first
+_REMEMBERED: Final = 600  # seconds in which a settlement that is sent twice is counted once
+_FLUSHED: Final = 1.5  # seconds after which the usage log has written a call
 
-# The minute is a list of microseconds, oldest first. The day is a hash that says which one it counts. Where that is not
-# known (a new user, an emptied Redis) nothing is counted and -1 asks for what the store knows of that day.
-_SCRIPT: Final = """
-local per_minute, per_day, known, known_day = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local clock = redis.call('TIME')
-local seconds, now = tonumber(clock[1]), tonumber(clock[1]) * 1000000 + tonumber(clock[2])
-local today, span = math.floor(seconds / 86400), 60000000
-local midnight = (today + 1) * 86400 - seconds
-local made, wait, count = 0, 0, 0
-if per_minute > 0 then
-  local newest = tonumber(redis.call('LINDEX', KEYS[1], -1) or '0')
-  if newest > now + span then redis.call('DEL', KEYS[1]) elseif newest > now then now = newest end
-  local oldest = redis.call('LINDEX', KEYS[1], 0)
-  while oldest and tonumber(oldest) <= now - span do
-    redis.call('LPOP', KEYS[1])
-    oldest = redis.call('LINDEX', KEYS[1], 0)
-  end
-  made = redis.call('LLEN', KEYS[1])
-  if made >= per_minute then
-    wait = math.max(tonumber(redis.call('LINDEX', KEYS[1], made - per_minute)) + span - now, 1)
-  end
-end
-if per_day > 0 then
-  local kept = redis.call('HMGET', KEYS[2], 'day', 'count')
-  if kept[1] and tonumber(kept[1]) == today then
-    count = tonumber(kept[2])
-  elseif not kept[1] or tonumber(kept[1]) > today then
-    if known_day ~= today then return {-1, today, 0, 0, 0} end
-    count = known
-  end
-end
-local passed = 0
-if wait == 0 and not (per_day > 0 and count >= per_day) then
-  passed = 1
-  if per_minute > 0 then
-    made = redis.call('RPUSH', KEYS[1], string.format('%.0f', now))
-    redis.call('PEXPIRE', KEYS[1], 61000)
-  end
-  count = count + 1
-end
-if per_day > 0 then
-  redis.call('HSET', KEYS[2], 'day', today, 'count', count)
-  redis.call('EXPIRE', KEYS[2], 172800)
-end
-return {passed, made, count, wait, midnight}
-"""
+_Reply = list[int]
 
 
-class SharedLimiter:
-    """`alone` limits where Redis does not answer. Raises ValueError where the URL is none."""
+class _Debt(NamedTuple):
+    """What Redis is to be told of a call that has ended, at that time by our clock."""
 
-    def __init__(self, url: str, alone: LocalLimiter, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.fallbacks = 0
+    id: str
+    meters: Sequence[Meter]
+    held: Sequence[int]
+    used: Sequence[int]
+    at: float
+
+
+class SharedCounter:
+    """`alone` counts where Redis does not answer; `tag` tells our keys from another gateway's.
+
+    Raises ValueError where the URL is none.
+    """
+
+    def __init__(self, url: str, alone: LocalCounter, tag: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.fallbacks = self.lost = 0
         self._alone = alone
+        self._tag = f"llm-proxy:{{{tag}}}"
         self._clock = clock
-        self._away_until = -math.inf
         self._told = -math.inf
-        self._asking: set[asyncio.Task[list[int]]] = set()
+        self._offset: float | None = None  # of Redis' clock from ours, in seconds
+        self._asking: set[asyncio.Task[_Reply]] = set()
+        self._owed: deque[_Debt] = deque()
+        self._holding: dict[str, Sequence[Want]] = {}
+        self._counted_alone: set[str] = set()
+        self._draining: asyncio.Task[None] | None = None
+        self._recovering: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
         try:
             pool = BlockingConnectionPool.from_url(
                 url,
@@ -101,90 +86,235 @@ class SharedLimiter:
         except ValueError:  # which might show the password
             raise ValueError("REDIS_URL must be like redis://host:6379/0, rediss:// or unix://") from None
         self._redis = Redis.from_pool(pool)
-        self._script: Any = self._redis.register_script(_SCRIPT)
+        self._take: Any = self._redis.register_script(TAKE)
+        self._settle: Any = self._redis.register_script(SETTLE)
+        self._renew: Any = self._redis.register_script(RENEW)
 
     @property
     def is_away(self) -> bool:
-        """Whether each machine limits by itself now."""
-        return self._away_until > -math.inf
+        """Whether each machine counts by itself now."""
+        return self._recovering is not None
 
-    async def take(self, caller: Caller) -> Mapping[str, str]:
-        if caller.team_ids:
-            await self._alone.budgets.check(caller.team_ids[0])
-        limits = self._alone.limits(caller)
-        if not limits:
-            return NO_LIMIT
-        standing = await self._shared(caller.user_id, limits)
-        if standing is None:
+    async def take(self, id: str, wants: Sequence[Want]) -> Verdict:
+        if self._draining is not None and any(want.meter.kind.what is What.STREAMS for want in wants):
+            # Who has just ended a stream may begin the next one.
+            await asyncio.wait({self._draining}, timeout=PATIENCE)
+        verdict = await self._shared(id, wants)
+        if verdict is None:
             self.fallbacks += 1
-            return await self._alone.count(caller.user_id, limits)
-        if standing.passed:
-            self._alone.passed_elsewhere(caller.user_id, minute=limits.minute > 0)
-        return self._alone.told(limits, standing)
+            verdict = await self._alone.take(id, wants)
+            if verdict.passed:
+                self._counted_alone.add(id)
+        else:
+            self._alone.mirror(id, wants, verdict)
+        if verdict.passed and any(want.meter.kind.is_held for want in wants):
+            self._hold(id, wants)
+        return verdict
 
-    def spent(self, team_id: int, cost: int) -> None:
-        self._alone.spent(team_id, cost)
+    async def look(self, wants: Sequence[Want]) -> Verdict:
+        return await self._shared("", wants) or await self._alone.look(wants)
+
+    def settle(self, id: str, wants: Sequence[Want], used: Sequence[int]) -> None:
+        self._alone.settle(id, wants, used)
+        was_alone = id in self._counted_alone
+        self._counted_alone.discard(id)
+        held = self._holding.pop(id, None) is not None
+        if was_alone:  # its requests are not known there either
+            used = [_at_once(want) or amount for want, amount in zip(wants, used, strict=True)]
+        if held or was_alone:
+            self._owe(id, wants, used)
 
     def metrics(self) -> Iterator[str]:
-        yield from self._alone.metrics()
         words = "1 while limits are not shared because Redis does not answer."
         yield from family("llm_proxy_gateway_limits_degraded", "gauge", words, [Sample({}, int(self.is_away))])
         words = "Requests that were limited by this machine alone."
         yield from family("llm_proxy_gateway_limits_local_total", "counter", words, [Sample({}, self.fallbacks)])
+        words = "Calls whose use the other machines have not been told of."
+        yield from family("llm_proxy_gateway_limits_untold", "gauge", words, [Sample({}, len(self._owed))])
 
     async def close(self) -> None:
-        for asking in self._asking:
-            asking.cancel()
-        await asyncio.gather(*self._asking, return_exceptions=True)
+        """What is owed is told, if Redis answers."""
+        if self._draining is not None:
+            await asyncio.wait({self._draining}, timeout=_SOCKET)
+        tasks = [task for task in (self._draining, self._recovering, self._renewing, *self._asking) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._redis.aclose()
 
-    async def _shared(self, user_id: int, limits: Limits) -> Standing | None:
-        """What Redis says; None where it does not in time."""
-        said = await self._ask(user_id, limits)
-        while isinstance(said, int):
-            said = await self._ask(user_id, limits, await self._alone.days.of(user_id, said), said)
-        return said
+    # -- taking
 
-    async def _ask(self, user_id: int, limits: Limits, known: int = -1, day: int = -1) -> Standing | int | None:
-        """`known` is what the user made on that day since 1970. Gives a day that Redis has to be told of first."""
-        now = self._clock()
-        if now < self._away_until:
-            return None
+    async def _shared(self, id: str, wants: Sequence[Want]) -> Verdict | None:
+        """What Redis says; None where it does not in time."""
+        seeds: dict[int, tuple[int, int]] = {}
+        for _ in range(4):  # midnight may come between
+            reply = await self._ask(id, wants, seeds)
+            if reply is None:
+                return None
+            status, now, *rest = reply
+            if status == TOO_LATE:
+                continue
+            if status != UNKNOWN:
+                standings = tuple(
+                    Standing(used, held, wait / 1e6)
+                    for used, held, wait in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+                )
+                return Verdict(status == 1, standings, now / 1e6, shared=True)
+            for place in (place for place, unknown in enumerate(rest) if unknown):
+                number = period(wants[place].meter.kind.span, now / 1e6)
+                told = await self._alone.sums.of(wants[place].meter, number)
+                seeds[place] = told.amount, number
+        return None
+
+    async def _ask(self, id: str, wants: Sequence[Want], seeds: dict[int, tuple[int, int]]) -> _Reply | None:
         if self.is_away:
-            self._away_until = now + _AGAIN  # this request tries, others do not
+            return None
+        now = self._clock()
         # A connection that is being made is not thrown away with the patience of who waits for it.
-        asking = asyncio.create_task(self._run(user_id, limits, known, day))
+        asking = asyncio.create_task(self._run(id, wants, seeds, now))
         self._asking.add(asking)
         asking.add_done_callback(self._asked)
-        await asyncio.wait({asking}, timeout=PATIENCE)
-        if not asking.done() and self._clock() - now > _LATE * PATIENCE:
-            await asyncio.wait({asking}, timeout=PATIENCE)  # this process was busy: Redis may have answered long ago
+        try:
+            await asyncio.wait({asking}, timeout=PATIENCE)
+            if not asking.done() and self._clock() - now > _LATE * PATIENCE:
+                await asyncio.wait({asking}, timeout=PATIENCE)  # we were busy: Redis may have answered long ago
+        except asyncio.CancelledError:
+            self._undo(asking, id, wants)
+            raise
         if not asking.done():
+            self._undo(asking, id, wants)
             self._trouble("no answer in time")
             return None
-        if asking.exception() is not None:
-            self._trouble(type(asking.exception()).__name__)
+        if (error := asking.exception()) is not None:
+            self._trouble(type(error).__name__)
             return None
-        if self.is_away:
-            self._away_until = -math.inf
-            log.warning("Redis answers: limits are shared again")
-        passed, made, count, wait, midnight = asking.result()
-        return made if passed < 0 else Standing(passed == 1, made, count, wait / 1e6, float(midnight))
+        reply = asking.result()
+        self._offset = reply[1] / 1e6 - self._clock()
+        return reply
 
-    async def _run(self, user_id: int, limits: Limits, known: int, day: int) -> list[int]:
+    async def _run(self, id: str, wants: Sequence[Want], seeds: dict[int, tuple[int, int]], began: float) -> _Reply:
         """Raises RedisError, OSError."""
-        keys = [f"llm-proxy:{{{user_id}}}:{span}" for span in ("minute", "day")]
-        return [int(number) for number in await self._script(keys=keys, args=[*limits, known, day])]
+        until = 0.0 if self._offset is None else began + self._offset + _LATE * PATIENCE
+        arguments: list[str | int] = [int(until * 1e6), id, int(LEASE * 1e6)]
+        for place, want in enumerate(wants):
+            kind = want.meter.kind
+            seed, number = seeds.get(place, (-1, -1))
+            need = want.amount if want.need else 0
+            arguments += [SPANS[kind.span], want.meter.most, need, int(kind.is_held), seed, number]
+        keys = [self._key(want.meter) for want in wants]
+        return [int(number) for number in await self._take(keys=keys, args=arguments)]
 
-    def _asked(self, asking: asyncio.Task[list[int]]) -> None:
+    def _key(self, meter: Meter) -> str:
+        return f"{self._tag}:{meter.key}"
+
+    def _asked(self, asking: asyncio.Task[_Reply]) -> None:
         """Whatever came of it is looked at, also where nobody waits any more."""
         self._asking.discard(asking)
         if not asking.cancelled():
             asking.exception()
 
+    def _undo(self, asking: asyncio.Task[_Reply], id: str, wants: Sequence[Want]) -> None:
+        """Nobody waits for it any more: should it have counted the call, that is taken back."""
+
+        def taken_back(asking: asyncio.Task[_Reply]) -> None:
+            if id and not asking.cancelled() and asking.exception() is None and asking.result()[0] == 1:
+                self._owe(id, wants, [-_at_once(want) for want in wants], again="undo")
+
+        asking.add_done_callback(taken_back)
+
+    # -- settling
+
+    def _owe(self, id: str, wants: Sequence[Want], used: Sequence[int], again: str = "") -> None:
+        meters = [want.meter for want in wants]
+        held = [want.amount if want.meter.kind.is_held else 0 for want in wants]
+        self._owed.append(_Debt(id + again, meters, held, used, self._clock()))
+        while len(self._owed) > _MOST_OWED:
+            self._owed.popleft()
+            self.lost += 1
+        if self._draining is None and not self.is_away:
+            self._draining = asyncio.create_task(self._drained())
+            self._draining.add_done_callback(self._has_drained)
+
+    async def _drained(self) -> None:
+        try:
+            await self._tell()
+        except (RedisError, OSError) as error:
+            self._trouble(type(error).__name__)
+
+    def _has_drained(self, _: asyncio.Task[None]) -> None:
+        self._draining = None
+
+    async def _tell(self) -> None:
+        """Redis has all that is owed. What it is told twice it counts once. Raises RedisError, OSError."""
+        while debts := list(islice(self._owed, _BATCH)):
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for debt in debts:
+                    at = 0.0 if self._offset is None else debt.at + self._offset + _FLUSHED
+                    arguments: list[str | int] = [debt.id.removesuffix("undo"), int(at * 1e6), _REMEMBERED]
+                    for meter, held, used in zip(debt.meters, debt.held, debt.used, strict=True):
+                        arguments += [SPANS[meter.kind.span], held, used]
+                    keys = [*map(self._key, debt.meters), f"{self._tag}:settled:{debt.id}"]
+                    await self._settle(keys=keys, args=arguments, client=pipe)
+                await pipe.execute()
+            for _ in range(min(len(debts), len(self._owed))):
+                self._owed.popleft()
+
+    def _hold(self, id: str, wants: Sequence[Want]) -> None:
+        self._holding[id] = wants
+        if self._renewing is None:
+            self._renewing = asyncio.create_task(self._renewed())
+
+    async def _renewed(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE / 3)
+            if not self.is_away:
+                try:
+                    await self._renew_all()
+                except (RedisError, OSError) as error:
+                    self._trouble(type(error).__name__)
+
+    async def _renew_all(self) -> None:
+        """Raises RedisError, OSError."""
+        holding = list(self._holding.items())
+        for start in range(0, len(holding), _BATCH):
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for id, wants in holding[start : start + _BATCH]:
+                    held = [want for want in wants if want.meter.kind.is_held]
+                    if id in self._holding:  # it may have ended meanwhile
+                        arguments = [id, int(LEASE * 1e6), *(want.amount for want in held)]
+                        keys = [*(self._key(want.meter) for want in held), f"{self._tag}:settled:{id}"]
+                        await self._renew(keys=keys, args=arguments, client=pipe)
+                await pipe.execute()
+
+    # -- trouble
+
     def _trouble(self, words: str) -> None:
+        if self._recovering is None:
+            self._recovering = asyncio.create_task(self._recovered())
         now = self._clock()
-        self._away_until = now + _AGAIN
         if now - self._told >= _TOLD_EVERY:
             self._told = now
             log.warning("Redis cannot be asked (%s): each machine limits requests by itself until it can", words)
+
+    async def _recovered(self) -> None:
+        """Until Redis answers, and knows what was counted without it."""
+        while True:
+            await asyncio.sleep(_AGAIN)
+            try:
+                self._offset = _seconds(await self._redis.time()) - self._clock()
+                await self._tell()
+                await self._renew_all()
+                break
+            except (RedisError, OSError):
+                continue
+        self._recovering = None
+        log.warning("Redis answers: limits are shared again")
+
+
+def _at_once(want: Want) -> int:
+    """What of it is counted when the call begins."""
+    return 0 if want.meter.kind.is_held else want.amount
+
+
+def _seconds(told: tuple[int, int]) -> float:
+    return told[0] + told[1] / 1e6

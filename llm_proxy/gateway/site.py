@@ -50,6 +50,7 @@ async def site(options: Options, secrets: Secrets) -> Site:
     try:
         sealer = Sealer(secrets, lambda: encryption_keys(options.secrets_file))
         await guard(store, sealer)
+        prices = Prices(options)
         made = Site(
             options=options,
             secrets=secrets,
@@ -59,22 +60,22 @@ async def site(options: Options, secrets: Secrets) -> Site:
             catalogs=Catalogs(store),
             breakers=Breakers(),
             sender=Sender(options.upstream, sealer, options),
-            limiter=_limiter(store, options, secrets),
-            usage=UsageLog(store, options.state, Prices(options)),
+            limiter=_limiter(store, options, secrets, prices),
+            usage=UsageLog(store, options.state, prices),
         )
     except BaseException:
         await store.close()
         raise
     store.on_change(made.identifier.forget)
     store.on_change(made.catalogs.forget)
-    made.usage.on_cost(made.limiter.spent)
+    store.on_change(made.limiter.forget)
     return made
 
 
-def _limiter(store: Store, options: Options, secrets: Secrets) -> Limiter:
+def _limiter(store: Store, options: Options, secrets: Secrets, prices: Prices) -> Limiter:
     """Raises StoreUnusable."""
     try:
-        return limiting.make(store, options, secrets)
+        return limiting.make(store, options, secrets, prices)
     except ValueError as error:  # about Redis' URL
         raise StoreUnusable(str(error)) from None
 

@@ -29,6 +29,8 @@ from llm_proxy.gateway.calls.ids import request_id
 from llm_proxy.gateway.calls.project import of_headers
 from llm_proxy.gateway.calls.ways import DIALECTS, STREAMED, Feed, Passing, Unfit, Way, way
 from llm_proxy.gateway.facts import Attempt, Caller, ProviderKey, Target
+from llm_proxy.gateway.limiting import FREE, Demand
+from llm_proxy.gateway.limiting_estimate import Estimate
 from llm_proxy.gateway.planning import plan
 from llm_proxy.gateway.privacy import recorded
 from llm_proxy.gateway.refusals import STORE_AWAY, Refusal
@@ -127,6 +129,7 @@ class Call:
         self._stream = False
         self._headers = speaking.identified(self._dialect, self.id)
         self._number = 0
+        self._held = FREE
         self._project = of_headers(request.headers)
 
     async def answer(self) -> web.StreamResponse:
@@ -136,7 +139,6 @@ class Call:
             self._asked = arrived.model
             self._project = self._project or arrived.project
             self._stream = arrived.stream and self._api in STREAMED
-            self._headers.update(await self._site.limiter.take(self._caller))
             return await self._tried(arrived, await self._targets(arrived))
         except Refusal as refused:
             return self._refused(refused)
@@ -151,11 +153,28 @@ class Call:
             if self._number:  # the attempt at hand has been noted
                 return speaking.refusal(self._dialect, fault, self.id, self._headers)
             return self._refused(fault)
+        finally:
+            self._held.close()
 
     async def _targets(self, arrived: Arrived) -> tuple[Target, ...]:
+        """Where it may go, once it is counted: also what leads nowhere is. Raises Refusal, StoreAway."""
         catalog = await self._site.catalogs.of(self._caller.user_id)
         prompt = Prompt(self._api, arrived.body)
-        return plan(catalog, arrived.model, prompt, _RANDOM, raw=self._site.options.raw_models)
+        missed: Refusal | None = None
+        targets: tuple[Target, ...] = ()
+        try:
+            targets = plan(catalog, arrived.model, prompt, _RANDOM, raw=self._site.options.raw_models)
+        except Refusal as refused:
+            missed = refused
+        alias, estimate = catalog.aliases.get(arrived.model), None
+        if targets and self._api != "count_tokens":  # which is free everywhere
+            estimate = Estimate(self._api, arrived.body, prompt, arrived.model, targets[0])
+        demand = Demand(self._dialect, alias, self._stream and bool(targets), estimate)
+        self._held = await self._site.limiter.take(self._caller, demand, self.id)
+        self._headers.update(self._held.headers)
+        if missed is not None:
+            raise missed
+        return targets
 
     def _refuses(self) -> bool:
         """Whether what cannot be carried is refused. Raises Refusal 400."""
@@ -392,25 +411,25 @@ class Call:
         )
 
     def _note(self, one: _Try, ending: str, error: str = "") -> None:
-        self._site.usage.note(
-            Attempt(
-                request_id=self.id,
-                number=one.number,
-                at=one.at,
-                caller=self._caller,
-                api=self._api,
-                asked=self._asked,
-                target=one.target,
-                status=one.status,
-                ending=ending,
-                error=error,
-                stream=self._stream,
-                usage=one.usage,
-                seconds=time.perf_counter() - one.clock,
-                first_token=one.first_token,
-                project=self._project,
-            )
+        attempt = Attempt(
+            request_id=self.id,
+            number=one.number,
+            at=one.at,
+            caller=self._caller,
+            api=self._api,
+            asked=self._asked,
+            target=one.target,
+            status=one.status,
+            ending=ending,
+            error=error,
+            stream=self._stream,
+            usage=one.usage,
+            seconds=time.perf_counter() - one.clock,
+            first_token=one.first_token,
+            project=self._project,
         )
+        self._site.usage.note(attempt)
+        self._held.note(attempt)
 
     def _note_unsent(self, status: int, ending: str, error: str = "", target: Target | None = None) -> None:
         one = _Try(0, target, datetime.now(UTC), self._clock, status)
