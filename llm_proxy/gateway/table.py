@@ -9,6 +9,7 @@ from llm_proxy.gateway.manage import (
     audit,
     auth,
     invitations,
+    limits,
     metrics,
     privacy,
     providers,
@@ -22,7 +23,8 @@ from llm_proxy.gateway.routes import Route
 
 _MODULES = (
     *(api, models),
-    *(auth, providers, aliases, usage, usage_calls, usage_series, privacy, users, teams, invitations, audit, metrics),
+    *(auth, providers, aliases, usage, usage_calls, usage_series, privacy, users, teams, limits, invitations),
+    *(audit, metrics),
     *(health, openapi),
 )
 
