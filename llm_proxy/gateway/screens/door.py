@@ -10,6 +10,7 @@ ours is turned away, or a page elsewhere could make its own name lead to us (DNS
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Iterable
 from hashlib import sha256
 from ipaddress import ip_address
@@ -26,6 +27,7 @@ COOKIE: Final = "llm_proxy_team"
 PLACE: Final = "/llm-proxy"  # the explorer, which is below it too, asks us who has the cookie
 SCHEME: Final = "X-LLM-Proxy-Scheme"  # http or https: how it came to the proxy; nobody else can send it
 
+_HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253})(?::[0-9]{1,5})?", re.ASCII)
 _ELSEWHERE: Final = Refusal(403, "other_site", "this came from another site's page; open ours and try there")
 
 
@@ -46,9 +48,10 @@ def origins(request: web.Request, options: Options, *, trusted: bool) -> tuple[s
 def refuse_name(request: web.Request, options: Options) -> None:
     """Raises Refusal 403 where the name in `Host` is neither this machine's, nor an address, nor configured."""
     host = request.headers.get("Host", "").lower()
-    name = urlsplit(f"//{host}").hostname or ""
+    match = _HOST.fullmatch(host)
+    name = match[1].strip("[]") if match is not None else ""
     listed = {urlsplit(options.public_url.lower()).hostname, *options.hosts}
-    if name == "localhost" or name in listed or host in listed or _is_address(name):
+    if name and (name == "localhost" or name in listed or host in listed or _is_address(name)):
         return
     raise Refusal(
         403,
