@@ -12,8 +12,11 @@ from typing import Any, Final
 
 from llm_proxy.gateway.manage.aliases import LONGEST_CHAIN
 from llm_proxy.gateway.refusals import Refusal, not_found
+from llm_proxy.gateway.routes import Access
 from llm_proxy.gateway.screens import fields
 from llm_proxy.gateway.screens.desk import Desk
+from llm_proxy.gateway.screens.page import Answer, Html, Lead, Page, Visit
+from llm_proxy.web import words
 
 _FIELDS: Final = {
     "alias": ("Name", fields.text),
@@ -61,6 +64,7 @@ class Card:
     key: str
     places: tuple[Place, ...]
     fallbacks: tuple[str, ...]  # the aliases that follow, in their order
+    followers: tuple[str, ...]  # those whose fallback it is
     change: bool
 
 
@@ -83,8 +87,6 @@ class Form:
     chain: tuple[Step, ...]
     keys: tuple[Key, ...]
     others: tuple[Any, ...]  # aliases that may follow
-    error: str = ""
-    wrong: str = ""  # the field that is
 
 
 async def cards(desk: Desk) -> tuple[Card, ...]:
@@ -96,7 +98,9 @@ async def cards(desk: Desk) -> tuple[Card, ...]:
     for one in found:  # one's own come first, and stand before shared ones of their name
         change = (not one.shared or desk.admin) and one.alias not in seen
         seen.add(one.alias)
-        made.append(Card(one, _key(keys, one.provider_key_id), _places(one, keys), _fallbacks(one, by_id), change))
+        followers = tuple(other.alias for other in found if other.fallback_alias_id == one.id)
+        key, places = _key(keys, one.provider_key_id), _places(one, keys)
+        made.append(Card(one, key, places, _fallbacks(one, by_id), followers, change))
     return tuple(made)
 
 
@@ -146,14 +150,14 @@ async def filled(desk: Desk, name: str) -> Form:
     return Form(name, values, chain, await _keys(desk), await _others(desk, name))
 
 
-async def returned(desk: Desk, name: str, form: Any) -> Form:
-    """As it was sent, with what its button does to the chain. `form` may have a field several times."""
-    chain = _moved(_chain(form), form.get("do", ""))
+async def returned(desk: Desk, name: str, form: fields.Form) -> Form:
+    """As it was sent, with what its button does to the chain."""
+    chain = _moved(_chain(form), form.get("do"))
     values = {field: form.get(field, "")[:1000] for field in _FIELDS}
     return Form(name, values, chain, await _keys(desk), await _others(desk, name))
 
 
-async def save(desk: Desk, name: str, form: Any) -> str:
+async def save(desk: Desk, name: str, form: fields.Form) -> str:
     """Makes the alias, or changes the one of that `name`; gives its name. Raises Refusal."""
     body: dict[str, Any] = fields.body(form, _FIELDS)
     body = {field: _DEFAULTS.get(field) if value is None else value for field, value in body.items()}
@@ -166,10 +170,6 @@ async def save(desk: Desk, name: str, form: Any) -> str:
         raise Refusal(409, "name_taken", words, param="alias")
     made = await desk.ask("POST", "/manage/aliases", body)
     return str(made.alias)
-
-
-def told(form: Form, refusal: Refusal) -> Form:
-    return replace(form, error=refusal.message, wrong=refusal.param.partition("[")[0])
 
 
 async def remove(desk: Desk, name: str) -> None:
@@ -203,9 +203,9 @@ def _written(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _chain(form: Any) -> tuple[Step, ...]:
+def _chain(form: fields.Form) -> tuple[Step, ...]:
     """The rows in their order. A row without one of its fields is none."""
-    columns: Iterable[Sequence[str]] = (form.getall(f"step_{field}", []) for field in _STEP)
+    columns: Iterable[Sequence[str]] = (form.all(f"step_{field}") for field in _STEP)
     return tuple(Step(*row) for row in zip(*columns, strict=False))[: LONGEST_CHAIN + 1]
 
 
@@ -238,3 +238,51 @@ def _step(number: int, step: Step) -> Mapping[str, Any]:
     if (weight := fields.number(f"{name}, weight", step.weight)) is not None:
         told["weight"] = weight
     return told
+
+
+# --- the pages
+
+
+async def _all(visit: Visit) -> Answer:
+    return Html("aliases", {"cards": await cards(visit.desk), "words": words})
+
+
+async def _new(visit: Visit) -> Answer:
+    again = visit.trouble is not None
+    return Html("alias", {"form": await (returned(visit.desk, "", visit.form) if again else blank(visit.desk))})
+
+
+async def _edit(visit: Visit) -> Answer:
+    name, again = visit.query.get("alias", ""), visit.trouble is not None
+    form = await filled(visit.desk, name)  # there is none where this is refused
+    return Html("alias", {"form": await returned(visit.desk, name, visit.form) if again else form})
+
+
+async def _rows(visit: Visit) -> Answer:
+    return Html("alias", {"form": await returned(visit.desk, visit.query.get("alias", ""), visit.form)})
+
+
+async def _save(visit: Visit) -> Answer:
+    name = visit.query.get("alias", "")
+    await save(visit.desk, name, visit.form)
+    return Lead("/aliases", "changed" if name else "made")
+
+
+async def _remove(visit: Visit) -> Answer:
+    await remove(visit.desk, visit.form.get("alias"))
+    return Lead("/aliases", "deleted")
+
+
+_MOVES: Final = ("add", *(f"{act}:{row}" for act in ("up", "down", "drop") for row in range(LONGEST_CHAIN + 1)))
+_FORM: Final = {"save": _save, **dict.fromkeys(_MOVES, _rows)}
+_SAID: Final = {
+    "made": "The alias is there: calls may name it.",
+    "changed": "The alias is changed, for the next call on.",
+    "deleted": "The alias is deleted.",
+}
+
+PAGES: Final = (
+    Page("/aliases", Access.SESSION, "Aliases", _all, {"delete": _remove}, "Aliases", 20, _SAID),
+    Page("/aliases/new", Access.SESSION, "New alias", _new, _FORM),
+    Page("/aliases/edit", Access.SESSION, "Change an alias", _edit, _FORM),
+)

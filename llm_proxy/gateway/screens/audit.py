@@ -8,7 +8,9 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from llm_proxy.gateway.manage import asked
+from llm_proxy.gateway.routes import Access
 from llm_proxy.gateway.screens.desk import Desk
+from llm_proxy.gateway.screens.page import Answer, Html, Page, Visit
 
 KINDS: Final = {
     "alias": "Aliases",
@@ -37,7 +39,7 @@ class View:
 
 async def view(desk: Desk, query: Mapping[str, str]) -> View:
     """Raises Refusal."""
-    asked.known(query, (*_FILTERS, "before"))
+    asked.known(query, (*_FILTERS, "before", "said"))
     given = {name: query[name] for name in _FILTERS if query.get(name)}
     told = given | {"limit": _PAGE} | ({"before": query["before"]} if query.get("before") else {})
     page = await desk.ask("GET", "/manage/audit", query=told)
@@ -57,3 +59,13 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None or value == "" else str(value)
+
+
+# --- the page
+
+
+async def _show(visit: Visit) -> Answer:
+    return Html("audit", {"view": await view(visit.desk, visit.query), "kinds": KINDS, "said": said})
+
+
+PAGES: Final = (Page("/audit", Access.ADMIN, "Audit log", _show, nav="Audit", order=90),)

@@ -7,13 +7,21 @@ the API's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from llm_proxy.gateway.refusals import Refusal
+from llm_proxy.gateway.refusals import Refusal, not_found
 
 Reads = Callable[[str, str], Any]  # (its name for people, what was written) -> what the API takes
 
 _LONGEST: Final = 15  # digits
+
+
+class Form(Protocol):
+    """`page.Form`, as far as it is needed."""
+
+    def get(self, name: str, default: str = "") -> str: ...
+
+    def all(self, name: str) -> list[str]: ...
 
 
 def text(name: str, written: str) -> str:
@@ -57,6 +65,13 @@ def dollars(name: str, written: str) -> float | None:
     return float(plain)
 
 
-def body(form: Mapping[str, str], fields: Mapping[str, tuple[str, Reads]]) -> dict[str, Any]:
+def identity(name: str, written: str) -> int:
+    """An id in a path or a hidden field. Raises Refusal 404: what is no number is nobody's."""
+    if not written.isascii() or not written.isdigit() or len(written) > _LONGEST:
+        raise not_found(f"{name} {written[:40]!r}")
+    return int(written)
+
+
+def body(form: Form, fields: Mapping[str, tuple[str, Reads]]) -> dict[str, Any]:
     """What a form says in these `fields`, by the API's names. Raises Refusal, naming the field as people see it."""
     return {name: read(shown, form.get(name, "")) for name, (shown, read) in fields.items()}

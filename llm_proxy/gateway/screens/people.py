@@ -5,14 +5,19 @@ Leaves out limits (`limits`) and who may be what (`manage.users`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from llm_proxy.gateway.refusals import not_found
+from llm_proxy.gateway.routes import Access
 from llm_proxy.gateway.screens import fields
 from llm_proxy.gateway.screens.desk import Desk
+from llm_proxy.gateway.screens.page import ROOT, Answer, Html, Lead, Page, Visit
+from llm_proxy.gateway.screens.usage import money
+from llm_proxy.gateway.store.schema import now
+from llm_proxy.web import words
 
 _USER: Final = {
     "role": ("Role", fields.text),
@@ -62,7 +67,7 @@ class Team:
     unpriced: int
 
 
-async def users(desk: Desk, now: datetime) -> Users:
+async def users(desk: Desk, at: datetime) -> Users:
     found = await desk.ask("GET", "/manage/users")
     emails = {one.id: one.email for one in found}
     teams: dict[int, list[str]] = {}
@@ -73,16 +78,16 @@ async def users(desk: Desk, now: datetime) -> Users:
     return Users(
         tuple(User(one, tuple(teams.get(one.id, ())), one.id == desk.caller.user_id) for one in found),
         tuple(
-            Invited(one, _state(one, now), emails.get(one.created_by, "somebody who has been deleted"))
+            Invited(one, _state(one, at), emails.get(one.created_by, "somebody who has been deleted"))
             for one in reversed(invitations)
         ),
     )
 
 
-def _state(invitation: Any, now: datetime) -> str:
+def _state(invitation: Any, at: datetime) -> str:
     if invitation.used_at is not None:
         return "used"
-    return "open" if invitation.expires_at > now else "expired"
+    return "open" if invitation.expires_at > at else "expired"
 
 
 async def user(desk: Desk, id: int) -> User:
@@ -99,7 +104,7 @@ async def user(desk: Desk, id: int) -> User:
     )
 
 
-async def change_user(desk: Desk, id: int, form: Mapping[str, str]) -> None:
+async def change_user(desk: Desk, id: int, form: fields.Form) -> None:
     """Raises Refusal."""
     await desk.ask("PATCH", "/manage/users/{id}", fields.body(form, _USER), id=id)
 
@@ -109,7 +114,7 @@ async def remove_user(desk: Desk, id: int) -> None:
     await desk.ask("DELETE", "/manage/users/{id}", id=id)
 
 
-async def invite(desk: Desk, form: Mapping[str, str]) -> Any:
+async def invite(desk: Desk, form: fields.Form) -> Any:
     """The invitation with its token, which is known this once. Raises Refusal."""
     body = {name: value for name, value in fields.body(form, _INVITATION).items() if value is not None}
     return await desk.ask("POST", "/manage/invitations", body)
@@ -123,9 +128,9 @@ async def withdraw(desk: Desk, id: int) -> None:
 # --- teams
 
 
-async def teams(desk: Desk, now: datetime) -> tuple[Team, ...]:
+async def teams(desk: Desk, at: datetime) -> tuple[Team, ...]:
     everybody = await desk.ask("GET", "/manage/users")
-    month = {"group_by": "team", "all": "true", "from": f"{now:%Y-%m}-01"}
+    month = {"group_by": "team", "all": "true", "from": f"{at:%Y-%m}-01"}
     spent = {one.team_id: one for one in await desk.ask("GET", "/manage/usage", query=month)}
     made = []
     for team in await desk.ask("GET", "/manage/teams"):
@@ -142,20 +147,20 @@ async def teams(desk: Desk, now: datetime) -> tuple[Team, ...]:
     return tuple(made)
 
 
-async def team(desk: Desk, id: int, now: datetime) -> Team:
+async def team(desk: Desk, id: int, at: datetime) -> Team:
     """Raises Refusal 404."""
-    for one in await teams(desk, now):
+    for one in await teams(desk, at):
         if one.team.id == id:
             return one
     raise not_found(f"team {id}")
 
 
-async def make_team(desk: Desk, form: Mapping[str, str]) -> None:
+async def make_team(desk: Desk, form: fields.Form) -> None:
     """Raises Refusal."""
     await desk.ask("POST", "/manage/teams", fields.body(form, _TEAM))
 
 
-async def change_team(desk: Desk, id: int, form: Mapping[str, str]) -> None:
+async def change_team(desk: Desk, id: int, form: fields.Form) -> None:
     """Raises Refusal."""
     await desk.ask("PATCH", "/manage/teams/{id}", fields.body(form, _TEAM), id=id)
 
@@ -169,3 +174,93 @@ async def put_member(desk: Desk, id: int, user_id: int, *, inside: bool) -> None
     """Raises Refusal."""
     path = "/manage/teams/{id}/members/{user_id}"
     await desk.ask("PUT" if inside else "DELETE", path, id=id, user_id=user_id)
+
+
+# --- the pages
+
+
+async def _users(visit: Visit) -> Answer:
+    return Html("users", {"view": await users(visit.desk, now()), "link": "", "invited": None, "words": words})
+
+
+async def _invite(visit: Visit) -> Answer:
+    """Shows the link, this once."""
+    made = await invite(visit.desk, visit.form)
+    link = f"{visit.url}{ROOT}/sign-up?" + urlencode({"invitation": made.token})
+    return Html("users", {"view": await users(visit.desk, now()), "link": link, "invited": made, "words": words})
+
+
+async def _withdraw(visit: Visit) -> Answer:
+    await withdraw(visit.desk, fields.identity("invitation", visit.form.get("id")))
+    return Lead("/users", "withdrawn")
+
+
+async def _user(visit: Visit) -> Answer:
+    return Html("user", {"one": await user(visit.desk, _id(visit, "user"))})
+
+
+async def _change_user(visit: Visit) -> Answer:
+    await change_user(visit.desk, _id(visit, "user"), visit.form)
+    return Lead("/users", "changed")
+
+
+async def _remove_user(visit: Visit) -> Answer:
+    await remove_user(visit.desk, _id(visit, "user"))
+    return Lead("/users", "deleted")
+
+
+async def _teams(visit: Visit) -> Answer:
+    return Html("teams", {"teams": await teams(visit.desk, now()), "money": money, "words": words})
+
+
+async def _make_team(visit: Visit) -> Answer:
+    await make_team(visit.desk, visit.form)
+    return Lead("/teams", "made")
+
+
+async def _team(visit: Visit) -> Answer:
+    return Html("team", {"one": await team(visit.desk, _id(visit, "team"), now()), "money": money, "words": words})
+
+
+async def _change_team(visit: Visit) -> Answer:
+    await change_team(visit.desk, _id(visit, "team"), visit.form)
+    return Lead("/teams", "changed")
+
+
+async def _put_member(visit: Visit) -> Answer:
+    id, member = _id(visit, "team"), fields.identity("user", visit.form.get("user"))
+    inside = visit.form.get("do") == "join"
+    await put_member(visit.desk, id, member, inside=inside)
+    return Lead(f"/teams/{id}", "joined" if inside else "left")
+
+
+async def _remove_team(visit: Visit) -> Answer:
+    await remove_team(visit.desk, _id(visit, "team"))
+    return Lead("/teams", "deleted")
+
+
+def _id(visit: Visit, what: str) -> int:
+    return fields.identity(what, visit.params["id"])
+
+
+_USERS: Final = {
+    "changed": "The account is changed.",
+    "deleted": "The account is deleted.",
+    "withdrawn": "The invitation is withdrawn.",
+}
+_TEAMS: Final = {"made": "The team is there.", "changed": "The team is changed.", "deleted": "The team is deleted."}
+_MEMBERS: Final = {"joined": "Is in the team from the next call on.", "left": "Is no longer in the team."}
+
+PAGES: Final = (
+    Page("/users", Access.ADMIN, "Users", _users, {"invite": _invite, "withdraw": _withdraw}, "Users", 70, _USERS),
+    Page("/users/{id}", Access.ADMIN, "Change an account", _user, {"save": _change_user, "delete": _remove_user}),
+    Page("/teams", Access.ADMIN, "Teams", _teams, {"make": _make_team}, "Teams", 75, _TEAMS),
+    Page(
+        "/teams/{id}",
+        Access.ADMIN,
+        "Change a team",
+        _team,
+        {"save": _change_team, "join": _put_member, "leave": _put_member, "delete": _remove_team},
+        said=_MEMBERS,
+    ),
+)

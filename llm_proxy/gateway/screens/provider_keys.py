@@ -5,14 +5,17 @@ Leaves out what a key may be and where it may be sent: that is `manage.providers
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from llm_proxy.gateway.facts import Provider
 from llm_proxy.gateway.refusals import not_found
+from llm_proxy.gateway.routes import Access
 from llm_proxy.gateway.screens import fields
 from llm_proxy.gateway.screens.desk import Desk
+from llm_proxy.gateway.screens.page import Answer, Html, Lead, Page, Visit
+from llm_proxy.web import words
+from llm_proxy.wire.aws_regions import REGIONS
 
 PROVIDERS: Final = {
     Provider.OPENAI: "OpenAI",
@@ -74,13 +77,13 @@ async def _card(desk: Desk, key: Any, aliases: tuple[str, ...]) -> Card:
     return Card(key, len(models), aliases, not key.shared or desk.admin)
 
 
-async def add(desk: Desk, form: Mapping[str, str]) -> Any:
+async def add(desk: Desk, form: fields.Form) -> Any:
     """Raises Refusal."""
     body = fields.body(form, _FIELDS) | {"provider": form.get("provider", "")}
     return await desk.ask("POST", "/manage/providers", body)
 
 
-async def change(desk: Desk, card: Card, form: Mapping[str, str]) -> None:
+async def change(desk: Desk, card: Card, form: fields.Form) -> None:
     """An empty field of the key leaves it as it is. Raises Refusal."""
     body = fields.body(form, _FIELDS)
     body = {name: value for name, value in body.items() if name != "api_key" or value}
@@ -98,3 +101,57 @@ async def test(desk: Desk, id: int) -> None:
 async def remove(desk: Desk, id: int, *, force: bool) -> None:
     """With `force` the aliases that lead to it go too. Raises Refusal 409 where there are some."""
     await desk.ask("DELETE", "/manage/providers/{id}", query={"force": "true"} if force else {}, id=id)
+
+
+# --- the pages
+
+
+async def _all(visit: Visit) -> Answer:
+    return Html("provider_keys", {"cards": await cards(visit.desk), "providers": PROVIDERS, "words": words})
+
+
+async def _new(visit: Visit) -> Answer:
+    return Html("provider_key", {"card": None, "providers": PROVIDERS, "regions": sorted(REGIONS)})
+
+
+async def _add(visit: Visit) -> Answer:
+    await add(visit.desk, visit.form)
+    return Lead("/providers", "kept")
+
+
+async def _edit(visit: Visit) -> Answer:
+    card = await one(visit.desk, _id(visit))
+    return Html("provider_key", {"card": card, "providers": PROVIDERS, "regions": sorted(REGIONS)})
+
+
+async def _change(visit: Visit) -> Answer:
+    await change(visit.desk, await one(visit.desk, _id(visit)), visit.form)
+    return Lead("/providers", "changed")
+
+
+async def _test(visit: Visit) -> Answer:
+    await test(visit.desk, fields.identity("provider key", visit.form.get("id")))
+    return Lead("/providers", "tested")
+
+
+async def _remove(visit: Visit) -> Answer:
+    await remove(visit.desk, _id(visit), force=bool(visit.form.get("force")))
+    return Lead("/providers", "deleted")
+
+
+def _id(visit: Visit) -> int:
+    return fields.identity("provider key", visit.params["id"])
+
+
+_SAID: Final = {
+    "kept": "The key is kept, encrypted. Its provider is being asked for its models.",
+    "changed": "The provider key is changed.",
+    "tested": "The provider takes this key.",
+    "deleted": "The provider key is deleted.",
+}
+
+PAGES: Final = (
+    Page("/providers", Access.SESSION, "Provider keys", _all, {"test": _test}, "Provider keys", 30, _SAID),
+    Page("/providers/new", Access.SESSION, "New provider key", _new, {"add": _add}),
+    Page("/providers/{id}", Access.SESSION, "Change a provider key", _edit, {"save": _change, "delete": _remove}),
+)
