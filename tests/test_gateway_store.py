@@ -123,6 +123,15 @@ async def test_the_store_of_a_newer_version_is_refused(store_url, store):
     """An old program must not write into tables it does not know."""
     async with store.writing() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9001'"))
+    async with opened(store_url) as old:  # what only adds, it stands: the store says so
+        assert old.fits
+        async with store.writing() as connection:
+            await connection.execute(text("UPDATE facts SET value = '9001' WHERE name = 'oldest'"))
+        watch = asyncio.create_task(old.watch())
+        async with asyncio.timeout(30):
+            while old.fits:
+                await asyncio.sleep(0.01)
+        await _ended(watch)
     with pytest.raises(StoreUnusable, match=r"version 9001.*knows versions up to 0002"):
         async with opened(store_url):
             pass

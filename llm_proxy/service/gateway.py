@@ -114,11 +114,16 @@ def database_url(settings: Settings) -> str:
     return settings.gateway_database_url or f"sqlite:///{quote(gateway_secrets.folder())}/gateway.db"
 
 
+def bases_of(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """(provider, base URL) where the operator has set one."""
+    bases = {"anthropic": settings.anthropic, "openai": settings.openai, "gemini": settings.gemini}
+    return tuple((name, base) for name, base in bases.items() if base)
+
+
 def options(settings: Settings, *, socket: str, upstream: str) -> Options:
     signup = settings.gateway_signup
     if signup == "auto":
         signup = "open" if is_loopback(settings.host) else "invite"
-    bases = {"anthropic": settings.anthropic, "openai": settings.openai, "gemini": settings.gemini}
     return Options(
         socket=socket,
         upstream=upstream,
@@ -137,7 +142,7 @@ def options(settings: Settings, *, socket: str, upstream: str) -> Options:
         admin_sees=settings.gateway_admin_sees,
         drain_delay=settings.gateway_drain_delay,
         allow=settings.allow,
-        bases=tuple((name, base) for name, base in bases.items() if base),
+        bases=bases_of(settings),
         first_token_timeout=settings.gateway_first_token_timeout,
         secrets_file="" if os.environ.get("ENCRYPTION_KEY") else f"{gateway_secrets.folder()}/{gateway_secrets.FILE}",
         trusted_proxies=settings.gateway_trusted_proxies,

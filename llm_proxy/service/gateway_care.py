@@ -16,8 +16,9 @@ from llm_proxy.gateway import importing, rotating
 from llm_proxy.gateway.sealing import Sealer, WrongKey, guard
 from llm_proxy.gateway.store import checking
 from llm_proxy.gateway.store.database import Store, StoreAway, StoreUnusable
+from llm_proxy.gateway.store.findings import Finding
 from llm_proxy.service import gateway_secrets
-from llm_proxy.service.gateway import database_url
+from llm_proxy.service.gateway import bases_of, database_url
 
 if TYPE_CHECKING:
     from llm_proxy.gateway.options import Secrets
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-def check(settings: Settings, environ: Mapping[str, str]) -> list[checking.Finding]:
+def check(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
     """Raises ConfigError, StateUnusable."""
     told = _secrets(settings, environ)
-    return _run(checking.check(told, gateway_secrets.folder()))
+    folder, bases, workers = gateway_secrets.folder(), bases_of(settings), settings.gateway_workers
+    return _run(checking.check(told, folder, bases=bases, workers=workers))
 
 
 def migrate(settings: Settings) -> list[str]:

@@ -6,10 +6,11 @@ Leaves out saying it (the command line).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import stat
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from datetime import datetime
+import time
+from collections.abc import AsyncIterator, Iterable
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -17,26 +18,25 @@ from sqlalchemy import func, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from llm_proxy.gateway.base_urls import BadBaseUrl, base_of
+from llm_proxy.gateway.facts import Provider
+from llm_proxy.gateway.limiting_shared import PATIENCE
 from llm_proxy.gateway.sealing import CANARY, Sealer, Unreadable, WrongKey
-from llm_proxy.gateway.store import database, schema
+from llm_proxy.gateway.store import database, reaching, schema
 from llm_proxy.gateway.store.address import Address, StoreUnusable, address
 from llm_proxy.gateway.store.database import VERSION, StoreAway
+from llm_proxy.gateway.store.findings import Finding
 
 if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
     from llm_proxy.gateway.options import Secrets
 
 SKEW = 2.0  # seconds that our clock and the database's may differ: sessions and limits go by them
 _REDIS = 3.0  # seconds for its answer
+_PINGS = 3  # the quickest counts: the first one also connects
 _NAMED = 10  # provider keys that are named one by one
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """`what` was found; where it is not good, `remedy` says what to do."""
-
-    ok: bool
-    what: str
-    remedy: str = ""
+_SERVING = timedelta(minutes=1)  # since a machine that serves was last seen: it says so every ten seconds
 
 
 async def migrate(url: str, state: str) -> list[str]:
@@ -44,15 +44,23 @@ async def migrate(url: str, state: str) -> list[str]:
     return await database.migrate(address(url, state))
 
 
-async def check(secrets: Secrets, state: str) -> list[Finding]:
-    """Everything that is found, good or not, in the order in which a start would meet it."""
-    found = [finding async for finding in _store(secrets, state)]
+async def check(
+    secrets: Secrets, state: str, *, bases: Iterable[tuple[str, str]] = (), workers: int = 1
+) -> list[Finding]:
+    """Everything that is found, good or not, in the order in which a start would meet it.
+
+    `bases` are the operator's own addresses of providers, `workers` the processes of this machine.
+    """
+    found = [finding async for finding in _store(secrets, state, tuple(bases))]
     if secrets.redis_url:
         found.append(await _redis(secrets.redis_url))
+    elif workers > 1:
+        words = f"{workers} processes serve here, and each counts limits by itself"
+        found.append(Finding(False, words, "set REDIS_URL, or gateway.workers to 1"))
     return found
 
 
-async def _store(secrets: Secrets, state: str) -> AsyncIterator[Finding]:
+async def _store(secrets: Secrets, state: str, bases: tuple[tuple[str, str], ...]) -> AsyncIterator[Finding]:
     try:
         where = address(secrets.database_url, state)
         if where.path is not None and not where.path.exists():
@@ -65,10 +73,17 @@ async def _store(secrets: Secrets, state: str) -> AsyncIterator[Finding]:
             if where.path is None:
                 yield await _clock(connection)
             version = await connection.run_sync(database.version_of)
-            yield _version(version)
-            if version == VERSION:
+            stood = version is not None and await connection.run_sync(database.stands, version)
+            yield _version(version, stood=stood)
+            if version == VERSION or stood:
+                wanted = await _addresses(connection, bases)
+                yield await _machines(connection, alone=not secrets.redis_url)
                 async for finding in _contents(connection, secrets):
                     yield finding
+            else:
+                wanted = {}
+        async for finding in reaching.reached(wanted):
+            yield finding
     except StoreUnusable as error:
         yield Finding(False, str(error), "correct DATABASE_URL, or what it names")
     except StoreAway as error:
@@ -103,7 +118,10 @@ async def _server(connection: AsyncConnection) -> str:
     return f"PostgreSQL {await connection.scalar(select(func.current_setting('server_version')))}"
 
 
-def _version(version: str | None) -> Finding:
+def _version(version: str | None, *, stood: bool) -> Finding:
+    if stood:
+        words = f"its tables are of version {version}, of a newer program; this one ({VERSION}) may serve from them"
+        return Finding(True, words)
     if version == VERSION:
         return Finding(True, f"its tables are of this program's version, {VERSION}")
     if version is None:
@@ -152,6 +170,29 @@ def _opens(sealer: Sealer, text: str, row: int, user: int, version: int) -> bool
     return True
 
 
+async def _machines(connection: AsyncConnection, *, alone: bool) -> Finding:
+    machines = schema.machines
+    recent = select(machines).where(machines.c.seen_at > schema.now() - _SERVING).order_by(machines.c.name)
+    rows = (await connection.execute(recent)).all()
+    told = ", ".join(f"{row.name} ({row.version})" for row in rows) or "none"
+    if alone and len(rows) > 1:
+        return Finding(False, f"several machines serve, and each counts limits by itself: {told}", "set REDIS_URL")
+    return Finding(True, f"machines that serve now: {told}")
+
+
+async def _addresses(
+    connection: AsyncConnection, bases: tuple[tuple[str, str], ...]
+) -> dict[tuple[str, str], list[int]]:
+    """(scheme, host[:port]) of every provider that a key is for, and the keys' numbers."""
+    keys = schema.provider_keys
+    found: dict[tuple[str, str], list[int]] = {}
+    for row in (await connection.execute(select(keys).order_by(keys.c.id))).all():
+        with contextlib.suppress(BadBaseUrl, KeyError, ValueError):  # of such a key every call says so
+            base = base_of(Provider(row.provider), row.base_url, row.region, bases)
+            found.setdefault((base.scheme, base.authority), []).append(row.id)
+    return found
+
+
 async def _writable(connection: AsyncConnection) -> Finding:
     try:
         await connection.execute(insert(schema.facts).values(name="check", value=""))  # and taken back
@@ -168,13 +209,25 @@ async def _redis(url: str) -> Finding:
     try:
         told = _told(url)
         async with asyncio.timeout(_REDIS), Redis.from_url(url) as redis:
-            await redis.ping()
+            took = min([await _ping(redis) for _ in range(_PINGS)])
     except (RedisError, OSError, TimeoutError) as error:
         said = str(error).split("\n", 1)[0] or "no answer in time"
         return Finding(False, f"Redis at {told}: {said}", "start it, or correct REDIS_URL; until then limits are local")
     except ValueError:  # its words may hold the password
         return Finding(False, "REDIS_URL cannot be read", "write it redis://[:PASSWORD@]HOST[:PORT][/NUMBER]")
+    if took > PATIENCE:
+        words = (
+            f"Redis at {told} takes {took * 1000:.0f} ms to answer, and a call waits {PATIENCE * 1000:.0f} ms for it"
+        )
+        return Finding(False, words, "bring it nearer; until then each machine counts limits by itself")
     return Finding(True, f"Redis at {told} answers")
+
+
+async def _ping(redis: Redis) -> float:
+    """The seconds it took."""
+    began = time.monotonic()
+    await redis.ping()
+    return time.monotonic() - began
 
 
 def _told(url: str) -> str:
