@@ -163,7 +163,7 @@ def test_any_part_of_a_conversation_is_the_same_as_the_whole(tmp_path):
         story = Story(Record(index, tmp_path / "logs"), whole["session"], 0)
     steps = story.steps
     assert len(steps) == 50
-    calls = Calls(tmp_path / "logs")
+    calls = Calls(story.record)
     asked = Counter()
     reader = turns.Reader(
         lambda call: asked.update([call.id]) or calls.asked(call), calls.rounds, lambda call, answer: ()

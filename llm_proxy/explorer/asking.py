@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Any
 
+from llm_proxy.index.viewer import NOBODY, Viewer
+
 
 class BadValue(Exception):
     """A parameter breaks its rule: its name, the rule in words, the value."""
@@ -29,6 +31,10 @@ class NotFound(Exception):
 
 class Absent(Exception):
     """It was recorded, but what is asked for has gone or cannot be shown; the message says why."""
+
+
+class Withheld(Exception):
+    """It is recorded, and whoever asks may see that it was, but not what was said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,7 @@ class Asked:
     unknown: tuple[str, ...] = ()
     given: tuple[tuple[str, str], ...] = ()  # as they stood in the URL, known ones only
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
+    viewer: Viewer = NOBODY  # who asks
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -114,7 +121,12 @@ class Asked:
 
 
 def asked(
-    path: str, params: Iterable[Param], given: Sequence[tuple[str, str]], ids: Mapping[str, str], now: datetime
+    path: str,
+    params: Iterable[Param],
+    given: Sequence[tuple[str, str]],
+    ids: Mapping[str, str],
+    now: datetime,
+    viewer: Viewer = NOBODY,
 ) -> Asked:
     """Read a query string's pairs. Raises BadValue. An empty value counts as not given."""
     known = {one.name: one for one in (*params, *COMMON)}
@@ -131,4 +143,4 @@ def asked(
         values[name] = (*values[name], read) if param.many else read
         kept.append((name, value))
     unknown = tuple(dict.fromkeys(name for name, _ in given if name not in known))
-    return Asked(path, values, ids, unknown, tuple(kept), now)
+    return Asked(path, values, ids, unknown, tuple(kept), now, viewer)

@@ -8,6 +8,9 @@ Three ways in, for what the secret in the state folder (`secret`, 0600, 64 hex d
 * the session cookie (`SameSite=Strict; HttpOnly; Path=/llm-proxy`), which the secret signs and which expires. A new
   secret ends all sessions.
 
+That is whoever runs the machine, who sees everything. Where a gateway serves a team, its users come in by what they
+bring to the gateway (`viewer`), and each sees what is theirs.
+
 In tests and by hand: write a secret (`new_secret(folder)`), then send `bearer(secret)` as a header, or set the cookie
 `Keys(secret).cookie` to `Keys(secret).session(now)`.
 
@@ -23,7 +26,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -32,12 +35,17 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from llm_proxy.explorer.viewer import SIGN_IN, Team, cookies_of
+from llm_proxy.index.viewer import EVERYTHING, Viewer
 from llm_proxy.web.safety import HEADERS
 
 SECRET, TOKEN = "secret", "explore"  # files of the state folder
 SESSION = 30 * 86_400  # seconds a cookie holds
 OPENED, PRINTED = 60, 600  # seconds a token holds: where we open it ourselves, where a person carries it over
 ANSWERED = web.RequestKey("answered", bool)  # of a request whose answer has begun
+VIEWER = web.RequestKey("viewer", Viewer)  # who asks; of every request that is let through to a page
+# Set by the proxy where a program of another user of this machine has asked: see `Stranger`.
+STRANGERS = "X-LLM-Proxy-Stranger"
 READ_ONLY = ("GET", "HEAD")
 
 _LARGEST = 256
@@ -47,12 +55,15 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253})(?::[0-9]{1,5})?", re.A
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Not served: the status, a heading, and what to do. `again`: the same address, asked for from here, may be."""
+    """Not served: the status, a heading, and what to do. `again`: the same address, asked for from here, may be;
+    `sign_in` is where to.
+    """
 
     status: int
     heading: str
     text: str
     again: bool = False
+    sign_in: str = ""
 
 
 STRANGER = Refusal(
@@ -60,6 +71,12 @@ STRANGER = Refusal(
     "This is not your browser yet",
     "The explorer shows everything that was said, so it opens only for whoever runs llm-proxy. This command, on the "
     "machine where it runs, opens it here:",
+)
+NOT_SIGNED_IN = Refusal(
+    401,
+    "Sign in",
+    "Here you see your own conversations with the team's gateway. Whoever runs it sees everything by this command:",
+    sign_in=SIGN_IN,
 )
 METHOD = Refusal(405, "The explorer only shows", "Nothing can be changed here: use GET or HEAD.")
 ELSEWHERE = Refusal(
@@ -123,7 +140,10 @@ def new_token(folder: Path, now: float, lasts: float) -> str:
 class Guard:
     """Looks at each request. The files are read each time: what is deleted or replaced holds no longer at once."""
 
-    def __init__(self, folder: Path, hosts: Iterable[str] = (), stranger: Stranger | None = None) -> None:
+    def __init__(
+        self, folder: Path, hosts: Iterable[str] = (), stranger: Stranger | None = None, team: Team | None = None
+    ) -> None:
+        self.team = team or Team(())
         self._folder = folder
         self._hosts = frozenset(host.lower() for host in hosts)
         self._stranger = stranger
@@ -132,7 +152,7 @@ class Guard:
     def refusal(self, request: web.Request) -> Refusal | None:
         """Why a request is not served, whoever sends it; None: it is."""
         host = request.headers.getall("Host", ())
-        if len(host) != 1 or not is_good_host(host[0], self._hosts):
+        if len(host) != 1 or not is_good_host(host[0], self._hosts, addresses=self.team.on):
             name = host[0][:100] if host else ""
             return Refusal(
                 403,
@@ -153,16 +173,21 @@ class Guard:
         link = request.transport.get_extra_info("socket") if request.transport is not None else None
         return self._stranger is not None and link is not None and self._stranger(link)
 
+    async def viewer(self, request: web.Request, now: float) -> Viewer | None:
+        """Who asks; None for who is not let in."""
+        return EVERYTHING if self.admits(request, now) else await self.team.viewer(request)
+
     def admits(self, request: web.Request, now: float) -> bool:
         """Whether it brings the secret, or a session's cookie."""
         keys = self.keys()
-        if keys is None:
+        if keys is None or STRANGERS in request.headers:
             return False
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme:
             right = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), keys.secret.encode())
             return scheme.lower() == "bearer" and right
-        return any(keys.holds(value, now) for value in _cookies(request, keys.cookie))
+        # All of that name: a page at another port of this host can set one too, to keep its user out.
+        return any(keys.holds(value, now) for value in cookies_of(request, keys.cookie))
 
     def exchange(self, token: str, now: float) -> bool:
         """Use a token up; False where it is not the one that was left, or too old, or used."""
@@ -188,8 +213,11 @@ class Guard:
         return self._keys
 
 
-def is_good_host(value: str, listed: Iterable[str] = ()) -> bool:
-    """Any loopback name with any port, or a listed one (with its port, or for all ports without)."""
+def is_good_host(value: str, listed: Iterable[str] = (), *, addresses: bool = False) -> bool:
+    """Any loopback name with any port, or a listed one (with its port, or for all ports without).
+
+    With `addresses` any address too: no page can make its own name of one.
+    """
     value = value.lower()
     match = _HOST.fullmatch(value)
     if match is None:
@@ -201,6 +229,8 @@ def is_good_host(value: str, listed: Iterable[str] = ()) -> bool:
         address = ipaddress.ip_address(name.strip("[]"))
     except ValueError:
         return False
+    if addresses:
+        return True
     return address in ipaddress.ip_network("127.0.0.0/8") if address.version == 4 else str(address) == "::1"
 
 
@@ -220,10 +250,14 @@ def middleware(guard: Guard, root: str, refuse: Refuse) -> Middleware:
             return refuse(request, refusal)
         if request.path in ("/", root) or request.path.startswith(f"{root}/static/"):
             return await handler(request)
-        admitted = guard.admits(request, now)
+        viewer = await guard.viewer(request, now)
+        stranger = NOT_SIGNED_IN if guard.team.on else STRANGER
         if "token" in request.query and request.method == "GET" and not _is_prefetch(request):
-            return _entered(request, guard, root, admitted, now) or refuse(request, STRANGER)
-        return await handler(request) if admitted else refuse(request, STRANGER)
+            return _entered(request, guard, root, viewer is not None, now) or refuse(request, stranger)
+        if viewer is None:
+            return refuse(request, stranger)
+        request[VIEWER] = viewer
+        return await handler(request)
 
     return guarded
 
@@ -238,7 +272,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
 
 def _entered(request: web.Request, guard: Guard, root: str, admitted: bool, now: float) -> web.StreamResponse | None:
     """To the same page without the token, and with a session; who has one already does not need the token."""
-    opened = guard.exchange(request.query["token"], now)
+    opened = STRANGERS not in request.headers and guard.exchange(request.query["token"], now)
     keys = guard.keys()
     if keys is None or not (opened or admitted):
         return None
@@ -249,15 +283,6 @@ def _entered(request: web.Request, guard: Guard, root: str, admitted: bool, now:
         session = keys.session(now)
         answer.set_cookie(keys.cookie, session, max_age=SESSION, path=root, httponly=True, samesite="Strict")
     return answer
-
-
-def _cookies(request: web.Request, name: str) -> Iterator[str]:
-    """All of that name: a page at another port of this host can set one too, to keep its user out."""
-    for header in request.headers.getall("Cookie", ()):
-        for pair in header.split(";"):
-            found, _, value = pair.strip().partition("=")
-            if found == name:
-                yield value
 
 
 def _is_prefetch(request: web.Request) -> bool:

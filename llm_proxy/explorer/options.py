@@ -23,6 +23,8 @@ class Options:
     hosts: tuple[str, ...] = ()  # `Host` names beside the loopback ones
     redact: bool = True
     patterns: tuple[tuple[str, str], ...] = ()
+    gateway: tuple[str, ...] = ()  # sockets of the gateway's processes; none: it serves no team
+    admin_sees: str = "none"  # what its administrators see of others' conversations
     metadata_only: bool = False  # what is not recorded is not shown while it is said either
 
     def to_json(self) -> str:

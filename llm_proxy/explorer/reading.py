@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from llm_proxy.dialects import registry
@@ -17,10 +16,10 @@ from llm_proxy.dialects.content import Content
 from llm_proxy.dialects.digest import Asked, Digest
 from llm_proxy.explorer import blobs
 from llm_proxy.explorer.turns import Picture, Reader, Round
-from llm_proxy.index.queries import CallRow, Place
+from llm_proxy.index.queries import CallRow
+from llm_proxy.index.record import Record
 from llm_proxy.records import understood
 from llm_proxy.records.understood import Entry
-from llm_proxy.sinks.log_reader import entry_at
 
 V = TypeVar("V")
 
@@ -47,24 +46,15 @@ class Kept(Generic[V]):
 
 
 class Calls:
-    """The calls of one log folder. Remembers the request it read last: a conversation asks for it several times."""
+    """The calls of a record. Remembers the request it read last: a conversation asks for it several times."""
 
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
+    def __init__(self, record: Record) -> None:
+        self._record = record
         self._asked: tuple[str, Asked | None, Entry | None] = ("", None, None)
 
     @property
     def reader(self) -> Reader:
         return Reader(self.asked, self.rounds, self.pictures)
-
-    def entry(self, place: Place | tuple[str, int, int] | None) -> Entry | None:
-        if place is None:
-            return None
-        file, offset, length = place
-        try:
-            return entry_at(self._logs / file, offset, length)
-        except (OSError, ValueError):
-            return None
 
     def request(self, call: CallRow) -> Entry | None:
         self.asked(call)
@@ -73,7 +63,7 @@ class Calls:
     def asked(self, call: CallRow) -> Asked | None:
         """What a call asks; over a WebSocket, what was asked first."""
         if self._asked[0] != call.id:
-            entry = self.entry(call.request)
+            entry = self._record.request(call)
             asked = understood.understand(entry, None).asked if entry is not None else None
             if entry is not None and call.method == "GET":
                 rounds = self.rounds(call)
@@ -83,7 +73,7 @@ class Calls:
 
     def rounds(self, call: CallRow) -> Sequence[Round]:
         """What came back. Needs no request, whose path and method the index knows."""
-        response = self.entry(call.response)
+        response = self._record.response(call)
         if response is None:
             return ()
         if response.get("websocket") is not None:
@@ -94,11 +84,11 @@ class Calls:
 
     def digest(self, call: CallRow) -> Digest | None:
         request = self.request(call)
-        return understood.understand(request, self.entry(call.response)) if request is not None else None
+        return understood.understand(request, self._record.response(call)) if request is not None else None
 
     def bodies(self, call: CallRow, *, answer: bool) -> bytes:
         """What may hold pictures."""
-        entry = self.entry(call.response) if answer else self.entry(call.request)
+        entry = self._record.response(call) if answer else self._record.request(call)
         if entry is None:
             return b""
         if answer and entry.get("websocket") is not None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,15 +22,18 @@ import msgspec
 from aiohttp import web
 
 from llm_proxy.explorer import api, asking, guard, highlight, markdown, render
-from llm_proxy.explorer.asking import Absent, Asked, BadValue, NotFound
+from llm_proxy.explorer.asking import Absent, Asked, BadValue, NotFound, Withheld
 from llm_proxy.explorer.bell import Bell
 from llm_proxy.explorer.live.hub import Hub
 from llm_proxy.explorer.options import Options
 from llm_proxy.explorer.page import File, Handler, Page
 from llm_proxy.explorer.routes import EXTRAS, PAGES
 from llm_proxy.explorer.status import Standing
+from llm_proxy.explorer.viewer import Team
 from llm_proxy.index.queries import IndexUnavailable, TookTooLong, open_index
 from llm_proxy.index.record import Record
+from llm_proxy.index.viewer import EVERYTHING, NOBODY, Viewer
+from llm_proxy.records.redaction import Redactor
 from llm_proxy.web.assets import CACHE
 
 log = logging.getLogger(__name__)
@@ -54,12 +58,16 @@ class Site:
         self._fresh_until = 0.0
         self.templates = render.environment()
         self.standing = Standing(options)
-        self.live = Hub(options, bell, self.ask)
+        self.redactor = Redactor(options.patterns, lambda kind, secret: 0)
+        self.live = Hub(options, bell, partial(self.ask, EVERYTHING))
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="view")
 
-    async def ask(self, question: Callable[[Record], T], limit: float = 2.0) -> T:
-        """Ask in a worker thread, within `limit` seconds. Raises TookTooLong, IndexUnavailable, and what it raises."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._asked, question, limit)
+    async def ask(self, viewer: Viewer, question: Callable[[Record], T], limit: float = 2.0) -> T:
+        """Ask what the viewer may see, in a worker thread, within `limit` seconds.
+
+        Raises TookTooLong, IndexUnavailable, and what it raises.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._asked, viewer, question, limit)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Anything else that takes longer than a few milliseconds: rendering, decoding."""
@@ -71,19 +79,20 @@ class Site:
             self._fresh_until = time.monotonic() + FRESH
             await self.run(self._fresh)
 
-    def _asked(self, question: Callable[[Record], T], limit: float) -> T:
+    def _asked(self, viewer: Viewer, question: Callable[[Record], T], limit: float) -> T:
         path = Path(self.options.index)
         if not path.exists():
             raise NoIndexYet(f"{path} is not there")
-        with open_index(path) as index:
+        with open_index(path, viewer, self.redactor.text) as index:
             index.stop_at(time.monotonic() + limit)
-            record = Record(index, Path(self.options.logs))
-            self.standing.count(record)
+            record = Record(index, Path(self.options.logs), self.redactor)
+            if viewer.sees_everything:
+                self.standing.count(record)
             return question(record)
 
     def html(self, name: str, asked: Asked, **values: Any) -> str:
         """A whole page."""
-        status = self.standing.status(asked.now)
+        status = self.standing.status(asked.now, outlined=not asked.viewer.sees_everything)
         return render.page(self.templates, name, asked, status=status, **{"api": "", **values})
 
     def fragment(self, name: str, asked: Asked, **values: Any) -> str:
@@ -103,6 +112,7 @@ class Site:
 
 
 SITE = web.AppKey("site", Site)
+TEAM = web.AppKey("team", Team)
 BELL = web.AppKey("bell", Bell)  # event streams: `await request.app[BELL].wait(seconds)`
 
 
@@ -114,10 +124,12 @@ def application(
     `fresh` brings the index up to date, in a worker thread, before the first page of all is made; `stranger` says of a
     connection that another user's program holds its other end. Through the daemon, keeper and proxy see to both.
     """
-    keeper = guard.Guard(Path(options.state), options.hosts, stranger)
+    team = Team(options.gateway, options.admin_sees)
+    keeper = guard.Guard(Path(options.state), options.hosts, stranger, team)
     app = web.Application(middlewares=[guard.middleware(keeper, render.ROOT, _refused), _errors])
     app[BELL] = Bell()
     app[SITE] = Site(options, app[BELL], fresh)
+    app[TEAM] = team
     for page in PAGES:
         app.router.add_get(render.ROOT + page.path, _html(page))
         app.router.add_get(f"{render.ROOT}/api{page.path if page.path != '/' else '/sessions'}", _json(page))
@@ -146,7 +158,9 @@ async def _api(request: web.Request) -> web.StreamResponse:
     if not api.wants_page(request):
         return web.Response(body=as_json(api.overview()), content_type="application/json")
     site, asked = request.app[SITE], asked_of(request, "/api/", ())
-    values = {"operations": api.operations(), "secret": shlex.quote(f"{site.options.state}/{guard.SECRET}")}
+    secret = f"$(cat {shlex.quote(f'{site.options.state}/{guard.SECRET}')})"
+    bearer = secret if asked.viewer.sees_everything else "llmp_…"
+    values = {"operations": api.operations(), "bearer": bearer}
     page = site.html("api", asked, origin=f"http://{request.host}", api=f"{render.ROOT}/api/openapi.json", **values)
     return web.Response(text=page, content_type="text/html")
 
@@ -180,7 +194,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Whatever no handler has an answer for: an unknown path, a defect."""
     try:
         return await handler(request)
-    except (NotFound, Absent, BadValue, TookTooLong, IndexUnavailable) as error:
+    except (NotFound, Absent, Withheld, BadValue, TookTooLong, IndexUnavailable) as error:
         return _answer(request, _words(error))
     except web.HTTPException as error:
         if error.status < 400:
@@ -202,7 +216,9 @@ async def _close(app: web.Application) -> None:
 
 def asked_of(request: web.Request, path: str, params: tuple[asking.Param, ...]) -> Asked:
     """The parameters of a request, `path` below the root. Raises BadValue."""
-    return asking.asked(path, params, list(request.query.items()), dict(request.match_info), datetime.now(UTC))
+    return asking.asked(
+        path, params, list(request.query.items()), dict(request.match_info), datetime.now(UTC), request[guard.VIEWER]
+    )
 
 
 def _path_of(request: web.Request) -> str:
@@ -217,8 +233,8 @@ def _html(page: Page) -> Handler:
             asked = asked_of(request, path, page.params)
             if page.path == "/":
                 await site.freshen()
-            shown = await site.ask(lambda record: _shown(site, page, record, asked), page.limit)
-        except (NotFound, Absent, BadValue, TookTooLong, IndexUnavailable) as error:
+            shown = await site.ask(asked.viewer, lambda record: _shown(site, page, record, asked), page.limit)
+        except (NotFound, Absent, Withheld, BadValue, TookTooLong, IndexUnavailable) as error:
             return _answer(request, _words(error))
         return sent(shown) if isinstance(shown, File) else web.Response(text=shown, content_type="text/html")
 
@@ -255,8 +271,8 @@ def _json(page: Page) -> Handler:
             asked = asked_of(request, _path_of(request).removeprefix("/api"), page.params)
             if page.path == "/":
                 await site.freshen()
-            told = await site.ask(lambda record: _told(site, page, record, asked), page.limit)
-        except (NotFound, Absent, BadValue, TookTooLong, IndexUnavailable) as error:
+            told = await site.ask(asked.viewer, lambda record: _told(site, page, record, asked), page.limit)
+        except (NotFound, Absent, Withheld, BadValue, TookTooLong, IndexUnavailable) as error:
             return _answer(request, _words(error))
         return sent(told) if isinstance(told, File) else web.Response(body=told, content_type="application/json")
 
@@ -296,6 +312,9 @@ def _words(error: Exception) -> Trouble:
             return Trouble(404, "Not recorded", f"{error}", holds)
         case Absent():
             return Trouble(410, "Not here any more", f"{error}")
+        case Withheld():
+            text = "This gateway lets its administrators see that there was this call, and nothing that was said."
+            return Trouble(403, "Not yours to read", text)
         case TookTooLong():
             text = "The query was stopped so that nothing else waits for it."
             return Trouble(503, "This took too long", text, "Narrow it by date, project or model, and try again.")
@@ -313,7 +332,7 @@ def _answer(request: web.Request, trouble: Trouble) -> web.Response:
     if _wants_json(request):
         body = as_json({"error": trouble.heading, "message": f"{trouble.text} {trouble.holds}".strip()})
         return web.Response(body=body, status=status, content_type="application/json", headers=headers)
-    asked = Asked(_path_of(request), {"utc": "0"})
+    asked = Asked(_path_of(request), {"utc": "0"}, viewer=request.get(guard.VIEWER, NOBODY))
     page = request.app[SITE].html("error", asked, trouble=trouble)
     if trouble.again:
         headers["Refresh"] = str(trouble.again)  # what Retry-After is to programs

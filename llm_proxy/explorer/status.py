@@ -90,11 +90,14 @@ class Standing:
         self._looked = self._counted = -1e9
         self._size: Size | None = None
 
-    def status(self, began: datetime) -> Status:
+    def status(self, began: datetime, *, outlined: bool = False) -> Status:
+        """`outlined`: without how much there is of everybody's, and without words of the machine's."""
         now = time.monotonic()
         if now - self._looked > SNAPSHOT_EVERY:
             self._looked = now
             self._recording = recording(self._options)
+        if outlined:
+            return Status(self._options.version, Recording(self._recording.state, ""), None, began)
         return Status(self._options.version, self._recording, self._size, began)
 
     def count(self, record: Record) -> None:

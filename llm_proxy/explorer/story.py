@@ -283,9 +283,8 @@ class Story:
         key = call.model, call.service_tier, call.basis
         if key not in self._rates:
             alike = (one for one in reversed(self.all_calls) if (one.model, one.service_tier, one.basis) == key)
-            calls = Calls(self.record.logs)
             one = next((one for one in alike if one.usd is not None), None)
-            found = cache_miss.rates_of(Call(one, None, calls.entry(one.response))) if one is not None else {}
+            found = cache_miss.rates_of(Call(one, None, self.record.response(one))) if one is not None else {}
             self._rates[key] = found
         return self._rates[key]
 
@@ -502,8 +501,8 @@ def turns(story: Story, window: Window, found: str = "", marks: Sequence[str] = 
         return ()
     around = story.steps[max(0, window.first - 2) : window.last + 4]
     places = ((one.number, one.call.id, one.call.request, one.call.response) for one in around)
-    key = (str(story.record.logs), window.first, window.last, *places)
-    reader = Calls(story.record.logs).reader
+    key = (story.record.index.viewer, str(story.record.logs), window.first, window.last, *places)
+    reader = Calls(story.record).reader
     said = _SAID.get(key, lambda: said_in(story.steps, window.first, window.last, reader))
     at = story.shape.step_of(found) if found and marks else None
     if at is not None:
@@ -524,7 +523,7 @@ class _Whole:
     """The whole of a part that was cut, where it holds the words."""
 
     def __init__(self, story: Story, marks: Sequence[str]) -> None:
-        self._calls = Calls(story.record.logs)
+        self._calls = Calls(story.record)
         self._rows = {row.id: row for row in story.rows}
         self._marks = marks
         self._digests: dict[str, Digest | None] = {}
@@ -680,8 +679,7 @@ def _missed(story: Story, step: Step, miss: cache_miss.Miss, compared: list[int]
     small = before is not None and sum((one.request or ("", 0, 0))[2] for one in (before, call)) < _COMPARED
     if before is not None and small and compared[0] < _MOST_COMPARED:
         compared[0] += 1
-        calls = Calls(story.record.logs)
-        both = [Call(one, calls.entry(one.request), calls.entry(one.response)) for one in (before, call)]
+        both = [Call(one, *story.record.entries(one)) for one in (before, call)]
         diagnosis = cache_miss.diagnose(both[0], both[1], story.rates(call))
         if diagnosis is not None and diagnosis.lost:
             lead = f"{diagnosis.lead} {words.exact(diagnosis.lost)} tokens not read."

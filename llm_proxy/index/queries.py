@@ -184,10 +184,16 @@ class StatRow:
 
 
 @contextmanager
-def open_index(path: Path, viewer: Viewer = EVERYTHING) -> Iterator[Index]:
-    """The index for reading, as far as the viewer sees it. Raises IndexUnavailable."""
+def open_index(
+    path: Path, viewer: Viewer = EVERYTHING, veil: Callable[[str], str] = lambda text: ""
+) -> Iterator[Index]:
+    """The index for reading, as far as the viewer sees it; `veil` takes secrets out of what he sees redacted.
+
+    Raises IndexUnavailable.
+    """
     with _told(path):
         db = database.open_for_reading(path, views(viewer))
+        db.create_function("veiled", 1, lambda text: veil(text) if text else text, deterministic=True)
     try:
         yield Index(db, path, viewer)
     finally:

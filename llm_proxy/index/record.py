@@ -10,31 +10,50 @@ from pathlib import Path
 
 from llm_proxy.dialects.digest import Digest
 from llm_proxy.index.queries import CallRow, Index
+from llm_proxy.index.viewer import METADATA, NONE, REDACTED
+from llm_proxy.records.redaction import Redactor
 from llm_proxy.records.understood import Entry, understand
 from llm_proxy.sinks.log_reader import entry_at
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The open index, and the log folder whose places it names."""
+    """The open index, and the log folder whose places it names. What it gives is what the index's viewer may see;
+    `redactor` takes secrets out where that is redacted, and without one nothing of it is given.
+    """
 
     index: Index
     logs: Path
+    redactor: Redactor | None = None
+
+    def withholds(self, call: CallRow) -> bool:
+        """Whether the viewer may see that there was this call, and nothing that was said."""
+        level = self.index.viewer.sees(call.account)
+        return level in (NONE, METADATA) or (level == REDACTED and self.redactor is None)
+
+    def request(self, call: CallRow) -> Entry | None:
+        """The request entry as it stands in the log; None where there is none (any more), or it is withheld."""
+        return self._entry(call, call.request)
+
+    def response(self, call: CallRow) -> Entry | None:
+        return self._entry(call, call.response)
 
     def entries(self, call: CallRow) -> tuple[Entry | None, Entry | None]:
-        """The request entry and the response entry as they stand in the log; None where there is none (any more)."""
-        return self._entry(call.request), self._entry(call.response)
+        return self.request(call), self.response(call)
 
     def digest(self, call: CallRow) -> Digest | None:
         """What a call meant; None where its log has gone."""
         request, response = self.entries(call)
         return understand(request, response) if request is not None else None
 
-    def _entry(self, place: tuple[str, int, int] | None) -> Entry | None:
-        if place is None:
+    def _entry(self, call: CallRow, place: tuple[str, int, int] | None) -> Entry | None:
+        if place is None or self.withholds(call):
             return None
         file, offset, length = place
         try:
-            return entry_at(self.logs / file, offset, length)
+            found = entry_at(self.logs / file, offset, length)
         except (OSError, ValueError):
             return None
+        if self.redactor is not None and self.index.viewer.sees(call.account) == REDACTED:
+            return self.redactor.entry(found)
+        return found

@@ -46,6 +46,7 @@ class Viewer:
 
 
 EVERYTHING: Final = Viewer()
+NOBODY: Final = Viewer("00000000.9999999999999999999")  # the account that is never given
 
 # Columns of a session that tell what one of its calls said, or where it came from.
 _OF_CALLS: Final = ("client_session", "agent", "program", "cwd", "project", "root", "branch", "title")

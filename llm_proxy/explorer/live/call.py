@@ -96,6 +96,7 @@ class Seen:
     error: str
     words: tuple[Words, ...]
     did: str  # tools called, else the first words
+    account: str = ""  # for whom the gateway made it
 
     @property
     def failed(self) -> bool:
@@ -137,8 +138,10 @@ class Call:
         method, _, rest = start.partition(" ")
         self._opening = opening
         self._provider, _, self._upstream, why = opening.route
+        self._account = ""
         if why == attribution.WHY:
-            _, fields = attribution.taken(fields)
+            whose, fields = attribution.taken(fields)
+            self._account = whose.account
         self._method = method
         self._path = rest.rpartition(" ")[0].partition("?")[0]
         self._fields = fields
@@ -218,6 +221,7 @@ class Call:
             error=self._closing.error if self._closing and self._closing.error else self._veiled(self._speech.error),
             words=tuple(_joined(self._tail)),
             did=", ".join(dict.fromkeys(self._tools)) or self._opening_words.strip(),
+            account=self._account,
         )
 
     @property

@@ -24,6 +24,7 @@ from llm_proxy.explorer.live.watch import Change, Watch
 from llm_proxy.explorer.options import Options
 from llm_proxy.index.queries import CallRow, IndexUnavailable, SessionRow, TookTooLong
 from llm_proxy.index.record import Record
+from llm_proxy.index.viewer import FULL, NONE, REDACTED, Viewer
 from llm_proxy.records.pricing import PriceBook
 from llm_proxy.records.redaction import Redactor
 
@@ -98,8 +99,8 @@ class Hub:
         self.viewers = 0
         self._bell = bell
         self._ask = ask
-        redactor = Redactor(options.patterns, lambda kind, secret: 0) if options.redact else None
-        manner = Manner(redactor, by_line=bool(options.patterns), silent=options.metadata_only)
+        self._redactor = Redactor(options.patterns, lambda kind, secret: 0) if options.redact else None
+        manner = Manner(self._redactor, by_line=bool(options.patterns), silent=options.metadata_only)
         self._watch = Watch(Path(options.journal), manner)
         self._prices = PriceBook()
         self._events: deque[Event] = deque(maxlen=EVENTS)
@@ -125,6 +126,27 @@ class Hub:
     def flights(self) -> list[Flight]:
         """Oldest first."""
         return list(self._flights.values())
+
+    def tells(self, flight: Flight, viewer: Viewer) -> bool:
+        """Whether a viewer who sees a call may see what is said in it."""
+        level = viewer.sees(flight.seen.account)
+        return level == FULL or (level == REDACTED and self._redactor is not None)
+
+    def shown(self, flight: Flight, viewer: Viewer) -> Flight | None:
+        """The call as a viewer may see it; None where he may not. Its words are redacted already, if any are."""
+        level = viewer.sees(flight.seen.account)
+        if level in (NONE, FULL):
+            return flight if level == FULL else None
+        seen, veil = flight.seen, self._redactor.text if self.tells(flight, viewer) and self._redactor else _nothing
+        if veil is _nothing:
+            seen = replace(seen, tool="", error="", words=(), did="")
+        place, row = flight.place, flight.row
+        return replace(
+            flight,
+            seen=seen,
+            place=place._replace(title=veil(place.title)) if place is not None else None,
+            row=replace(row, error=veil(row.error)) if row is not None else None,
+        )
 
     @property
     def beyond(self) -> int:
@@ -316,6 +338,10 @@ class Hub:
             self._ended.pop(id, None)
         else:
             pending.due = now + LOOK_UPS[pending.tries]
+
+
+def _nothing(text: str) -> str:
+    return ""
 
 
 def _places(record: Record, ids: Sequence[str]) -> Iterator[tuple[str, tuple[CallRow, Place]]]:

@@ -36,7 +36,7 @@ def blob(record: Record, session: str, call: str, wanted: str) -> blobs.Blob:
     if not _HASH.fullmatch(wanted):
         raise BadValue("sha256", "64 hex digits", wanted)
     row = call_of(record, session, call)
-    calls = Calls(record.logs)
+    calls = Calls(record)
     for answer in (False, True):
         for found in blobs.pictures(calls.bodies(row, answer=answer)):
             if found.sha256 == wanted:
@@ -49,7 +49,9 @@ async def _send(request: web.Request) -> web.StreamResponse:
 
     asked = asked_of(request, request.path.removeprefix(ROOT), PARAMS)
     wanted = asked.ids["sha256"]
-    found = await request.app[SITE].ask(lambda record: blob(record, asked["session"], asked["call"], wanted))
+    found = await request.app[SITE].ask(
+        asked.viewer, lambda record: blob(record, asked["session"], asked["call"], wanted)
+    )
     name = f"{wanted[:16]}.{found.type.partition('/')[2]}"
     # As a download where it is opened as a page; an <img> shows it all the same.
     alone = request.headers.get("Sec-Fetch-Dest", "document") != "image"

@@ -17,7 +17,7 @@ from llm_proxy.dialects.digest import TOKEN_CLASSES, Usage
 from llm_proxy.dialects.reading import mapping, text
 from llm_proxy.explorer import cache_miss, conversation, diffing, jsontree, rates, snippets
 from llm_proxy.explorer import events as streams
-from llm_proxy.explorer.asking import Absent, Asked, BadValue, NotFound, Param, choice, whole
+from llm_proxy.explorer.asking import Absent, Asked, BadValue, NotFound, Param, Withheld, choice, whole
 from llm_proxy.explorer.asking import text as text_param
 from llm_proxy.explorer.cache_miss import Diagnosis
 from llm_proxy.explorer.diffing import Section
@@ -249,6 +249,8 @@ def _row(record: Record, id: str) -> CallRow:
     row = next(found, None)
     if row is None:
         raise NotFound(f"There is no call {id[:80]!r}.")
+    if record.withholds(row):
+        raise Withheld
     return row
 
 
@@ -751,7 +753,7 @@ def _fragment(template: str, make: Callable[[Record, Asked], Any]) -> Handler:
 
         site = request.app[SITE]
         asked = asked_of(request, request.path.removeprefix(ROOT), PARAMS)
-        made = await site.ask(lambda record: site.fragment(template, asked, view=make(record, asked)))
+        made = await site.ask(asked.viewer, lambda record: site.fragment(template, asked, view=make(record, asked)))
         return web.Response(text=made, content_type="text/html")
 
     return show

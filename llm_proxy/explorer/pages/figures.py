@@ -271,7 +271,7 @@ async def figures_csv(request: web.Request) -> web.StreamResponse:
     from llm_proxy.explorer.site import SITE, asked_of
 
     asked = asked_of(request, "/figures.csv", PARAMS)
-    found = await request.app[SITE].ask(lambda record: view(record, asked), LIMIT)
+    found = await request.app[SITE].ask(asked.viewer, lambda record: view(record, asked), LIMIT)
     panel = next((one for one in found.panels if one.name == asked["of"]), None)
     rows = _panel_rows(found, panel) if panel is not None else _group_rows(found)
     name = panel.name if panel is not None else found.by

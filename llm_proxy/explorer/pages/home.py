@@ -279,7 +279,7 @@ async def sessions_csv(request: web.Request) -> web.StreamResponse:
                 record.index, wanted(asked), asked["sort"], ascending=ascending, before=before, limit=_BATCH
             )
 
-        sessions, cursor = await site.ask(some)
+        sessions, cursor = await site.ask(asked.viewer, some)
         if head:
             await answer.prepare(request)
         await answer.write(table([_CSV] * head + [_cells(one) for one in sessions]))

@@ -7,7 +7,7 @@ same fragments of HTML that the page is made of. Leaves out reading the journal 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -18,17 +18,20 @@ from aiohttp import web
 from llm_proxy.dialects.digest import Asked as AskedOf
 from llm_proxy.dialects.digest import PartKind
 from llm_proxy.explorer.asking import Asked, choice, text
+from llm_proxy.explorer.guard import VIEWER
 from llm_proxy.explorer.live.call import MS, Words
 from llm_proxy.explorer.live.hub import Event, Flight, Hub
 from llm_proxy.explorer.page import Extra, Page
 from llm_proxy.index.queries import CallRow, Cost, Filter, IndexUnavailable, SessionRow, TookTooLong
 from llm_proxy.index.record import Record
+from llm_proxy.index.viewer import Viewer
 from llm_proxy.records.understood import understand
 
 JUST_FINISHED = 20
 NORMAL_DAYS = 7
 NORMAL_KEPT = 600.0  # seconds
 DAY = 86_400 * 10**9
+_MOST_KEPT = 100  # viewers whose normal times are kept
 
 PARAMS = (
     text("project", "Only calls of this project.", many=True),
@@ -112,7 +115,8 @@ class Live:
 def view(record: Record, asked: Asked, live: Hub) -> Live:
     now = time.time_ns()
     normals = _NORMALS.all(record)
-    flights = [one for one in live.now(record) if _is_wanted(one, asked)]
+    seen = (live.shown(one, asked.viewer) for one in live.now(record))
+    flights = [one for one in seen if one is not None and _is_wanted(one, asked)]
     rows = list(record.index.calls(Filter(since_ns=now - DAY), newest_first=True, limit=10 * JUST_FINISHED))
     ended = [
         row for row in rows if not row.open and _fits(asked, project=row.project, model=row.model, session=row.session)
@@ -123,7 +127,7 @@ def view(record: Record, asked: Asked, live: Hub) -> Live:
         on=live.on,
         now_ns=now,
         calls=tuple(in_flight(one, normals) for one in reversed(flights)),
-        beyond=live.beyond,
+        beyond=live.beyond if asked.viewer.sees_everything else 0,
         finished=tuple(_of_row(record, row) for row in ended[:JUST_FINISHED]),
         last_minute_calls=minute[0].calls if minute else 0,
         last_minute_cost=minute[0].cost if minute else Cost(),
@@ -249,10 +253,10 @@ class _Normals:
     """By model, kept for some minutes: what is normal does not change quickly."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[float, dict[str, Normal]]] = {}
+        self._kept: dict[tuple[str, Viewer], tuple[float, dict[str, Normal]]] = {}
 
     def all(self, record: Record) -> dict[str, Normal]:
-        place, now = str(record.logs), time.monotonic()
+        place, now = (str(record.logs), record.index.viewer), time.monotonic()
         made, known = self._kept.get(place, (-NORMAL_KEPT, {}))
         if now - made < NORMAL_KEPT:
             return known
@@ -265,11 +269,13 @@ class _Normals:
             for row in rows
             if row.key and row.ttfb_p50_ms is not None and row.ttfb_p95_ms is not None
         }
-        self._kept = {place: (now, found)}
+        if len(self._kept) >= _MOST_KEPT:
+            self._kept = {}
+        self._kept[place] = (now, found)
         return found
 
-    def known(self, record_logs: str) -> dict[str, Normal]:
-        return self._kept.get(record_logs, (0.0, {}))[1]
+    def known(self, logs: str, viewer: Viewer) -> dict[str, Normal]:
+        return self._kept.get((logs, viewer), (0.0, {}))[1]
 
 
 _NORMALS = _Normals()
@@ -292,7 +298,7 @@ async def events(request: web.Request) -> web.StreamResponse:
         await stream.prepare(request)
         if request.method == "HEAD":
             return stream
-        viewer = _Viewer(site, asked, stream)
+        viewer = _Viewer(site, asked, stream, lambda: _still(request))
         try:
             await viewer.stay(request.headers.get("Last-Event-ID", ""))
         except ConnectionError:  # it has left
@@ -300,11 +306,22 @@ async def events(request: web.Request) -> web.StreamResponse:
         return stream
 
 
+async def _still(request: web.Request) -> bool:
+    """Whether whoever began a stream may still come in, as the same."""
+    from llm_proxy.explorer.site import TEAM
+
+    viewer = request[VIEWER]
+    return viewer.sees_everything or await request.app[TEAM].viewer(request) == viewer
+
+
 class _Viewer:
     """One open stream: its place in the row of events, and which calls its page shows."""
 
-    def __init__(self, site: Any, asked: Asked, stream: web.StreamResponse) -> None:
+    def __init__(
+        self, site: Any, asked: Asked, stream: web.StreamResponse, still: Callable[[], Awaitable[bool]]
+    ) -> None:
         self._site = site
+        self._still = still
         self._hub: Hub = site.live
         self._asked = asked
         self._stream = stream
@@ -318,7 +335,7 @@ class _Viewer:
         self._resume(last)
         if self._epoch != self._hub.epoch:
             await self._begin()
-        while True:
+        while await self._still():
             if not await self._hub.news(self._number):
                 await self._stream.write(b": still here\n\n")
                 continue
@@ -340,7 +357,8 @@ class _Viewer:
         """Everything as of now: the viewer is new here, or too much has happened since."""
         page = [] if self._marks else await self._now()
         self._epoch, self._number = self._hub.epoch, self._hub.last()
-        flights = [one for one in self._hub.flights if _is_wanted(one, self._asked)]
+        seen = (self._hub.shown(one, self._asked.viewer) for one in self._hub.flights)
+        flights = [one for one in seen if one is not None and _is_wanted(one, self._asked)]
         self._shown = {one.seen.id for one in flights}
         calls = [_mark(one) if self._marks else self._shows(one) for one in reversed(flights)]
         now = time.time_ns() // MS
@@ -349,7 +367,7 @@ class _Viewer:
 
     async def _now(self) -> list[dict[str, str]]:
         try:
-            live = await self._site.ask(lambda record: view(record, self._asked, self._hub))
+            live = await self._site.ask(self._asked.viewer, lambda record: view(record, self._asked, self._hub))
         except (IndexUnavailable, TookTooLong):
             return []
         return [{"id": one.id, "html": self._row(one)} for one in live.finished]
@@ -369,8 +387,8 @@ class _Viewer:
 
     def _told(self, event: Event) -> tuple[str, dict[str, Any]]:
         """Name and data of what the viewer is told; no name where it is none of its calls."""
-        flight, id = event.flight, event.flight.seen.id
-        if not _is_wanted(flight, self._asked):
+        flight, id = self._hub.shown(event.flight, self._asked.viewer), event.flight.seen.id
+        if flight is None or not _is_wanted(flight, self._asked):
             return "", {}
         if self._marks:
             return ("", {}) if event.kind == "said" else (event.kind, _mark(flight))
@@ -382,18 +400,21 @@ class _Viewer:
             self._shown.add(id)
             return "opened", self._shows(flight)
         if event.kind == "said":
-            return "said", {"id": id, "words": event.words, **facts(flight)}
+            words = event.words if self._hub.tells(flight, self._asked.viewer) else ()
+            return "said", {"id": id, "words": words, **facts(flight)}
         return event.kind, self._shows(flight)
 
     def _shows(self, flight: Flight) -> dict[str, str]:
-        call = in_flight(flight, _NORMALS.known(self._site.options.logs))
+        call = in_flight(flight, _NORMALS.known(self._site.options.logs, self._asked.viewer))
         return {"id": call.id, "html": self._site.fragment("live_call.html", self._asked, call=call)}
 
     def _row(self, one: Finished) -> str:
         return str(self._site.fragment("live_finished.html", self._asked, one=one))
 
     async def _write(self, name: str, data: dict[str, Any], number: int) -> None:
-        head = f"id: {self._epoch}-{number}\nevent: {name}\ndata: "
+        # Numbers count everybody's events, so whoever does not see everything begins anew after a break.
+        id = f"id: {self._epoch}-{number}\n" if self._asked.viewer.sees_everything else ""
+        head = f"{id}event: {name}\ndata: "
         await self._stream.write(head.encode() + _ENCODE(data) + b"\n\n")
 
 

@@ -16,7 +16,7 @@ from aiohttp import web
 from llm_proxy.dialects.digest import Asked as AskedOf
 from llm_proxy.dialects.digest import Digest, PartKind
 from llm_proxy.explorer import story as made
-from llm_proxy.explorer.asking import Absent, Asked, BadValue, NotFound, Param, choice, text, whole
+from llm_proxy.explorer.asking import Absent, Asked, BadValue, NotFound, Param, Withheld, choice, text, whole
 from llm_proxy.explorer.markdown import words_of
 from llm_proxy.explorer.page import Extra, Page
 from llm_proxy.explorer.reading import Calls
@@ -104,7 +104,7 @@ def _window(story: Story, asked: Asked, size: int = AT_ONCE) -> Window:
 
 def _rules(story: Story, window: Window) -> Rules | None:
     """Read with the request of the first step shown: its own, or the next one that has one."""
-    calls = Calls(story.record.logs)
+    calls = Calls(story.record)
     for step in story.steps[window.first - 1 : window.first + 2]:
         asked = calls.asked(step.call)
         if asked is not None:
@@ -177,7 +177,7 @@ def part(record: Record, asked: Asked) -> Opened:
     call = call_of(record, asked.ids["id"], asked["call"])
     session = threads.session(record.index, call.session)
     assert session is not None
-    calls = Calls(record.logs)
+    calls = Calls(record)
     wanted, marks = asked["part"], words_of(asked["q"])
     if wanted in ("system", "tools"):
         given = calls.asked(call)
@@ -206,6 +206,8 @@ def call_of(record: Record, session: str, call: str) -> CallRow:
     found = next((row for row in record.index.calls_of(session) if row.id == call), None) if call else None
     if found is None:
         raise NotFound(f"No call {call[:100]!r} is recorded in session {session[:100]!r}.")
+    if record.withholds(found):
+        raise Withheld
     return found
 
 
@@ -233,7 +235,7 @@ async def _fragment(
             return site.html("session_part", asked, view=view)
         return str(site.fragment(template, asked, view=view))
 
-    return web.Response(text=await site.ask(shown), content_type="text/html")
+    return web.Response(text=await site.ask(asked.viewer, shown), content_type="text/html")
 
 
 EXPORT_PARAMS = (choice("fmt", "Markdown, or one JSON object per call.", "md", "jsonl"),)
@@ -245,7 +247,7 @@ async def _export(request: web.Request) -> web.StreamResponse:
 
     site = request.app[SITE]
     asked = asked_of(request, request.path.removeprefix(ROOT), EXPORT_PARAMS)
-    story = await site.ask(lambda record: Story(record, asked.ids["id"], 0))
+    story = await site.ask(asked.viewer, lambda record: _whole(record, asked.ids["id"]))
     form, kinds = asked["fmt"], {"md": "text/markdown", "jsonl": "application/x-ndjson"}
     name = "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in story.session.id)
     response = web.StreamResponse(headers={"Content-Disposition": f'attachment; filename="{name}.{form}"'})
@@ -259,18 +261,24 @@ async def _export(request: web.Request) -> web.StreamResponse:
     return response
 
 
+def _whole(record: Record, session: str) -> Story:
+    story = Story(record, session, 0)
+    if any(record.withholds(row) for row in story.rows):
+        raise Withheld
+    return story
+
+
 def _as_jsonl(story: Story) -> Iterator[bytes]:
-    calls = Calls(story.record.logs)
     for row in story.rows:
         out = io.BytesIO()
-        jsonl.write([Call(row, calls.entry(row.request), calls.entry(row.response))], out)
+        jsonl.write([Call(row, *story.record.entries(row))], out)
         yield out.getvalue()
 
 
 def _as_markdown(story: Story) -> Iterator[bytes]:
     """The turns in order, each message once."""
     told: dict[str, Digest] = {}
-    reader = Calls(story.record.logs)
+    reader = Calls(story.record)
     rows = [call for step in story.steps for call in step.calls]
 
     def understand(call: CallRow) -> Digest | None:
