@@ -6,10 +6,23 @@ from functools import cache
 from types import ModuleType
 from typing import Final
 
-from llm_proxy.gateway.screens import account, clients, entrance, keys
+from llm_proxy.gateway.screens import (
+    account,
+    aliases,
+    audit,
+    clients,
+    entrance,
+    keys,
+    people,
+    provider_keys,
+    usage,
+)
 from llm_proxy.gateway.screens.page import Page
 
-_MODULES: Final[tuple[ModuleType, ...]] = (entrance, keys, clients, account)
+_MODULES: Final[tuple[ModuleType, ...]] = (
+    *(entrance, keys, clients, account),
+    *(usage, aliases, provider_keys, people, audit),
+)
 
 
 @cache
