@@ -12,6 +12,7 @@ from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.routes import Access
 from llm_proxy.gateway.screens.page import Answer, Html, Lead, Page, Visit
 
+_SHOWN: Final = 5  # deletions, the latest
 _LEVELS: Final = {
     Level.NONE: ("Nothing", "Not even that there was a call. What it cost still counts towards usage."),
     Level.METADATA: ("Figures only", "When, which model, how many tokens, what it cost; no word of what was said."),
@@ -23,8 +24,10 @@ _LEVELS: Final = {
 async def show(visit: Visit) -> Answer:
     desk = visit.desk
     privacy = await desk.ask("GET", "/manage/privacy")
+    mine = [one for one in await desk.ask("GET", "/manage/deletions") if one.user_id == visit.caller.user_id]
     values: dict[str, Any] = {
         "me": await desk.ask("GET", "/auth/me"),
+        "deletions": mine[:_SHOWN],
         "privacy": privacy,
         "levels": _LEVELS,
         "choices": [("", f"As the operator says ({_LEVELS[_usual(visit)][0].lower()})")]

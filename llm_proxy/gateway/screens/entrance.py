@@ -59,12 +59,14 @@ def _onward(visit: Visit) -> Lead:
 
 
 async def log_out(visit: Visit) -> Answer:
+    if visit.caller is NOBODY:  # his session has ended meanwhile
+        return Lead("/log-in", "out", cookie="")
     await visit.desk.ask("POST", "/auth/logout")
     return Lead("/log-in", "out", cookie="")
 
 
 async def log_out_page(visit: Visit) -> Answer:
-    return Html("log_out")
+    return Html("log_out") if visit.caller is not NOBODY else Lead("/log-in")
 
 
 async def sign_up_page(visit: Visit) -> Answer:
@@ -115,6 +117,6 @@ PAGES: Final = (
         said={"out": "You have signed out.", "made": "The account is made. Sign in."},
     ),
     Page("/sign-up", Access.PUBLIC, "Sign up", sign_up_page, {"": sign_up}),
-    Page("/log-out", Access.SESSION, "Sign out", log_out_page, {"": log_out}),
+    Page("/log-out", Access.PUBLIC, "Sign out", log_out_page, {"": log_out}),
     Page("/me", Access.SESSION, "Who I am", me, machine=True),
 )
