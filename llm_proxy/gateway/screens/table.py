@@ -13,6 +13,7 @@ from llm_proxy.gateway.screens import (
     clients,
     entrance,
     keys,
+    limits,
     people,
     provider_keys,
     usage,
@@ -21,7 +22,7 @@ from llm_proxy.gateway.screens.page import Page
 
 _MODULES: Final[tuple[ModuleType, ...]] = (
     *(entrance, keys, clients, account),
-    *(usage, aliases, provider_keys, people, audit),
+    *(usage, aliases, provider_keys, people, limits, audit),
 )
 
 
