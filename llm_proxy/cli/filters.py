@@ -1,4 +1,5 @@
-"""The options by which commands choose calls: `--from --to --provider --model --project --session --status --errors`.
+"""The options by which commands choose calls: `--from --to --provider --model --project --user --session --status
+--errors`.
 
 Reads what people type, days in their own time zone, into the index's `Filter`. Leaves out what is done with it.
 """
@@ -45,6 +46,7 @@ def filter_from(given: argparse.Namespace) -> Filter:
         project=given.project_,
         session=given.session_,
         status=given.status_,
+        user=given.user_.strip(),
         errors=given.errors,
     )
 

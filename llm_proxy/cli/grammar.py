@@ -110,6 +110,9 @@ FILTERS = (
     _PROVIDER,
     Option(("--model",), "calls whose model has this in its name", "TEXT", default="", dest="model_"),
     Option(("--project",), "calls whose project has this in its name", "TEXT", default="", dest="project_"),
+    Option(
+        ("--user",), "calls of this user of the gateway, by the whole e-mail address", "EMAIL", default="", dest="user_"
+    ),
     Option(("--session",), "calls of the session whose id begins so", "ID", default="", dest="session_"),
     Option(("--status",), "404, a class as 5xx, or none", "STATUS", hints=_STATUSES, default="", dest="status_"),
     Option(("--errors",), "calls that went wrong"),

@@ -28,6 +28,7 @@ class Scope(StrEnum):
     MODELS = "models"  # call models, list them
     USAGE = "usage"  # read one's own usage
     MANAGE = "manage"  # read and change one's own provider keys and aliases
+    CONVERSATIONS = "conversations"  # read one's own conversations in the explorer
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,10 @@ ROOT = b"/llm-proxy"
 START_PATIENCE = 5.0  # seconds a visit waits for the process to start, before it is told to try again
 ANSWER_PATIENCE = 60.0  # seconds for an answer to begin; its own limits are far below
 _MOST_IDLE = 8
+# What the explorer takes as "may not come in as whoever runs this"; who sends it himself only loses by it.
+_STRANGER_LINE = b"X-LLM-Proxy-Stranger: %d\r\n\r\n"
+# Below the same path, and answered by the proxy itself.
+_NOT_PAGES = frozenset({ROOT + b"/metrics", ROOT + b"/health"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,18 @@ def is_meant(target: bytes) -> bool:
     return target.startswith(ROOT) and target[len(ROOT) : len(ROOT) + 1] in (b"", b"/", b"?")
 
 
+def is_page(target: bytes) -> bool:
+    """Whether the explorer's process is asked, which judges by itself under which name it may be."""
+    return is_meant(target) and target.partition(b"?")[0] not in _NOT_PAGES
+
+
 class ExplorerDoor:
     """One for a proxy. Its state is what is open, and when it was last visited (monotonic seconds)."""
 
-    def __init__(self, config: Explorer, core: Core, *, home: bool = True) -> None:
-        """`home`: whether `/` is ours too."""
+    def __init__(self, config: Explorer, core: Core, *, home: bool = True, team: bool = False) -> None:
+        """`home`: whether `/` is ours too; `team`: whether a gateway's users come here."""
         self._home = home
+        self._team = team
         self.visited_at = time.monotonic()
         self._config = config
         dialler = aside.SocketDialler(config.address, _starting, start=config.start, patience=START_PATIENCE)
@@ -78,14 +88,19 @@ class ExplorerDoor:
         return aside.route("explorer", target, head.host, provider=provider, door=self, remembered=False)
 
     def refusal(self, client: ClientConnection, request: Request) -> str:
-        """Another user of this machine may have come by a session: a cookie for 127.0.0.1 goes to all of its ports."""
-        uid = client.caller.uid if sys.platform == "linux" else None
-        if uid in (None, 0, os.geteuid()):
+        """Another user of this machine may have come by a session: a cookie for 127.0.0.1 goes to all of its ports.
+
+        A load balancer is another user too, so where a team comes such programs are only marked.
+        """
+        uid = _stranger(client)
+        if uid is None or self._team:
             return ""
         return f"this is the record of user {os.geteuid()}, and a program of user {uid} asks for it"
 
     def relay(self, core: Core, client: ClientConnection, request: Request) -> Relay:
         self.visited_at = time.monotonic()
+        if self._team and (uid := _stranger(client)) is not None:
+            request.outgoing = request.outgoing[:-2] + _STRANGER_LINE % uid
         return _ExplorerRelay(self._aside, client, request)
 
     def sweep(self, now: float) -> None:
@@ -99,6 +114,12 @@ class ExplorerDoor:
     def close(self) -> None:
         """End everything that is open; a live page connects again, to whoever serves it next. Idempotent."""
         self._aside.close()
+
+
+def _stranger(client: ClientConnection) -> int | None:
+    """Whose program has asked, where that is another user's than ours and root's, and can be seen."""
+    uid = client.caller.uid if sys.platform == "linux" else None
+    return None if uid in (None, 0, os.geteuid()) else uid
 
 
 class _ExplorerRelay(Relay):

@@ -14,6 +14,7 @@ from llm_proxy.proxy import answers, aside
 from llm_proxy.proxy.access import Access
 from llm_proxy.proxy.core import Core
 from llm_proxy.proxy.dialler import DialFailed
+from llm_proxy.proxy.explorer import is_page
 from llm_proxy.proxy.front import dressed
 from llm_proxy.proxy.gateway_workers import WorkerRelay, Workers
 from llm_proxy.proxy.relay import Relay
@@ -78,6 +79,10 @@ class GatewayDoor:
         """Whether it is one of the pages for people, which lie among the explorer's."""
         match = _OURS.fullmatch(target) if target.startswith(SCREENS) else None
         return match is not None and match["screens"] is not None
+
+    def leads_people(self, target: bytes) -> bool:
+        """Whether it is a page of the explorer, which its users reach by the gateway's names."""
+        return is_page(target)
 
     def refusal_of_page(self, access: Access, head: RequestHead, target: bytes) -> str | None:
         """Why a web page is not served. Calls bring a key that no page has by chance; people sign in and manage.

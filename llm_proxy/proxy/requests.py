@@ -105,6 +105,8 @@ class Requests:
         remote = self._remote
         if self.gateway is not None and self.gateway.takes(head, target):
             refusal = self.gateway.refusal_of_page(self._access, head, target)
+        elif self.gateway is not None and self.gateway.leads_people(target):
+            refusal = self._access.refusal(head, any_host=True)
         elif remote is None:
             refusal = self._access.refusal(head)
         else:

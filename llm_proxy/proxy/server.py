@@ -109,7 +109,12 @@ class Proxy:
         self.core.models = models
         self.explorer: ExplorerDoor | None = None
         if config.explorer is not None:
-            self.explorer = router.explorer = ExplorerDoor(config.explorer, self.core, home=config.target is None)
+            self.explorer = router.explorer = ExplorerDoor(
+                config.explorer,
+                self.core,
+                home=config.target is None,
+                team=config.gateway is not None and config.target is None,
+            )
         self.gateway: GatewayDoor | None = None
         self._calls: CallCore | None = None
         if config.gateway is not None and config.target is None:

@@ -295,6 +295,7 @@ class Daemon:
             journal=str(self.journal.folder) if self.journal is not None else "",
             socket=socket,
             version=__version__,
+            gateway=self.gatewaying.sockets if self.gatewaying is not None else (),
         )
 
     def _keeper_of(self, folder: Path) -> Supervisor:

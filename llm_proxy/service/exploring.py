@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
 
 from llm_proxy import unix
 from llm_proxy.explorer.options import Options
@@ -100,7 +101,18 @@ class Exploring:
 ALONE = "llm-proxy --explore-port 8081 serves one by itself"
 
 
-def options(settings: Settings, *, index: str, state: str, journal: str, socket: str, version: str) -> Options:
+def options(
+    settings: Settings,
+    *,
+    index: str,
+    state: str,
+    journal: str,
+    socket: str,
+    version: str,
+    gateway: tuple[str, ...] = (),
+) -> Options:
+    """`gateway`: the sockets of its processes, whose users come here too."""
+    public = urlsplit(settings.gateway_public_url).hostname if gateway else None
     return Options(
         index=index,
         logs=settings.log_dir,
@@ -108,8 +120,11 @@ def options(settings: Settings, *, index: str, state: str, journal: str, socket:
         journal=journal,
         version=version,
         socket=socket,
-        hosts=settings.hosts,
+        hosts=(*settings.hosts, public) if public else settings.hosts,
+        gateway=gateway,
+        admin_sees=settings.gateway_admin_sees,
         redact=settings.redact,
         patterns=settings.patterns,
+        gateway_privacy=settings.gateway_privacy_ceiling,
         metadata_only=settings.metadata_only,
     )

@@ -165,8 +165,8 @@ class Gatewaying:
         needs_its_packages()
         self.upstream = f"{paths.state_folder()}/gateway-{name}.up.sock"
         marks = ["", *(f"-{number}" for number in range(2, settings.gateway_workers + 1))]
-        self._sockets = [f"{paths.state_folder()}/gateway-{name}{mark}.sock" for mark in marks]
-        told = options(settings, socket=self._sockets[0], upstream=self.upstream)
+        self.sockets = tuple(f"{paths.state_folder()}/gateway-{name}{mark}.sock" for mark in marks)
+        told = options(settings, socket=self.sockets[0], upstream=self.upstream)
         self._options, self._database = told, database_url(settings)
         self._counts_alone = len(marks) > 1 and not settings.gateway_redis_url
         self.drain_delay = settings.gateway_drain_delay
@@ -180,13 +180,13 @@ class Gatewaying:
                 errors=f"{gateway_secrets.folder()}/gateway{mark}.log",
                 variables=MEMORY | {SECRETS: secret.to_json()},
             )
-            for mark, socket in zip(marks, self._sockets, strict=True)
+            for mark, socket in zip(marks, self.sockets, strict=True)
         ]
 
     def _door(self) -> Gateway:
         """Raises StateUnusable."""
         addresses = []
-        for socket in self._sockets:
+        for socket in self.sockets:
             try:
                 address, folder = unix.address(socket)
             except (OSError, unix.PathTooLong) as error:
@@ -231,7 +231,7 @@ class Gatewaying:
 
     async def stop(self, limit: float) -> None:
         await asyncio.gather(*(supervisor.stop(limit) for supervisor in self._supervisors))
-        for path in (*self._sockets, self.upstream):
+        for path in (*self.sockets, self.upstream):
             with contextlib.suppress(OSError):
                 os.unlink(path)  # noqa: PTH108
         self._let_go()

@@ -73,10 +73,11 @@ class Team(msgspec.Struct):
 
 
 class Me(msgspec.Struct):
-    """A limit of null is the default of all, 0 none at all."""
+    """A limit of null is the default of all, 0 none at all. `account` names you in the record of calls."""
 
     email: str
     id: int
+    account: str
     role: Role
     teams: list[Team]
     rate_limit_minute: int | None
@@ -301,6 +302,7 @@ async def me(ask: Ask) -> Me:
     return Me(
         email=row.email,
         id=row.id,
+        account=ask.site.store.account(row.id),
         role=Role(row.role),
         teams=[Team(team.id, team.name) for team in theirs],
         rate_limit_minute=row.rate_limit_minute,

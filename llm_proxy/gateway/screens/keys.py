@@ -14,6 +14,7 @@ _SCOPES: Final = (
     (Scope.MODELS, "Call models", "what clients need"),
     (Scope.USAGE, "Read usage", "your own"),
     (Scope.MANAGE, "Manage", "your provider keys and aliases"),
+    (Scope.CONVERSATIONS, "Conversations", "read what you said and were told, in the explorer"),
 )
 _EXPIRES: Final = (("7", "In 7 days"), ("30", "In 30 days"), ("90", "In 90 days"), ("365", "In a year"), ("", "Never"))
 
