@@ -18,6 +18,7 @@ from llm_proxy.gateway.manage import (
     usage_calls,
     usage_series,
     users,
+    viewing,
 )
 from llm_proxy.gateway.routes import Route
 
@@ -25,7 +26,7 @@ _MODULES = (
     *(api, models),
     *(auth, providers, aliases, usage, usage_calls, usage_series, privacy, users, teams, limits, invitations),
     *(audit, metrics),
-    *(health, openapi),
+    *(viewing, health, openapi),
 )
 
 
