@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import random
 import sys
@@ -10,83 +9,30 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import update
 
-from llm_proxy.gateway import limiting, limiting_shared
-from llm_proxy.gateway.budgets import Budgets
-from llm_proxy.gateway.facts import Caller, Role
-from llm_proxy.gateway.limiting import DAY, LocalLimiter
-from llm_proxy.gateway.limiting_shared import PATIENCE, SharedLimiter
+from llm_proxy.gateway import limiting, limiting_local, limiting_shared
+from llm_proxy.gateway.limiting_meters import DAY
+from llm_proxy.gateway.limiting_shared import PATIENCE
 from llm_proxy.gateway.options import Options, Secrets
-from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.store import schema
 from tests.gatewaystore import a_store_url, opened
+from tests.limitsbed import (
+    NOON,
+    Clock,
+    a_team,
+    asks,
+    caller,
+    dollars,
+    local,
+    log_requests,
+    over,
+    passes,
+    refused,
+    spend,
+)
 from tests.redisbed import PASSWORD, a_redis
 from tests.storeaway import shut
-
-NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
-
-
-class Clock:
-    """Both clocks of a limiter."""
-
-    def __init__(self, at=NOON):
-        self.monotonic = 1000.0
-        self.at = at.timestamp()
-
-    def go(self, seconds):
-        self.monotonic += seconds
-        self.at += seconds
-
-
-def caller(user=1, **more):
-    return Caller(user, f"user{user}@example.com", Role.MEMBER, frozenset(), **more)
-
-
-def local(store, clock=None, *, minute=0, day=0):
-    given = Options(socket="", upstream="", state="", rate_limit_minute=minute, rate_limit_daily=day)
-    clocks = {"clock": lambda: clock.monotonic, "wall": lambda: clock.at} if clock else {}
-    return LocalLimiter(store, given, **clocks)
-
-
-async def passes(limiter, who, times=1):
-    """How many of as many requests at once pass."""
-    done = await asyncio.gather(*(limiter.take(who) for _ in range(times)), return_exceptions=True)
-    assert all(isinstance(one, Refusal) and one.status == 429 for one in done if isinstance(one, BaseException)), done
-    return sum(not isinstance(one, BaseException) for one in done)
-
-
-async def refused(limiter, who):
-    with pytest.raises(Refusal) as caught:
-        await limiter.take(who)
-    return caught.value
-
-
-_ids = itertools.count(1)
-
-
-async def log_requests(store, user=1, at=NOON, *, count=1, attempts=(1,), **values):
-    """Rows as the usage log writes them."""
-    rows = []
-    for _ in range(count):
-        request = f"request{next(_ids)}"
-        for attempt in attempts:
-            row = {
-                "id": f"{request}-{attempt}",
-                "request_id": request,
-                "attempt": attempt,
-                "user_id": user,
-                "api": "chat",
-                "alias_used": "fast",
-                "provider_used": "openai",
-                "model_used": "gpt-4o",
-                "ending": "complete",
-                "status_code": 200,
-                "created_at": at,
-            }
-            rows.append(row | values)
-    async with store.writing() as connection:
-        await connection.execute(insert(schema.request_logs), rows)
 
 
 @pytest.fixture
@@ -115,7 +61,7 @@ async def shared():
     made = []
 
     def make(server, store, **limits):
-        made.append(SharedLimiter(server.url, local(store, **limits)))
+        made.append(over(store, server.url, **limits))
         return made[-1]
 
     yield make
@@ -172,8 +118,8 @@ async def test_headers_tell_of_the_nearer_limit():
     """As OpenAI writes them: which limit, how many are left, when nothing of it is used any more."""
     clock = Clock(NOON + timedelta(minutes=29, seconds=1.5))
     limiter = local(None, clock, minute=5)
-    limiter.days.of = None  # nothing is asked without a limit for the day
-    told = await limiter.take(caller())
+    limiter.counter.sums.of = None  # nothing is asked without a limit for the day
+    told = (await limiter.take(caller())).headers
     assert told == {
         "x-ratelimit-limit-requests": "5",
         "x-ratelimit-remaining-requests": "4",
@@ -185,7 +131,7 @@ async def test_headers_of_the_day_tell_midnight(sqlite):
     """Where the day is nearer, it is the day's; SDKs are told not to try again within seconds."""
     clock = Clock(NOON + timedelta(minutes=29, seconds=1.5))
     limiter = local(sqlite, clock, minute=5, day=2)
-    told = await limiter.take(caller())
+    told = (await limiter.take(caller())).headers
     assert told == {
         "x-ratelimit-limit-requests": "2",
         "x-ratelimit-remaining-requests": "1",
@@ -204,7 +150,7 @@ async def test_a_users_own_limit_comes_before_that_of_all():
     assert await passes(limiter, caller(1), 9) == 3
     assert await passes(limiter, caller(1, rate_limit_minute=5), 9) == 2
     assert await passes(limiter, caller(1, rate_limit_minute=0), 9) == 9
-    assert await limiter.take(caller(1, rate_limit_minute=0)) == {}
+    assert (await limiter.take(caller(1, rate_limit_minute=0))).headers == {}
     assert await passes(limiter, caller(1, rate_limit_minute=4), 9) == 0
     assert int((await refused(limiter, caller(1, rate_limit_minute=4))).headers["Retry-After"]) == 60
     assert await passes(local(None, Clock()), caller(1), 99) == 99
@@ -255,7 +201,7 @@ async def test_a_store_that_is_away_stops_nobody(tmp_path, caplog):
         limiter = local(store, Clock(), day=3)
         with caplog.at_level(logging.WARNING, "llm_proxy.gateway"):
             assert await passes(limiter, caller(), 9) == 3
-    assert "counted from 0" in caplog.text
+    assert "goes by what is known here" in caplog.text
 
 
 async def test_who_leaves_takes_nobody_along(sqlite):
@@ -265,13 +211,13 @@ async def test_who_leaves_takes_nobody_along(sqlite):
     await asyncio.sleep(0)
     waiting[0].cancel()
     done = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [type(one) for one in done] == [asyncio.CancelledError, dict, dict]
+    assert [type(one) for one in done] == [asyncio.CancelledError, limiting.Held, limiting.Held]
     assert await passes(limiter, caller(), 5) == 1
 
 
 async def test_users_who_are_idle_are_forgotten(monkeypatch, sqlite):
     """What is remembered has an end, and forgetting gives nobody more than his limit."""
-    monkeypatch.setattr(limiting, "_MOST_USERS", 10)
+    monkeypatch.setattr(limiting_local, "_MOST", 10)
     clock = Clock()
     limiter = local(sqlite, clock, minute=2)
     for user in range(10):
@@ -280,7 +226,7 @@ async def test_users_who_are_idle_are_forgotten(monkeypatch, sqlite):
     assert await passes(limiter, caller(3)) == 0
     clock.go(31)
     assert await passes(limiter, caller(10), 3) == 2
-    assert len(limiter._users) == 1
+    assert len(limiter.counter._counts) == 1
 
 
 async def test_a_take_costs_next_to_nothing():
@@ -298,16 +244,6 @@ CALLER = caller()
 # --- budgets
 
 
-async def a_team(store, budget):
-    async with store.writing() as connection:
-        made = insert(schema.teams).values(name=f"team{next(_ids)}", monthly_budget=budget).returning(schema.teams.c.id)
-        return (await connection.execute(made)).scalar_one()
-
-
-def dollars(amount):
-    return int(amount * schema.NANO)
-
-
 async def test_a_team_that_has_spent_its_budget_is_refused(store):
     """Only this month's cost counts, only the team's own, and one that is not known counts nothing."""
     team, other, free = await a_team(store, dollars(5)), await a_team(store, dollars(5)), await a_team(store, None)
@@ -318,16 +254,18 @@ async def test_a_team_that_has_spent_its_budget_is_refused(store):
     await log_requests(store, team_id=free, cost=dollars(1000))
     clock = Clock()
     limiter = local(store, clock)
-    assert await passes(limiter, caller(team_ids=(team,))) == 1
+    await spend(limiter, caller(team_ids=(team,)))
     await log_requests(store, team_id=team, cost=dollars(1))
     clock.go(31)
-    refusal = await refused(limiter, caller(team_ids=(team,)))
+    refusal = await refused(limiter, caller(team_ids=(team,)), asks())
     assert (refusal.status, refusal.code) == (429, "budget_exceeded")
-    assert "5.00 USD" in refusal.message
+    assert "your team may spend 5.00 USD in a month, and has" in refusal.message
     assert refusal.headers["x-should-retry"] == "false"
-    assert await passes(limiter, caller(team_ids=(other, team))) == 1, "a caller's first team pays"
-    assert await passes(limiter, caller(team_ids=(free,))) == 1
-    assert await passes(limiter, caller()) == 1
+    assert int(refusal.headers["Retry-After"]) == 17.5 * DAY - 31
+    assert await passes(limiter, caller(team_ids=(team,))) == 1, "what costs nothing is free"
+    assert await passes(limiter, caller(team_ids=(other, team)), 1, asks()) == 1, "a caller's first team pays"
+    assert await passes(limiter, caller(team_ids=(free,)), 1, asks()) == 1
+    assert await passes(limiter, caller(), 1, asks()) == 1
 
 
 async def test_a_small_budget_is_told_as_it_is(sqlite):
@@ -335,8 +273,8 @@ async def test_a_small_budget_is_told_as_it_is(sqlite):
     for budget, told in ((0.004, "0.004 USD"), (1.5, "1.50 USD"), (0, "0.00 USD")):
         team = await a_team(sqlite, dollars(budget))
         await log_requests(sqlite, team_id=team, cost=dollars(2))
-        refusal = await refused(local(sqlite, Clock()), caller(team_ids=(team,)))
-        assert f"budget of {told}" in refusal.message
+        refusal = await refused(local(sqlite, Clock()), caller(team_ids=(team,)), asks())
+        assert f"may spend {told}" in refusal.message
 
 
 async def test_what_is_spent_here_counts_at_once(sqlite):
@@ -344,49 +282,59 @@ async def test_what_is_spent_here_counts_at_once(sqlite):
     team = await a_team(sqlite, dollars(5))
     clock = Clock()
     limiter = local(sqlite, clock)
-    await limiter.take(caller(team_ids=(team,)))
-    limiter.spent(team, dollars(3))
-    assert await passes(limiter, caller(team_ids=(team,))) == 1
+    who = caller(team_ids=(team,))
+    await spend(limiter, who, cost=3)
+    await spend(limiter, who)
     await log_requests(sqlite, team_id=team, cost=dollars(3))
     clock.go(31)
-    assert await passes(limiter, caller(team_ids=(team,))) == 1, "what the store has is not added again"
-    limiter.spent(team, dollars(2))
-    await refused(limiter, caller(team_ids=(team,)))
+    await spend(limiter, who)  # what the store has is not added again
+    await spend(limiter, who, cost=2)
+    await refused(limiter, who, asks())
 
 
 async def test_a_raised_budget_and_a_new_month_open_again(store):
-    """Within seconds, while nothing waits for the store."""
+    """At once, and by the calendar in UTC."""
     team = await a_team(store, dollars(1))
     await log_requests(store, team_id=team, cost=dollars(1))
     clock = Clock(NOON.replace(day=31))
     limiter = local(store, clock)
-    await refused(limiter, caller(team_ids=(team,)))
+    store.on_change(limiter.forget)
+    who = caller(team_ids=(team,))
+    await refused(limiter, who, asks())
     async with store.writing() as connection:
         await connection.execute(update(schema.teams).values(monthly_budget=dollars(2)))
-    clock.go(3)
-    await refused(limiter, caller(team_ids=(team,)))
-    await limiter.budgets._teams[team].asking
-    assert await passes(limiter, caller(team_ids=(team,))) == 1
-    limiter.spent(team, dollars(1))
-    await refused(limiter, caller(team_ids=(team,)))
+        await store.changed(connection)
+    await spend(limiter, who, cost=1)
+    await refused(limiter, who, asks())
     clock.go(12 * 3600 + 1)
-    assert await passes(limiter, caller(team_ids=(team,))) == 1
+    await spend(limiter, who)
 
 
 async def test_a_budget_that_cannot_be_asked_stops_nobody(tmp_path, caplog):
-    """One line a minute says so."""
+    """What was known before holds, and one line a minute says so."""
     clock = Clock()
-    async with a_store_that_is_away(tmp_path) as store:
-        budgets = Budgets(store, clock=lambda: clock.monotonic)
+    async with a_store_url("postgresql", tmp_path) as url, opened(url, tmp_path) as store:
+        team = await a_team(store, dollars(5))
+        limiter = local(store, clock)
+        who = caller(team_ids=(team,))
+        await spend(limiter, who, cost=3)
+        await shut(url)
         with caplog.at_level(logging.WARNING, "llm_proxy.gateway"):
             for _ in range(5):
-                await budgets.check(1)
-                await asyncio.gather(*(team.asking for team in budgets._teams.values() if team.asking))
+                await spend(limiter, who, cost=0.3)
                 clock.go(31)
-    assert caplog.text.count("budgets go by what was known before") == 3
+            await spend(limiter, who, cost=0.5)
+            await refused(limiter, who, asks())
+    assert caplog.text.count("limits are those that were known before") == 2
+    assert caplog.text.count("goes by what is known here") == 1
 
 
 # --- many processes
+
+
+def key_of(store, kind, subject="user:1"):
+    """In Redis."""
+    return f"llm-proxy:{{{store.account(0)}}}:{subject}:{kind}"
 
 
 async def test_two_machines_have_one_limit(patient, shared, redis, sqlite):
@@ -397,9 +345,9 @@ async def test_two_machines_have_one_limit(patient, shared, redis, sqlite):
     for _ in range(25):
         counted += await asyncio.gather(*(passes(limiter, who, 5) for limiter in (one, two) for _ in range(2)))
     assert sum(counted) == 100
-    assert (one.fallbacks, two.fallbacks) == (0, 0)
-    told = await two.take(caller(2))
-    told = await one.take(caller(2))
+    assert (one.counter.fallbacks, two.counter.fallbacks) == (0, 0)
+    await two.take(caller(2))
+    told = (await one.take(caller(2))).headers
     assert told["x-ratelimit-remaining-requests"] == "98"
 
 
@@ -464,19 +412,22 @@ async def test_redis_counts_the_last_sixty_seconds(patient, shared, redis, sqlit
     """By its own clock; what is older has left, and waiting is until the oldest leaves."""
     limiter = shared(redis, sqlite, minute=3)
     now = int(time.time() * 1e6)
+    key = key_of(sqlite, "requests_minute")
     for age in (70, 61, 50.5, 20):
-        redis.say("RPUSH", "llm-proxy:{1}:minute", now - int(age * 1e6))
+        redis.say("RPUSH", f"{key}:uses", f'"{now - int(age * 1e6)} 1"')
+    redis.say("HSET", key, "sum", 4)
     assert await passes(limiter, caller()) == 1
     refusal = await refused(limiter, caller())
     assert 8 <= int(refusal.headers["Retry-After"]) <= 10
-    assert redis.say("LLEN", "llm-proxy:{1}:minute") == b":3\r\n"
-    assert limiter.fallbacks == 0
+    assert redis.say("LLEN", f"{key}:uses") == b":3\r\n"
+    assert limiter.counter.fallbacks == 0
 
 
 async def test_a_clock_that_was_set_back_locks_nobody_out(patient, shared, redis, sqlite):
     """Entries of a future that was none are dropped."""
     limiter = shared(redis, sqlite, minute=1)
-    redis.say("RPUSH", "llm-proxy:{1}:minute", int((time.time() + 3600) * 1e6))
+    redis.say("RPUSH", key_of(sqlite, "requests_minute") + ":uses", f'"{int((time.time() + 3600) * 1e6)} 1"')
+    redis.say("HSET", key_of(sqlite, "requests_minute"), "sum", 1)
     assert await passes(limiter, caller(), 3) == 1
 
 
@@ -489,17 +440,17 @@ async def test_an_emptied_redis_learns_the_day_from_the_store(patient, shared, r
     redis.say("FLUSHALL")
     await log_requests(store, count=3, at=now)
     assert await passes(limiter, caller(), 20) == 1
-    assert redis.say("HGET", "llm-proxy:{1}:day", "count") == b"$2\r\n10\r\n"
+    assert redis.say("HGET", key_of(store, "requests_day"), "count") == b"$2\r\n10\r\n"
     # And yesterday's number is nobody's today.
-    redis.say("HSET", "llm-proxy:{1}:day", "day", int(time.time() // DAY) - 1)
+    redis.say("HSET", key_of(store, "requests_day"), "period", int(time.time() // DAY) - 1)
     assert await passes(limiter, caller(), 20) == 10
-    assert limiter.fallbacks == 0
+    assert limiter.counter.fallbacks == 0
 
 
 async def test_a_redis_that_hangs_costs_its_patience_once(shared, redis, sqlite, caplog):
     """Limits hold on this machine meanwhile, a line and a gauge say so, and it is shared again when Redis is back."""
     limiter = shared(redis, sqlite, minute=10)
-    await limiter._redis.ping()
+    await limiter.counter._redis.ping()
     assert await passes(limiter, caller(), 4) == 4
     redis.freeze()
     with caplog.at_level(logging.WARNING, "llm_proxy.gateway"):
@@ -507,11 +458,11 @@ async def test_a_redis_that_hangs_costs_its_patience_once(shared, redis, sqlite,
         passed = [await passes(limiter, caller()) for _ in range(400)]
         assert time.monotonic() - began < 200 * PATIENCE
         assert sum(passed) == 6, "what Redis had let pass is known here"
-        assert limiter.is_away
+        assert limiter.counter.is_away
         assert "llm_proxy_gateway_limits_degraded 1" in list(limiter.metrics())
         redis.thaw()
         async with asyncio.timeout(30):
-            while limiter.is_away:
+            while limiter.counter.is_away:
                 await passes(limiter, caller(2))
                 await asyncio.sleep(0.02)
     assert "llm_proxy_gateway_limits_degraded 0" in list(limiter.metrics())
@@ -522,13 +473,13 @@ async def test_a_redis_that_hangs_costs_its_patience_once(shared, redis, sqlite,
 async def test_a_redis_that_is_down_is_found_again(shared, redis, sqlite):
     """Also with connections of before its end."""
     limiter = shared(redis, sqlite, minute=10)
-    await asyncio.gather(*(limiter._redis.ping() for _ in range(8)))
+    await asyncio.gather(*(limiter.counter._redis.ping() for _ in range(8)))
     redis.stop()
     assert await passes(limiter, caller(), 20) == 10
-    assert limiter.is_away
+    assert limiter.counter.is_away
     redis.start()
     async with asyncio.timeout(30):
-        while limiter.is_away:
+        while limiter.counter.is_away:
             await passes(limiter, caller(2))
             await asyncio.sleep(0.02)
     assert await passes(limiter, caller(3), 20) == 10
@@ -542,7 +493,7 @@ async def test_a_redis_that_is_down_a_second_time_opens_no_day_again(patient, sh
     await log_requests(sqlite, count=2, at=now)
     redis.start()
     async with asyncio.timeout(30):
-        while limiter.is_away:
+        while limiter.counter.is_away:
             await passes(limiter, caller(2))
             await asyncio.sleep(0.02)
     assert await passes(limiter, caller(), 3) == 3
@@ -551,9 +502,9 @@ async def test_a_redis_that_is_down_a_second_time_opens_no_day_again(patient, sh
     assert await passes(limiter, caller(), 20) == 5
 
 
-def test_a_url_that_is_none_is_refused_without_its_password():
+async def test_a_url_that_is_none_is_refused_without_its_password(sqlite):
     """At the start, by its name."""
     options = Options(socket="", upstream="", state="")
     with pytest.raises(ValueError, match="REDIS_URL") as caught:
-        limiting.make(None, options, Secrets("", "", "", redis_url=f"http://:{PASSWORD}@host:99999999"))
+        limiting.make(sqlite, options, Secrets("", "", "", redis_url=f"http://:{PASSWORD}@host:99999999"))
     assert PASSWORD not in str(caught.value)

@@ -18,6 +18,7 @@ from llm_proxy.gateway.limiting_meters import MINUTE, Meter, Span, Standing, Ver
 from llm_proxy.gateway.limiting_sums import Sums
 
 REFRESH: Final = 5.0  # seconds after which the store is asked again, while calls go on by what is known
+STALE: Final = 30.0  # seconds after which a call waits for what it says
 _SHARE: Final = 20.0  # of the time it is let alone, the store spends at most one part of this with adding up
 _MOST: Final = 50_000  # meters remembered, before those that hold nothing are forgotten
 _SOON: Final = 1.0  # seconds: nobody knows when a call that is under way ends
@@ -98,7 +99,9 @@ class LocalCounter:
             meter = want.meter
             count, span = self._count(meter), meter.kind.span
             if span.is_calendar:
-                count.number, count.sum, count.asked = period(span, verdict.at), standing.used, now
+                number = period(span, verdict.at)  # answers come in any order
+                count.sum = max(standing.used, count.sum) if count.number == number else standing.used
+                count.number, count.asked = number, now
             elif span is Span.MINUTE and not meter.kind.is_held and verdict.passed:
                 count.forget(now - MINUTE)
                 count.add(now, want.amount, span)
@@ -162,12 +165,17 @@ class LocalCounter:
         count = self._count(meter)
         if count.number != period(span, wall):
             return True
-        if count.asking is None and self._clock() - count.asked >= max(REFRESH, count.took * _SHARE):
+        age, seldom = self._clock() - count.asked, count.took * _SHARE
+        if count.asking is None and age >= max(REFRESH, seldom):
             count.asking = asyncio.create_task(self._refreshed(meter, count, count.number))
-        return False
+        return age >= max(STALE, 2 * seldom)
 
     async def _learn(self, meter: Meter, wall: float) -> None:
         number = period(meter.kind.span, wall)
+        count = self._count(meter)
+        if count.number == number and count.asking is not None:
+            await asyncio.wait({count.asking})
+            return
         told = await self.sums.of(meter, number)
         count = self._count(meter)
         if count.number != number:

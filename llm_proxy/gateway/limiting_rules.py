@@ -28,6 +28,7 @@ log = logging.getLogger("llm_proxy.gateway")
 FRESH: Final = 60.0  # seconds; what changes meanwhile is known by the store's counter
 _AGAIN: Final = 1.0  # seconds until a store that is away is asked again
 _PATIENCE: Final = 1.0  # seconds that a call waits for it
+_TOLD_EVERY: Final = 60.0  # seconds between two lines that it is away
 _MOST: Final = 10_000  # callers whose meters are remembered
 
 _Rows = Mapping[tuple[str, int], Mapping[str, int]]
@@ -42,6 +43,7 @@ class Rules:
         self._clock = clock
         self._defaults = (options.rate_limit_minute, options.rate_limit_daily)
         self._rows: _Rows = {}
+        self._told = float("-inf")
         self._until = float("-inf") if store else float("inf")
         self._asking: asyncio.Task[None] | None = None
         self._known: dict[tuple[Any, ...], tuple[Meter, ...]] = {}
@@ -110,8 +112,14 @@ class Rules:
                     rows.setdefault((row["subject"], row["subject_id"]), {}).update(said)
         except StoreAway as error:
             rows, for_long = dict(self._rows), _AGAIN  # type: ignore[arg-type]
-            log.warning("limits are those that were known before: %s", error)
+            self._tell(error)
         if self._asking is task:  # nothing has changed meanwhile
             self._rows, self._known = rows, {}
             self._until = self._clock() + for_long
             self._asking = None
+
+    def _tell(self, error: Exception) -> None:
+        now = self._clock()
+        if now - self._told >= _TOLD_EVERY:
+            self._told = now
+            log.warning("limits are those that were known before: %s", error)

@@ -41,13 +41,16 @@ _MOST_OWED: Final = 50_000  # settlements that wait for Redis; the oldest go fir
 _REMEMBERED: Final = 600  # seconds in which a settlement that is sent twice is counted once
 _FLUSHED: Final = 1.5  # seconds after which the usage log has written a call
 
+_ONCE, _UNDO = ":once", ":undo"
+
 _Reply = list[int]
 
 
 class _Debt(NamedTuple):
-    """What Redis is to be told of a call that has ended, at that time by our clock."""
+    """What Redis is to be told of a call that has ended, by our clock; what is told `again` of it has a name."""
 
     id: str
+    again: str
     meters: Sequence[Meter]
     held: Sequence[int]
     used: Sequence[int]
@@ -70,7 +73,6 @@ class SharedCounter:
         self._asking: set[asyncio.Task[_Reply]] = set()
         self._owed: deque[_Debt] = deque()
         self._holding: dict[str, Sequence[Want]] = {}
-        self._counted_alone: set[str] = set()
         self._draining: asyncio.Task[None] | None = None
         self._recovering: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
@@ -103,8 +105,8 @@ class SharedCounter:
         if verdict is None:
             self.fallbacks += 1
             verdict = await self._alone.take(id, wants)
-            if verdict.passed:
-                self._counted_alone.add(id)
+            if verdict.passed and any(at_once := [_at_once(want) for want in wants]):
+                self._owe(id, wants, at_once, again=_ONCE)
         else:
             self._alone.mirror(id, wants, verdict)
         if verdict.passed and any(want.meter.kind.is_held for want in wants):
@@ -116,12 +118,7 @@ class SharedCounter:
 
     def settle(self, id: str, wants: Sequence[Want], used: Sequence[int]) -> None:
         self._alone.settle(id, wants, used)
-        was_alone = id in self._counted_alone
-        self._counted_alone.discard(id)
-        held = self._holding.pop(id, None) is not None
-        if was_alone:  # its requests are not known there either
-            used = [_at_once(want) or amount for want, amount in zip(wants, used, strict=True)]
-        if held or was_alone:
+        if self._holding.pop(id, None) is not None:
             self._owe(id, wants, used)
 
     def metrics(self) -> Iterator[str]:
@@ -218,7 +215,7 @@ class SharedCounter:
 
         def taken_back(asking: asyncio.Task[_Reply]) -> None:
             if id and not asking.cancelled() and asking.exception() is None and asking.result()[0] == 1:
-                self._owe(id, wants, [-_at_once(want) for want in wants], again="undo")
+                self._owe(id, wants, [-_at_once(want) for want in wants], again=_UNDO)
 
         asking.add_done_callback(taken_back)
 
@@ -226,8 +223,8 @@ class SharedCounter:
 
     def _owe(self, id: str, wants: Sequence[Want], used: Sequence[int], again: str = "") -> None:
         meters = [want.meter for want in wants]
-        held = [want.amount if want.meter.kind.is_held else 0 for want in wants]
-        self._owed.append(_Debt(id + again, meters, held, used, self._clock()))
+        held = [want.amount if want.meter.kind.is_held and again != _ONCE else 0 for want in wants]
+        self._owed.append(_Debt(id, again, meters, held, used, self._clock()))
         while len(self._owed) > _MOST_OWED:
             self._owed.popleft()
             self.lost += 1
@@ -250,10 +247,10 @@ class SharedCounter:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for debt in debts:
                     at = 0.0 if self._offset is None else debt.at + self._offset + _FLUSHED
-                    arguments: list[str | int] = [debt.id.removesuffix("undo"), int(at * 1e6), _REMEMBERED]
+                    arguments: list[str | int] = [debt.id, int(at * 1e6), _REMEMBERED]
                     for meter, held, used in zip(debt.meters, debt.held, debt.used, strict=True):
                         arguments += [SPANS[meter.kind.span], held, used]
-                    keys = [*map(self._key, debt.meters), f"{self._tag}:settled:{debt.id}"]
+                    keys = [*map(self._key, debt.meters), f"{self._tag}:settled:{debt.id}{debt.again}"]
                     await self._settle(keys=keys, args=arguments, client=pipe)
                 await pipe.execute()
             for _ in range(min(len(debts), len(self._owed))):

@@ -122,9 +122,9 @@ def amount(what: What, number: int, of: int | None = None) -> str:
 
 
 def dollars(nano: int) -> str:
-    """Exactly, with two digits of cents at least."""
-    whole, rest = divmod(nano, NANO)
-    return f"{whole}.{f'{rest:09d}'.rstrip('0'):0<2}"
+    """To the millionth, with two digits of cents at least."""
+    whole, rest = divmod(nano // 1000, NANO // 1000)
+    return f"{whole}.{f'{rest:06d}'.rstrip('0'):0<2}"
 
 
 def duration(seconds: float) -> str:
