@@ -25,6 +25,7 @@ class Options:
     patterns: tuple[tuple[str, str], ...] = ()
     gateway: tuple[str, ...] = ()  # sockets of the gateway's processes; none: it serves no team
     admin_sees: str = "none"  # what its administrators see of others' conversations
+    gateway_privacy: str = "full"  # the most that is recorded of calls that the gateway makes for somebody
     metadata_only: bool = False  # what is not recorded is not shown while it is said either
 
     def to_json(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from hashlib import sha256
+from http import HTTPStatus
 from typing import Final
 
 from llm_proxy.dialects.digest import Digest
@@ -38,6 +39,7 @@ _TECHNICAL: Final = re.compile(
 )
 _NAME: Final = re.compile(r"[\w.:@/+-]{0,128}", re.ASCII)  # models, ids, kinds of error: never a sentence
 _TEXTS: Final = ("error", "reason", "decode_error", "record_error", "query")
+_REASONS: Final = frozenset(status.phrase for status in HTTPStatus)
 
 
 def level(whose: Attribution | None, ceiling: str = FULL) -> str:
@@ -81,7 +83,7 @@ def without_words(entry: Entry, body: Body) -> Entry:
     if whole:
         kept["sha256"] = whole
     for name in _TEXTS:
-        if isinstance(kept.get(name), str):
+        if isinstance(kept.get(name), str) and not (name == "reason" and kept[name] in _REASONS):
             kept[name] = digest_of(kept[name])
     for name in ("headers", "trailers"):
         if isinstance(kept.get(name), dict):

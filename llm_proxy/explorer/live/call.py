@@ -18,6 +18,7 @@ from llm_proxy.dialects.registry import api_of
 from llm_proxy.explorer.live.speech import Bit, Speech, understood
 from llm_proxy.explorer.live.veil import Veil
 from llm_proxy.journal.frames import Closing, Flag, Frame, Kind, Note, Opening, rerouted, unpack_end
+from llm_proxy.records import privacy
 from llm_proxy.records.exchange import Ending
 from llm_proxy.records.pricing import is_subscription
 from llm_proxy.records.redaction import Redactor
@@ -48,11 +49,23 @@ _MOST_TOOLS = 6  # that are named
 
 
 class Manner(NamedTuple):
-    """How calls are shown. `by_line`: see `Veil`; `silent`: nothing of what they say."""
+    """How calls are shown. `by_line`: see `Veil`; `silent`: nothing of what they say.
+
+    Those that the gateway makes are shown as they are recorded: no more than `ceiling`, and `personal` redacts where
+    their user wants it.
+    """
 
     redactor: Redactor | None = None
     by_line: bool = False
     silent: bool = False
+    ceiling: str = privacy.FULL
+    personal: Redactor = Redactor(privacy.PERSONAL, lambda kind, secret: 0)
+
+    def of(self, level: str) -> Manner:
+        """How those of one level are shown."""
+        if level == privacy.REDACTED:
+            return self._replace(redactor=self.personal, by_line=True)
+        return self if level == privacy.FULL else self._replace(silent=True)
 
 
 class Words(NamedTuple):
@@ -111,6 +124,7 @@ class Call:
     def __init__(self, frame: Frame, opening: Opening, manner: Manner) -> None:
         self.id = str(opening.exchange_id)
         self._began, self._started = frame.at, opening.wall_ns
+        self._manner = manner
         self._goes(opening)
         self._requested = bool(frame.flags & Flag.LAST)
         self._request_bytes = self._response_bytes = 0
@@ -121,8 +135,7 @@ class Call:
         self._last = frame.at
         self._speech = Speech(self._api)
         self._answer: _Answer | None = None
-        self._manner = manner
-        self._veil = Veil(manner.redactor, by_line=manner.by_line)
+        self._veil = self._new_veil()
         self._kind = self._tool = ""
         self._letters = 0
         self._before = 0  # output tokens of earlier turns of the same connection
@@ -138,10 +151,12 @@ class Call:
         method, _, rest = start.partition(" ")
         self._opening = opening
         self._provider, _, self._upstream, why = opening.route
-        self._account = ""
+        self._account, level = "", privacy.FULL
         if why == attribution.WHY:
             whose, fields = attribution.taken(fields)
-            self._account = whose.account
+            self._account, level = whose.account, privacy.level(whose, self._manner.ceiling)
+            self._manner = self._manner.of(level)
+        self.hidden = level == privacy.NONE
         self._method = method
         self._path = rest.rpartition(" ")[0].partition("?")[0]
         self._fields = fields
@@ -251,6 +266,9 @@ class Call:
         gone_after = ending is Ending.CLIENT_GONE and self._speech.over
         return Ending.COMPLETE.label if gone_after else ending.label
 
+    def _new_veil(self) -> Veil:
+        return Veil(self._manner.redactor, by_line=self._manner.by_line)
+
     def _veiled(self, words: str) -> str:
         if self._manner.silent:
             return ""
@@ -296,7 +314,7 @@ class Call:
 
     def _close_block(self) -> None:
         self._say(self._veil.finish())
-        self._veil = Veil(self._manner.redactor, by_line=self._manner.by_line)
+        self._veil = self._new_veil()
 
     def _say(self, text: str) -> None:
         if text and not self._manner.silent:

@@ -25,6 +25,7 @@ from llm_proxy.explorer.options import Options
 from llm_proxy.index.queries import CallRow, IndexUnavailable, SessionRow, TookTooLong
 from llm_proxy.index.record import Record
 from llm_proxy.index.viewer import FULL, NONE, REDACTED, Viewer
+from llm_proxy.records import privacy
 from llm_proxy.records.pricing import PriceBook
 from llm_proxy.records.redaction import Redactor
 
@@ -100,7 +101,10 @@ class Hub:
         self._bell = bell
         self._ask = ask
         self._redactor = Redactor(options.patterns, lambda kind, secret: 0) if options.redact else None
-        manner = Manner(self._redactor, by_line=bool(options.patterns), silent=options.metadata_only)
+        personal = Redactor((*options.patterns, *privacy.PERSONAL), lambda kind, secret: 0)
+        manner = Manner(
+            self._redactor, bool(options.patterns), options.metadata_only, options.gateway_privacy, personal
+        )
         self._watch = Watch(Path(options.journal), manner)
         self._prices = PriceBook()
         self._events: deque[Event] = deque(maxlen=EVENTS)

@@ -172,7 +172,10 @@ class Watch:
             opening = unpack_open(frame.payload)
         except (struct.error, ValueError):  # nothing can be said of a call without it
             return False
-        self._calls[frame.serial] = Call(frame, opening, self._manner)
+        call = Call(frame, opening, self._manner)
+        if call.hidden:
+            return False
+        self._calls[frame.serial] = call
         return True
 
 

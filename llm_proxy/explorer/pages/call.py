@@ -323,6 +323,7 @@ _ENDINGS = {
 _LEFT_OUT = {
     "metadata_only": "The configuration keeps bodies out of the log.",
     "expired": "They were taken out when they had the age that the configuration says.",
+    "privacy": "Their user wants no more to be kept than figures, or they could not be searched for what is private.",
     "redaction_failed": "They could not be searched for secrets, so they were not kept.",
 }
 _CUT = {
