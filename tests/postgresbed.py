@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -50,6 +51,19 @@ class Server:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
         atexit.register(self.end)
+        self._hear()
+
+    def halt(self):
+        """As `pg_ctl stop -m immediate`: whatever it was doing is broken off."""
+        os.kill(self.pid, signal.SIGQUIT)
+
+    def resume(self):
+        """On the same port and data, which it repairs first."""
+        self._keeper.stdin.write("again\n")
+        self._keeper.stdin.flush()
+        self._hear()
+
+    def _hear(self):
         line = self._keeper.stdout.readline()
         assert line, "PostgreSQL did not start: see stderr"
         port, pid = line.split()
@@ -62,6 +76,23 @@ class Server:
             self._keeper.wait(60)
             self._keeper.stdout.close()
             self._keeper = None
+
+    def freeze(self):
+        """It answers nothing, and nobody is told that it is gone."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self._signal(signal.SIGCONT)
+
+    def kill(self):
+        """All of it, at once; `resume` brings it back."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, what):
+        """Its processes are in sessions of their own."""
+        for pid in (self.pid, *_children(self.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, what)
 
     def url(self, database, **query):
         self.start()
@@ -95,6 +126,13 @@ class Server:
 SERVER = Server()
 
 
+def _children(pid):
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
+                yield int(folder.name)
+
+
 def _programs():
     """Debian keeps them out of PATH, by version."""
     found = sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[4]))
@@ -120,11 +158,16 @@ def _main():
         run = [programs / "postgres", "-D", data, "-p", str(port), "-k", folder]
         for name, value in _FAST.items():
             run += ["-c", f"{name}={value}"]
-        with open(folder / "log", "wb") as log:
-            server = subprocess.Popen(run, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, **owner)
-        asyncio.run(_until_ready(server, port, folder / "log"))
-        print(port, server.pid, flush=True)
-        sys.stdin.read()
+        while True:
+            with open(folder / "log", "ab") as log:
+                server = subprocess.Popen(run, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, **owner)
+            asyncio.run(_until_ready(server, port, folder / "log"))
+            print(port, server.pid, flush=True)
+            if not sys.stdin.readline():
+                break
+            server.wait(30)  # it was ended, and is wanted again
+            while _is_held(data):
+                time.sleep(0.01)
     finally:
         if server and server.poll() is None:
             with contextlib.suppress(ProcessLookupError):
@@ -132,6 +175,15 @@ def _main():
             server.send_signal(signal.SIGQUIT)
             server.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_held(data):
+    """Whether a process of the server that was killed has not ended yet: it stands in the way of the next."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(folder / "cwd") == str(data) and (folder / "cmdline").read_bytes():
+                return True
+    return False
 
 
 async def _until_ready(server, port, log):
