@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,14 @@ def _time(moment: datetime | None, form: str) -> Markup:
     )
 
 
+def attributes(given: Mapping[str, object]) -> Markup:
+    """Of an element: True is one without a value, None and False are none at all."""
+    told = ((name, value) for name, value in given.items() if value is not None and value is not False)
+    return Markup("").join(
+        Markup(" {}").format(name) if value is True else Markup(' {}="{}"').format(name, value) for name, value in told
+    )
+
+
 @cache
 def environment() -> Environment:
     made = Environment(
@@ -46,7 +55,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters |= {"day": day, "minute": minute}
+    made.filters |= {"day": day, "minute": minute, "attributes": attributes}
     made.globals |= {"static": assets.link, "root": ROOT}
     return made
 
