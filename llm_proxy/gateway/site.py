@@ -15,6 +15,7 @@ from llm_proxy.gateway.catalog import Catalogs
 from llm_proxy.gateway.costing import Prices
 from llm_proxy.gateway.identity import Identifier
 from llm_proxy.gateway.limiting import Limiter
+from llm_proxy.gateway.machine import Machine
 from llm_proxy.gateway.options import Options, Secrets, encryption_keys
 from llm_proxy.gateway.sealing import Sealer, guard
 from llm_proxy.gateway.sending.sender import Sender
@@ -90,6 +91,7 @@ async def live(site: Site) -> AsyncIterator[None]:
             ("the store's watch", site.store.watch),
             ("the usage log", site.usage.run),
             ("the lists of models", lambda: model_lists.run(site)),
+            ("this machine's part", lambda: Machine(site.store, site.options).run()),
         )
     ]
     async with AsyncExitStack() as ending:  # from the last to the first, whichever of them fails

@@ -8,6 +8,7 @@ from llm_proxy.gateway.manage import (
     aliases,
     audit,
     auth,
+    deletions,
     invitations,
     limits,
     metrics,
@@ -26,7 +27,7 @@ _MODULES = (
     *(api, models),
     *(auth, providers, aliases, usage, usage_calls, usage_series, privacy, users, teams, limits, invitations),
     *(audit, metrics),
-    *(viewing, health, openapi),
+    *(deletions, viewing, health, openapi),
 )
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llm_proxy.gateway.facts import Role
+from llm_proxy.gateway.manage import asked, deletions
 from llm_proxy.gateway.refusals import Refusal, not_found
 from llm_proxy.gateway.routes import Access, Ask, Route
 from llm_proxy.gateway.store.audit import note
@@ -71,10 +72,13 @@ async def change_user(ask: Ask) -> User:
 
 
 async def remove_user(ask: Ask) -> None:
-    """With his keys, provider keys and aliases; what he used stays."""
+    """With his keys, provider keys and aliases; what he used stays, and what was said unless it is asked for."""
     user_id = ask.number("id")
+    asked.known(ask.query, ("conversations",))
     async with ask.site.store.writing() as connection:
         await _one(ask, connection, user_id)
+        if asked.yes(ask.query, "conversations"):
+            await deletions.order(ask, connection, user_id)
         await _refuse_relied_on(connection, user_id)
         gone = await connection.execute(delete(users).where(users.c.id == user_id).returning(users.c.email))
         await ask.site.store.changed(connection)
@@ -121,5 +125,12 @@ def _told(row: Any) -> User:
 ROUTES = (
     Route("GET", "/manage/users", Access.ADMIN, "All accounts", list_users, gives=list[User]),
     Route("PATCH", "/manage/users/{id}", Access.ADMIN, "Change an account", change_user, takes=Change, gives=User),
-    Route("DELETE", "/manage/users/{id}", Access.ADMIN, "Remove an account", remove_user),
+    Route(
+        "DELETE",
+        "/manage/users/{id}",
+        Access.ADMIN,
+        "Remove an account",
+        remove_user,
+        query={"conversations": "true: what is recorded of its conversations is deleted too, on every machine"},
+    ),
 )
