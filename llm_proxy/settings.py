@@ -420,6 +420,10 @@ def _store() -> Rule:
     )
 
 
+def _postgres() -> Rule:
+    return replace(_text(r"postgres(?:ql)?://[!-~]{1,2000}", "postgresql://user:password@host/database"), secret=True)
+
+
 def _redis() -> Rule:
     return replace(_text(r"(?:rediss?|unix)://[!-~]{1,2000}", "redis://… or rediss://…"), secret=True)
 
@@ -913,6 +917,63 @@ class Settings:
         "metadata",
         _choice(*LEVELS),
         "What administrators see of other users' conversations in the explorer.",
+    )
+    index_database_url: str = _setting(
+        "index.database_url",
+        "",
+        _postgres(),
+        "A PostgreSQL in which all machines' records can be looked at; empty: each machine shows its own.",
+    )
+    index_machine: str = _setting(
+        "index.machine",
+        "",
+        _text(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_' and '-', 64 at most"),
+        "This machine's name there, which must not change; empty: the host's name.",
+    )
+    index_address: str = _setting(
+        "index.address",
+        "",
+        _text(_BASE, "a URL such as http://10.0.0.5:7000, without query or password"),
+        "By which URL other machines reach this one's port, to show what was recorded here; empty: they do not.",
+    )
+    bodies_s3_bucket: str = _setting(
+        "bodies.s3_bucket",
+        "",
+        _text(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", "a bucket's name"),
+        "A bucket of S3-compatible storage to which session files are copied; empty: none is.",
+    )
+    bodies_s3_prefix: str = _setting(
+        "bodies.s3_prefix",
+        "llm-proxy",
+        _text(r"[A-Za-z0-9._/-]{1,200}", "letters, digits, '.', '_', '-' and '/'"),
+        "What the names of all copies begin with.",
+    )
+    bodies_s3_endpoint: str = _setting(
+        "bodies.s3_endpoint",
+        "",
+        _text(_BASE, "a URL such as https://storage.example.com"),
+        "Where the storage is; empty: Amazon's.",
+    )
+    bodies_s3_region: str = _setting(
+        "bodies.s3_region", "", _text(r"[a-z0-9-]{1,64}", "a region such as eu-central-1"), "The storage's region."
+    )
+    bodies_s3_access_key: str = _setting(
+        "bodies.s3_access_key",
+        "",
+        _text(r"[!-~]{1,200}", "an access key's id"),
+        "Whose access; empty: found as Amazon's SDKs find it.",
+    )
+    bodies_s3_secret_key: str = _setting(
+        "bodies.s3_secret_key",
+        "",
+        replace(_text(r"[!-~]{1,200}", "a secret access key"), secret=True),
+        "The secret of that access key.",
+    )
+    bodies_s3_after: float = _setting(
+        "bodies.s3_after",
+        300.0,
+        _seconds(0, 86400),
+        "How long a session file must have rested before it is copied.",
     )
     retention_days: float = _setting(
         "retention.days", 0.0, _days(), "Age at which session files are deleted; also from the index and all sums."

@@ -148,6 +148,8 @@ class Lane:
                 if position is None:
                     position = self._begin()
                 reached = self._step(position)
+                if reached is None and not self._gathers_until:
+                    self._tend()
             except Exception as error:  # whatever it is: this lane's trouble alone
                 self._desk.clear()
                 self._trouble(error)
@@ -203,6 +205,13 @@ class Lane:
         self.state.passed += passed
         return reached
 
+    def _tend(self) -> None:
+        """Nothing waits: what the sink does by itself."""
+        tend = getattr(self.sink, "tend", None)
+        if tend is not None and not self._stop.is_set():
+            tend()
+        self._failures, self.state.state = 0, "ok"
+
     def _next(self, position: int) -> Sequence[Waiting]:
         """A batch. Nothing where there is nothing, or not enough and the time for more is not over."""
         limit = 1 if self._one_by_one else self._pace.calls
@@ -210,7 +219,6 @@ class Lane:
         rows = _fitting(found, self._pace.octets)
         if not found:
             self.state.waiting, self.state.since, self._gathers_until = 0, 0.0, 0.0
-            self._failures, self.state.state = 0, "ok"
             return ()
         now = time.monotonic()
         self.state.since = self.state.since or time.time()

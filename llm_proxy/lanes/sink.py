@@ -72,7 +72,8 @@ class Sink(Protocol):
     """Made once per run, called by one thread.
 
     It may have two attributes that `/health/sinks` and `--status` show: `counted`, numbers by name, and `warning`, what
-    a person should know although it gets on.
+    a person should know although it gets on. A method `tend()` is called about once a second while no calls wait, for
+    what the sink does by itself; it raises what `write` does.
     """
 
     def write(self, calls: Sequence[Call]) -> int | None:
@@ -98,6 +99,8 @@ BUILT_IN = {
     "csv": ("llm_proxy.lanes.csv_log", "CsvLog"),
     "dataset": ("llm_proxy.lanes.dataset_log", "DatasetLog"),
     "otlp": ("llm_proxy.lanes.otlp", "Otlp"),
+    "shared-index": ("llm_proxy.lanes.shared_index", "SharedIndex"),
+    "s3": ("llm_proxy.lanes.s3", "S3"),
 }
 
 

@@ -15,6 +15,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from llm_proxy import __version__, paths
 from llm_proxy.lanes.options import Options
+from llm_proxy.service import state
 
 if TYPE_CHECKING:
     from llm_proxy.settings import Settings
@@ -23,6 +24,7 @@ LOKI_PATH = "/loki/api/v1/push"  # where a URL does not say
 SESSIONS = "sessions"  # the session logs, which the keeper writes
 LOKI = "loki"
 OTLP = "otlp"  # goes by its settings, listed or not
+SHARED_INDEX, S3 = "shared-index", "s3"  # so do these
 
 
 def sinks(settings: Settings) -> tuple[str, ...]:
@@ -34,6 +36,10 @@ def sinks(settings: Settings) -> tuple[str, ...]:
         listed[OTLP] = None
     elif settings.otlp_enabled == "false":
         listed.pop(OTLP, None)
+    for name, place in ((SHARED_INDEX, settings.index_database_url), (S3, settings.bodies_s3_bucket)):
+        listed.pop(name, None)
+        if place:
+            listed[name] = None
     return tuple(listed)
 
 
@@ -59,6 +65,8 @@ def lines(settings: Settings) -> tuple[str, ...]:
         "dataset": f"dataset: {settings.dataset_folder}",
         LOKI: f"Loki: {_loki_place(settings)}",
         OTLP: f"OpenTelemetry: {_otlp_place(settings)}",
+        SHARED_INDEX: f"shared index: {_host(settings.index_database_url)}, as {machine(settings)}",
+        S3: f"copies of session files: {settings.bodies_s3_endpoint or 'S3'}, bucket {settings.bodies_s3_bucket}",
     }
     return tuple(said.get(name, f"sink of your own: {name}") for name in sinks(settings))
 
@@ -92,10 +100,51 @@ def options(settings: Settings, door: str = "") -> Options:
         },
         LOKI: loki(settings),
         OTLP: _otlp(settings, name(settings, door)),
+        SHARED_INDEX: _shared_index(settings) if settings.index_database_url else {},
+        S3: {
+            "bucket": bucket(settings),
+            "machine": machine(settings),
+            "after": settings.bodies_s3_after,
+            "state": paths.state_folder(),
+        },
     }
     own = {name: dict(table) for name, table in settings.own_sinks}
     listed = tuple((name, told.get(name) or own.get(name, {})) for name in sinks(settings))
     return Options(state=paths.state_folder(), folder=settings.log_dir, sinks=listed, name=name(settings, door))
+
+
+def machine(settings: Settings) -> str:
+    """This machine's name in what machines share."""
+    return settings.index_machine or re.sub(r"[^A-Za-z0-9._-]+", "-", platform.node())[:64].strip("._-") or "machine"
+
+
+def bucket(settings: Settings) -> dict[str, str]:
+    """The fields of `sinks.s3_client.Bucket`."""
+    return {
+        "name": settings.bodies_s3_bucket,
+        "prefix": settings.bodies_s3_prefix,
+        "endpoint": settings.bodies_s3_endpoint,
+        "region": settings.bodies_s3_region,
+        "access_key": settings.bodies_s3_access_key,
+        "secret_key": settings.bodies_s3_secret_key,
+    }
+
+
+def _shared_index(settings: Settings) -> dict[str, Any]:
+    from llm_proxy.index.bodies import key_of
+
+    return {
+        "url": settings.index_database_url,
+        "machine": machine(settings),
+        "address": settings.index_address,
+        "key": key_of(state.secret(paths.state_folder())),
+    }
+
+
+def _host(url: str) -> str:
+    """Without a password."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def loki(settings: Settings) -> dict[str, Any]:

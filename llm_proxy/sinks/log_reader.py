@@ -65,7 +65,7 @@ def entries(
         file.seek(start)
         while line := file.readline(LONGEST_LINE):
             length = len(line)
-            entry = _entry(line)
+            entry = entry_of(line)
             if entry is not None:
                 yield offset, length, entry
             elif skipped is not None and line.endswith(b"\n") and not line.isspace():
@@ -77,7 +77,7 @@ def entry_at(path: Path | str, offset: int, length: int) -> Entry:
     """The entry at a place known from `entries`. Raises OSError, and ValueError where no entry stands there."""
     with opened(path) as file:
         file.seek(offset)
-        entry = _entry(file.read(length))
+        entry = entry_of(file.read(length))
     if entry is None:
         raise ValueError(f"{path} holds no entry at {offset}")
     return entry
@@ -124,7 +124,8 @@ def zstandard() -> Any:
     return import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
 
 
-def _entry(line: bytes) -> Entry | None:
+def entry_of(line: bytes) -> Entry | None:
+    """The entry that a line is; None where it is none."""
     try:
         entry = _decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -1,0 +1,128 @@
+"""Copies session files that rest to S3-compatible storage, and takes away there what is deleted here.
+
+An object holds a file's plain lines, so that one entry of it can be had alone. Leaves out how storage is spoken to
+(`sinks.s3_client`) and who reads it (`index.bodies`).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from llm_proxy.formats.call import Call
+from llm_proxy.index.bodies import object_of
+from llm_proxy.lanes.sink import Refused, Unusable
+from llm_proxy.sinks import log_reader, s3_client
+
+PAUSE = 15.0  # seconds between two looks at all files
+_SLICE = 5.0  # seconds of copying, before something else has its turn
+_TABLE = """
+    CREATE TABLE IF NOT EXISTS copies (object TEXT PRIMARY KEY, inode INTEGER, size INTEGER, changed INTEGER)
+"""
+
+
+class _Seen(NamedTuple):
+    """By what a file is known to be as it was."""
+
+    inode: int
+    size: int
+    changed: int  # ns
+
+
+class S3:
+    """`options`: `bucket` (fields of `s3_client.Bucket`), `machine`, `after` (seconds a file must rest), `state`."""
+
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._bucket = s3_client.Bucket(**options["bucket"])
+        self._prefix = f"{self._bucket.prefix}/{options['machine']}"
+        self._after = float(options["after"])
+        self._ledger = Path(options["state"], "copies.db")
+        self._next = 0.0
+        self.counted = {"copied": 0, "deleted": 0}
+        try:
+            self._client = s3_client.client(self._bucket)
+        except ImportError as error:
+            raise Unusable(f"bodies.s3_bucket needs botocore: install llm-proxy[bedrock] ({error})") from error
+        os.close(os.open(self._ledger, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+
+    def write(self, calls: Sequence[Call]) -> None:
+        """Files are copied when they rest."""
+
+    def tend(self) -> None:
+        """A slice of what is to be copied and deleted. Raises Refused, OSError."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        with closing(sqlite3.connect(self._ledger, timeout=30, isolation_level=None)) as ledger:
+            ledger.execute(_TABLE)
+            if self._bring(ledger, now + _SLICE):
+                self._next = time.monotonic() + PAUSE
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _bring(self, ledger: sqlite3.Connection, deadline: float) -> bool:
+        """Whether it came to the end."""
+        known = {row[0]: _Seen(*row[1:]) for row in ledger.execute("SELECT * FROM copies")}
+        present = {object_of(self._prefix, file): file for file in log_reader.files(self._folder)}
+        resting = (time.time() - self._after) * 1e9
+        for name, file in present.items():
+            seen = _look(self._folder / file)
+            if seen is None or seen == known.get(name) or seen.changed > resting:
+                continue
+            self._copy(name, file)
+            ledger.execute("INSERT OR REPLACE INTO copies VALUES (?, ?, ?, ?)", (name, *seen))
+            self.counted["copied"] += 1
+            if time.monotonic() > deadline:
+                return False
+        # Behind the copies: what was compressed is there before its plain copy goes.
+        for name in known.keys() - present.keys():
+            self._do(lambda name=name: self._client.delete_object(Bucket=self._bucket.name, Key=name))
+            ledger.execute("DELETE FROM copies WHERE object = ?", (name,))
+            self.counted["deleted"] += 1
+            if time.monotonic() > deadline:
+                return False
+        return True
+
+    def _copy(self, name: str, file: str) -> None:
+        with log_reader.opened(self._folder / file) as lines:
+            size = _length(lines)
+            self._do(
+                lambda: self._client.put_object(
+                    Bucket=self._bucket.name,
+                    Key=name,
+                    Body=lines,
+                    ContentLength=size,
+                    ContentType="application/x-ndjson",
+                )
+            )
+
+    def _do(self, action: Any) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            action()
+        except (BotoCoreError, ClientError) as error:
+            raise Refused(f"storage does not take it: {error}") from error
+
+
+def _look(path: Path) -> _Seen | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return _Seen(found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+
+
+def _length(lines: IO[bytes]) -> int:
+    """Of what can be read, decompressed or not."""
+    size = lines.seek(0, os.SEEK_END)
+    lines.seek(0)
+    return size
