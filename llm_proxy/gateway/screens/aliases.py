@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import msgspec
+
 from llm_proxy.gateway.manage.aliases import LONGEST_CHAIN
 from llm_proxy.gateway.refusals import Refusal, not_found
 from llm_proxy.gateway.routes import Access
@@ -29,9 +31,11 @@ _FIELDS: Final = {
     "light_model_threshold": ("Light model below", fields.number),
     "long_model": ("Long model", fields.perhaps),
     "long_model_threshold": ("Long model from", fields.number),
+    "parameters": ("Parameters", fields.json_object),
     "shared": ("Shared", fields.switch),
 }
 _DEFAULTS: Final = {"weight": 1, "light_model_threshold": 100, "provider_key_id": 0}  # of what may be left empty
+_LONGEST: Final = 20_000  # characters of a field that is shown again
 _STEP: Final = ("key", "model", "rank", "weight")
 
 
@@ -153,7 +157,7 @@ async def filled(desk: Desk, name: str) -> Form:
 async def returned(desk: Desk, name: str, form: fields.Form) -> Form:
     """As it was sent, with what its button does to the chain."""
     chain = _moved(_chain(form), form.get("do"))
-    values = {field: form.get(field, "")[:1000] for field in _FIELDS}
+    values = {field: form.get(field, "")[:_LONGEST] for field in _FIELDS}
     return Form(name, values, chain, await _keys(desk), await _others(desk, name))
 
 
@@ -200,6 +204,8 @@ async def _others(desk: Desk, name: str) -> tuple[Any, ...]:
 def _written(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else ""
+    if isinstance(value, Mapping):
+        return msgspec.json.encode(value).decode() if value else ""
     return "" if value is None else str(value)
 
 

@@ -50,6 +50,7 @@ class Bar:
     width: str
     middle: str
     label: str
+    label_number: int  # how many labels are before it
     parts: tuple[Part, ...]
 
 
@@ -106,6 +107,7 @@ def _bar(place: int, labels: Sequence[str], series: Sequence[Series], top: float
         width=_figure(width),
         middle=_figure(middle),
         label=labels[place] if place % every == 0 else "",
+        label_number=place // every,
         parts=tuple(parts),
     )
 

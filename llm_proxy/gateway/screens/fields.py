@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from llm_proxy.gateway.refusals import Refusal, not_found
 
 Reads = Callable[[str, str], Any]  # (its name for people, what was written) -> what the API takes
@@ -51,6 +53,16 @@ def number(name: str, written: str) -> int | None:
     if not plain.isascii() or not plain.isdigit() or len(plain) > _LONGEST:
         raise Refusal(400, "invalid_request", f"{name}: a whole number is wanted, not {written.strip()[:40]!r}")
     return int(plain)
+
+
+def json_object(name: str, written: str) -> dict[str, Any]:
+    """Nothing is an empty one. Raises Refusal."""
+    if not written.strip():
+        return {}
+    try:
+        return msgspec.json.decode(written, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError):
+        raise Refusal(400, "invalid_request", f'{name}: a JSON object is wanted, like {{"temperature": 0.2}}') from None
 
 
 def dollars(name: str, written: str) -> float | None:

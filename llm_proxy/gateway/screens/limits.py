@@ -29,6 +29,7 @@ KINDS: Final = {
 _MONEY: Final = ("spend_day", "spend_month")
 _FIELDS: Final = {name: (label, fields.dollars if name in _MONEY else fields.number) for name, label in KINDS.items()}
 _WARNED: Final = 0.8  # of a limit
+_YOURS: Final = {"everybody": "Everybody together", "user": "You"}
 _SUBJECTS: Final = {"everybody": "Everybody", "team": "Team", "user": "User", "key": "API key", "alias": "Alias"}
 
 
@@ -72,19 +73,20 @@ class Form:
 
 
 async def view(desk: Desk) -> View:
-    meters = tuple(_meter(one) for one in await desk.ask("GET", "/manage/limits/mine"))
+    teams = {team.id: team.name for team in (await desk.ask("GET", "/auth/me")).teams}
+    meters = tuple(_meter(one, teams) for one in await desk.ask("GET", "/manage/limits/mine"))
     if not desk.admin:
         return View(meters, (), {})
     rows = tuple(_row(one) for one in await desk.ask("GET", "/manage/limits"))
     return View(meters, rows, await _choices(desk))
 
 
-def _meter(one: Any) -> Meter:
+def _meter(one: Any, teams: Mapping[int, str]) -> Meter:
     taken = one.used + one.held
     share = min(1.0, taken / one.most) if one.most else 1.0
-    whose = {"everybody": "everybody together", "user": "you"}.get(one.subject)
+    name = teams.get(one.subject_id, "") if one.subject == "team" else one.name
     return Meter(
-        whose=whose or f"{_SUBJECTS[one.subject].lower() if one.subject != 'key' else 'API key'} {one.name}".strip(),
+        whose=_YOURS.get(one.subject) or f"{_SUBJECTS[one.subject]} {name}",
         kind=KINDS[one.limit],
         said=f"{figure(one.limit, taken)} of {figure(one.limit, one.most)}",
         share=share,
