@@ -12,7 +12,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from llm_proxy.explorer.options import Options, options
+from llm_proxy.explorer.options import SHARED, Options, options
 from llm_proxy.explorer.serving import serve
 from llm_proxy.explorer.site import BELL, SITE, application
 from llm_proxy.unix import PathTooLong, bind
@@ -21,7 +21,7 @@ _NICENESS = 10  # people wait for a page; streams come first all the same
 
 
 def main() -> int:
-    given = options(sys.argv[1])
+    given = options(sys.argv[1], os.environ.pop(SHARED, ""))
     os.umask(0o077)
     try:
         link = bind(given.socket) if given.socket else socket.create_server(("127.0.0.1", given.port))

@@ -6,7 +6,20 @@ Leaves out where the values come from.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+
+SHARED = "LLM_PROXY_SHARED"  # the environment variable: command lines are for everybody on the machine to read
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The record of all machines: its index's `url`, this `machine`'s name there, and the fields of the storage's
+    `sinks.s3_client.Bucket`, empty where there is none.
+    """
+
+    url: str
+    machine: str
+    bucket: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +40,20 @@ class Options:
     admin_sees: str = "none"  # what its administrators see of others' conversations
     gateway_privacy: str = "full"  # the most that is recorded of calls that the gateway makes for somebody
     metadata_only: bool = False  # what is not recorded is not shown while it is said either
+    shared: Shared | None = field(default=None, repr=False)  # None: this machine's own record is shown
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        """All but what has passwords."""
+        return json.dumps(asdict(replace(self, shared=None)))
+
+    def variables(self) -> dict[str, str]:
+        """The rest, for the environment."""
+        return {SHARED: json.dumps(asdict(self.shared))} if self.shared is not None else {}
 
 
-def options(given: str) -> Options:
+def options(given: str, shared: str = "") -> Options:
     """The options from their JSON. Raises ValueError, naming what is wrong."""
     import msgspec  # who only writes them does without
 
-    return msgspec.json.decode(given.encode(), type=Options)
+    read = msgspec.json.decode(given.encode(), type=Options)
+    return replace(read, shared=msgspec.json.decode(shared.encode(), type=Shared)) if shared else read

@@ -21,16 +21,17 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from aiohttp import web
 
-from llm_proxy.explorer import api, asking, guard, highlight, markdown, render
+from llm_proxy.explorer import api, asking, guard, highlight, markdown, render, sharing
 from llm_proxy.explorer.asking import Absent, Asked, BadValue, NotFound, Withheld
 from llm_proxy.explorer.bell import Bell
 from llm_proxy.explorer.live.hub import Hub
 from llm_proxy.explorer.options import Options
 from llm_proxy.explorer.page import File, Handler, Page
 from llm_proxy.explorer.routes import EXTRAS, PAGES
+from llm_proxy.explorer.sharing import NoIndexYet, Records
 from llm_proxy.explorer.status import Standing
 from llm_proxy.explorer.viewer import Team
-from llm_proxy.index.queries import IndexUnavailable, TookTooLong, open_index
+from llm_proxy.index.queries import IndexUnavailable, TookTooLong
 from llm_proxy.index.record import Record
 from llm_proxy.index.viewer import EVERYTHING, NOBODY, Viewer
 from llm_proxy.records.redaction import Redactor
@@ -45,10 +46,6 @@ T = TypeVar("T")
 Fresh = Callable[[], None]
 
 
-class NoIndexYet(IndexUnavailable):
-    """The keeper has not made it so far."""
-
-
 class Site:
     """What all handlers share: the options and the right to ask the record."""
 
@@ -59,6 +56,7 @@ class Site:
         self.templates = render.environment()
         self.standing = Standing(options)
         self.redactor = Redactor(options.patterns, lambda kind, secret: 0)
+        self._records = Records(options, self.redactor)
         self.live = Hub(options, bell, partial(self.ask, EVERYTHING))
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="view")
 
@@ -80,12 +78,8 @@ class Site:
             await self.run(self._fresh)
 
     def _asked(self, viewer: Viewer, question: Callable[[Record], T], limit: float) -> T:
-        path = Path(self.options.index)
-        if not path.exists():
-            raise NoIndexYet(f"{path} is not there")
-        with open_index(path, viewer, self.redactor.text) as index:
-            index.stop_at(time.monotonic() + limit)
-            record = Record(index, Path(self.options.logs), self.redactor)
+        with self._records.open(viewer) as record:
+            record.index.stop_at(time.monotonic() + limit)
             if viewer.sees_everything:
                 self.standing.count(record)
             return question(record)
@@ -109,6 +103,7 @@ class Site:
     async def close(self) -> None:
         await self.live.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._records.close()
 
 
 SITE = web.AppKey("site", Site)
@@ -126,7 +121,8 @@ def application(
     """
     team = Team(options.gateway, options.admin_sees)
     keeper = guard.Guard(Path(options.state), options.hosts, stranger, team)
-    app = web.Application(middlewares=[guard.middleware(keeper, render.ROOT, _refused), _errors])
+    others = sharing.middleware(keeper, Path(options.logs))
+    app = web.Application(middlewares=[others, guard.middleware(keeper, render.ROOT, _refused), _errors])
     app[BELL] = Bell()
     app[SITE] = Site(options, app[BELL], fresh)
     app[TEAM] = team

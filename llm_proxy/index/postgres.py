@@ -6,15 +6,18 @@ Leaves out its tables (`postgres_sql`) and who fills it (`postgres_write`).
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llm_proxy.index import postgres_sql
+from llm_proxy.index.bodies import Address
 from llm_proxy.index.postgres_sql import SCHEMA
 from llm_proxy.index.queries import Index, IndexUnavailable, TookTooLong
+from llm_proxy.index.viewer import EVERYTHING, METADATA, REDACTED, Viewer, views
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 CONNECTING, ANSWERING = 5.0, 30.0  # seconds
 _ROWS = 500  # read at once
+_MOST_IDLE = 8  # connections
 # One that hangs in the middle of a transaction must not keep the others from writing.
 _SETTINGS = {"search_path": f"{SCHEMA},pg_catalog", "idle_in_transaction_session_timeout": "30000"}
 
@@ -131,9 +135,9 @@ def _told(*, late: bool = False) -> Iterator[None]:
 class SharedIndex(Index):
     """All machines' rows. Names of files begin with their machine's."""
 
-    def __init__(self, link: Connection) -> None:
+    def __init__(self, link: Connection, viewer: Viewer = EVERYTHING) -> None:
+        self.viewer = viewer
         self._link = link
-        self._path = Path("shared")
 
     def stop_at(self, deadline: float | None) -> None:
         self._link.deadline = deadline
@@ -150,13 +154,86 @@ class SharedIndex(Index):
 
 
 @contextmanager
-def open_shared(url: str) -> Iterator[SharedIndex]:
-    """The shared index for reading. Raises IndexUnavailable."""
+def open_shared(url: str, viewer: Viewer = EVERYTHING) -> Iterator[SharedIndex]:
+    """The shared index for reading, as far as the viewer sees it. Raises IndexUnavailable."""
+    pool = Pool(url)
     try:
-        link = Connection(url)
-    except Unreachable as error:
-        raise IndexUnavailable(str(error)) from error
-    try:
-        yield SharedIndex(link)
+        with pool.open(viewer) as index:
+            yield index
     finally:
+        pool.close()
+
+
+class Pool:
+    """Connections for reading, kept for the next question of the same viewer. For any number of threads."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._idle: list[tuple[Viewer, Connection]] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def open(self, viewer: Viewer = EVERYTHING) -> Iterator[SharedIndex]:
+        """Raises IndexUnavailable."""
+        seen = _narrowed(viewer)
+        try:
+            link = self._taken(seen) or _opened(self._url, seen)
+        except Unreachable as error:
+            raise IndexUnavailable(str(error)) from error
+        try:
+            yield SharedIndex(link, seen)
+        except BaseException:
+            link.close()
+            raise
+        self._give_back(seen, link)
+
+    def addresses(self) -> dict[str, Address]:
+        """Where the machines that fill it are asked. Raises IndexUnavailable."""
+        with self.open() as index:
+            rows = index.rows("SELECT name, address, secret FROM machines", {})
+            return {name: Address(address, secret) for name, address, secret in rows}
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for _, link in idle:
+            link.close()
+
+    def _taken(self, viewer: Viewer) -> Connection | None:
+        """One that still answers: PostgreSQL may have been restarted since."""
+        while True:
+            with self._lock:
+                at = next((at for at, (whose, _) in enumerate(self._idle) if whose == viewer), None)
+                if at is None:
+                    return None
+                _, link = self._idle.pop(at)
+            try:
+                link.execute("SELECT 1")
+            except Unreachable:
+                link.close()
+            else:
+                return link
+
+    def _give_back(self, viewer: Viewer, link: Connection) -> None:
+        link.deadline = None
+        with self._lock:
+            self._idle.append((viewer, link))
+            last = self._idle.pop(0)[1] if len(self._idle) > _MOST_IDLE else None
+        if last is not None:
+            last.close()
+
+
+def _narrowed(viewer: Viewer) -> Viewer:
+    """PostgreSQL has no redaction of ours: who would see others' calls redacted sees that there were any."""
+    return replace(viewer, others=METADATA) if viewer.others == REDACTED else viewer
+
+
+def _opened(url: str, viewer: Viewer) -> Connection:
+    link = Connection(url)
+    try:
+        for view in views(viewer, SCHEMA):
+            link.run(view)
+    except BaseException:
         link.close()
+        raise
+    return link

@@ -9,22 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_proxy.dialects.digest import Digest
-from llm_proxy.index.queries import CallRow, Index
+from llm_proxy.index.bodies import Bodies, Local
+from llm_proxy.index.queries import CallRow, Index, Place
 from llm_proxy.index.viewer import METADATA, NONE, REDACTED
 from llm_proxy.records.redaction import Redactor
 from llm_proxy.records.understood import Entry, understand
-from llm_proxy.sinks.log_reader import entry_at
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The open index, and the log folder whose places it names. What it gives is what the index's viewer may see;
-    `redactor` takes secrets out where that is redacted, and without one nothing of it is given.
+    """The open index, and the log folder whose places it names; `bodies` where they are other machines' too. What it
+    gives is what the index's viewer may see; `redactor` takes secrets out where that is redacted, and without one
+    nothing of it is given.
     """
 
     index: Index
     logs: Path
     redactor: Redactor | None = None
+    bodies: Bodies | None = None
 
     def withholds(self, call: CallRow) -> bool:
         """Whether the viewer may see that there was this call, and nothing that was said."""
@@ -49,9 +51,8 @@ class Record:
     def _entry(self, call: CallRow, place: tuple[str, int, int] | None) -> Entry | None:
         if place is None or self.withholds(call):
             return None
-        file, offset, length = place
         try:
-            found = entry_at(self.logs / file, offset, length)
+            found = (self.bodies or Local(self.logs)).entry(Place(*place))
         except (OSError, ValueError):
             return None
         if self.redactor is not None and self.index.viewer.sees(call.account) == REDACTED:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from llm_proxy import unix
-from llm_proxy.explorer.options import Options
+from llm_proxy.explorer.options import Options, Shared
 from llm_proxy.proxy.explorer import Explorer
+from llm_proxy.service import passing
 from llm_proxy.service.supervise import Supervisor
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ class Exploring:
         """Where it does not run, start it; whether it then serves is seen at its socket."""
         if self._supervisor is None and not self._stopped:
             errors = f"{self._socket.removesuffix('.sock')}.err"
-            self._supervisor = Supervisor("llm_proxy.explorer", (self._options().to_json(),), errors=errors)
+            told = self._options()
+            command = ("llm_proxy.explorer", (told.to_json(),))
+            self._supervisor = Supervisor(*command, errors=errors, variables=told.variables())
             self._supervisor.start()
 
     def wake(self) -> None:
@@ -127,4 +130,13 @@ def options(
         patterns=settings.patterns,
         gateway_privacy=settings.gateway_privacy_ceiling,
         metadata_only=settings.metadata_only,
+        shared=_shared(settings) if socket else None,
     )
+
+
+def _shared(settings: Settings) -> Shared | None:
+    """What the daemon's explorer shows, where machines share a record; one that is started by hand shows its own."""
+    if not settings.index_database_url:
+        return None
+    bucket = passing.bucket(settings) if settings.bodies_s3_bucket else {}
+    return Shared(settings.index_database_url, passing.machine(settings), bucket)
