@@ -1,0 +1,401 @@
+"""Each of the gateway's users sees his own calls in the explorer, and of others' nothing, whatever he asks."""
+
+import contextlib
+import json
+import re
+import time
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from llm_proxy.explorer import guard, site
+from llm_proxy.explorer.options import Options
+from llm_proxy.explorer.routes import EXTRAS, PAGES
+from llm_proxy.index.ingest import Indexer
+from llm_proxy.index.queries import Filter, open_index
+from llm_proxy.index.viewer import EVERYTHING, NOBODY, Viewer
+from tests.explored import SCENES, Made, Session, png, record
+from tests.gatewaybed import Gateway, a_gateway
+from tests.gatewayscreens import Person
+
+NAMES = ("alice", "bob")
+WORD = "quince"  # in every conversation of these, so that whoever searches for it finds what he may
+SECRET = "sk-ant-api03-" + "Zx8Qw3Lm5Np7Rt9Vb2Yc4"
+
+
+def said(name: str, *, of: str = "", picture: bytes = b"") -> dict:
+    content: list[dict] = [{"type": "text", "text": f"canary-{name} {WORD} {of} {SECRET}"}]
+    if picture:
+        import base64
+
+        source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(picture).decode()}
+        content.append({"type": "image", "source": source})
+    return {"model": f"model-{name}", "max_tokens": 9, "messages": [{"role": "user", "content": content}]}
+
+
+def answered(name: str) -> dict:
+    usage = {"input_tokens": 10, "output_tokens": 5}
+    text = [{"type": "text", "text": f"canary-{name} answered {WORD}"}]
+    about = {"id": "msg_1", "type": "message", "role": "assistant", "stop_reason": "end_turn"}
+    return about | {"model": f"model-{name}", "content": text, "usage": usage}
+
+
+def _scene(name: str, *callers: str):
+    """A session, and whose its calls are, one after the other."""
+
+    def scene(maker: Any) -> None:
+        client = {"program": f"canary-{name}-program", "project": f"canary-{name}-project", "cwd": f"/canary-{name}"}
+        start = maker.now - 3600 * 10**9
+        session = Session(maker, name, "anthropic", "api.anthropic.com", start, client=client)
+        for place, caller in enumerate(callers):
+            colour = (len(caller), place, len(name))
+            body = said(caller, of=f"turn {place}", picture=png(colour=colour))
+            failed = {"status": 400} if place == 2 else {}
+            answer = {"type": "error", "error": {"type": "bad", "message": f"canary-{caller} failed"}}
+            session.call("/v1/messages", body, answer if failed else answered(caller), **failed)
+
+    return scene
+
+
+OWN = {"alice": ("alice",) * 3, "bob": ("bob",) * 3, "owner": ("owner",) * 3, "mixed": ("alice", "bob") * 2}
+
+
+class Told(NamedTuple):
+    """The record, the gateway, and whose each call is (`calls`: call id -> name; `sessions`: id -> names)."""
+
+    made: Made
+    gateway: Gateway
+    accounts: dict[str, str]
+    tokens: dict[str, str]
+    calls: dict[str, str]
+    sessions: dict[str, frozenset[str]]
+
+    def traces(self, *names: str) -> set[str]:
+        """What tells of these people's calls: ids, words."""
+        foreign = {id for id, name in self.calls.items() if name in names}
+        foreign |= {id for id, owners in self.sessions.items() if owners <= set(names)}
+        return foreign | {f"canary-{name}" for name in names}
+
+    @property
+    def sockets(self) -> tuple[str, ...]:
+        return (str(self.gateway.daemon.state / f"gateway-{self.gateway.port}.sock"),)
+
+
+def _attribute(made: Made, accounts: dict[str, str]) -> tuple[dict[str, str], dict[str, frozenset[str]]]:
+    """The logs as the gateway's calls are recorded; the conversations there are go round."""
+    round_ = ("alice", "bob", "owner")
+    calls: dict[str, str] = {}
+    for place, (name, ids) in enumerate(made.calls.items()):
+        whose = OWN.get(name) or (round_[place % 3],) * len(ids)
+        calls |= dict(zip(ids, whose, strict=True))
+    sessions: dict[str, set[str]] = {}
+    for file in made.logs.rglob("*.jsonl"):
+        lines = [json.loads(line) for line in file.read_bytes().splitlines()]
+        for line in lines:
+            name = calls.get(line["_meta"].get("request_id"), "")
+            if name:
+                sessions.setdefault(line["_meta"]["session"], set()).add(name)
+            if line["type"] == "request" and name in accounts:
+                whose = {"account": accounts[name], "user": f"{name}@example.com", "request": "r", "attempt": 1}
+                line["gateway"] = whose
+        file.write_text("".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines))
+    made.index.unlink()
+    indexer = Indexer(made.index, made.logs)
+    indexer.catch_up_all()
+    indexer.close()
+    return calls, {id: frozenset(names) for id, names in sessions.items()}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    with a_gateway(home) as gateway:
+        gateway.wait()
+        tokens = {"admin": gateway.admin} | {name: gateway.member(f"{name}@example.com") for name in NAMES}
+        accounts = {
+            name: gateway.want(200, "GET", "/auth/viewer", token=token)["account"] for name, token in tokens.items()
+        }
+        made = record(tmp_path_factory.mktemp("record"), scenes=(*SCENES, *(_scene(*one) for one in _scenes())))
+        yield Told(made, gateway, accounts, tokens, *_attribute(made, accounts))
+
+
+def _scenes():
+    return ((name, *callers) for name, callers in OWN.items())
+
+
+@contextlib.asynccontextmanager
+async def _explorer(told: Told, tmp_path, token: str = "", **options):
+    """The explorer as a process of the daemon's would serve it; without a token as whoever runs the machine asks."""
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700, exist_ok=True)
+    headers = {"Authorization": f"Bearer {token}"} if token else guard.bearer(guard.new_secret(state))
+    given = {"gateway": told.sockets, "index": str(told.made.index), "logs": str(told.made.logs)} | options
+    app = site.application(Options(state=str(state), **given))
+    async with TestClient(TestServer(app), headers=headers) as client:
+        yield client
+
+
+async def _ask(client: TestClient, path: str) -> tuple[int, str]:
+    async with client.get(f"/llm-proxy{path}", allow_redirects=False) as answer:
+        return answer.status, (await answer.read()).decode("utf-8", "replace")
+
+
+def lists() -> list[str]:
+    """Every page and file that is not about one thing, with each word that its parameters take."""
+    found = []
+    for one in (*PAGES, *EXTRAS):
+        if "{" in one.path or one.path == "/live/events":
+            continue
+        queries = [{}, {"utc": "1"}]
+        queries += [{param.name: choice} for param in one.params for choice in param.choices]
+        if one.path == "/search":
+            queries = [*(query | {"q": WORD} for query in queries), {"q": "answered"}, {"q": "role:user canary"}]
+        if one.path.startswith("/figures"):
+            queries += [{"by": "session", "of": "groups", "model": "model-bob"}]
+        below = ["", "/api"] if one in PAGES else [""]
+        for query in queries:
+            for root in below:
+                path = "/sessions" if one.path == "/" and root else one.path
+                found.append(f"{root}{path}?{urlencode(query)}")
+    return list(dict.fromkeys(found))
+
+
+def about(told: Told, session: str, call: str, picture: str = "0" * 64) -> list[str]:
+    """Every address that names a session, a call or a picture."""
+    found = []
+    for one in (*PAGES, *EXTRAS):
+        if "{" not in one.path:
+            continue
+        id = picture if "{sha256}" in one.path else call if one.path.startswith("/calls/") else session
+        path = re.sub(r"\{\w+\}", quote(id, safe=""), one.path)
+        queries = [{}, *({param.name: choice} for param in one.params for choice in param.choices)]
+        named = {"session": session, "call": call} if picture in path else {}
+        if path.endswith("/part"):
+            queries = [{"call": call, "part": part} for part in ("system", "tools", "earlier", "0.0")]
+        for query in queries:
+            asked = urlencode(query | named)
+            found += [f"{root}{path}?{asked}" for root in (("", "/api") if one in PAGES else ("",))]
+    return list(dict.fromkeys(found))
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_no_list_search_figure_or_file_tells_of_others(told, tmp_path, name):
+    """Each page, as HTML, JSON and CSV, with each word its parameters take: no id and no word of anybody else's."""
+    others = told.traces(*({"alice", "bob", "owner"} - {name}))
+    async with _explorer(told, tmp_path, told.tokens[name]) as client:
+        seen = ""
+        for path in lists():
+            status, text = await _ask(client, path)
+            assert status == 200, (path, text[:300])
+            assert not [trace for trace in others if trace in text], path
+            seen += text
+    own = [id for id, owners in told.sessions.items() if name in owners]
+    assert len(own) > 3 and all(id in seen for id in own) and f"canary-{name}" in seen
+
+
+async def test_what_is_not_mine_is_not_there(told, tmp_path):
+    """Every route with every foreign session, call and picture answers 404, and the same as for what never was."""
+    foreign = [id for id, name in told.calls.items() if name != "alice"]
+    session_of = {call: told.made.sessions[name] for name, ids in told.made.calls.items() for call in ids}
+    async with _explorer(told, tmp_path, told.tokens["alice"]) as client:
+        for call in foreign:
+            session = session_of[call]
+            shared = "alice" in told.sessions[session]
+            # All addresses for some of them, the pages for all.
+            some = about(told, session, call) if call in (*told.made.calls["bob"], *told.made.calls["mixed"]) else ()
+            for path in (*some, f"/calls/{call}", f"/api/calls/{call}", f"/sessions/{session}?call={call}"):
+                if shared and path.startswith(("/sessions/", "/api/sessions/")) and call not in path:
+                    continue
+                status, text = await _ask(client, path)
+                if status == 308 and path.startswith("/session/"):  # an older address, of whatever session
+                    continue
+                assert status == 404 or (status == 307 and "fmt=md" in path), (path, status)
+                assert "canary-bob" not in text and "canary-owner" not in text
+
+
+async def test_what_is_mine_is_there_as_ever(told, tmp_path):
+    """One's own conversation is what whoever runs the machine sees of it, to the byte."""
+    call, session = told.made.calls["alice"][0], told.made.sessions["alice"]
+    async with _explorer(told, tmp_path, told.tokens["alice"]) as mine, _explorer(told, tmp_path) as whole:
+        for path in about(told, session, call):
+            if path.startswith(("/api", "/sessions")) and "/part" not in path:
+                assert await _ask(mine, path) == await _ask(whole, path) or "rendered in" in (await _ask(mine, path))[1]
+        assert (await _ask(mine, f"/calls/{call}?dl=request"))[1] == json.dumps(
+            said("alice", of="turn 0", picture=png(colour=(5, 0, 5))), ensure_ascii=False
+        )
+
+
+async def test_of_a_session_of_two_each_sees_his_own_calls(told, tmp_path):
+    """Not the other's, nor what the session is called and where it began; sums are of one's own calls."""
+    session, calls = told.made.sessions["mixed"], told.made.calls["mixed"]
+    for name, other in (("alice", "bob"), ("bob", "alice")):
+        async with _explorer(told, tmp_path, told.tokens[name]) as client:
+            status, text = await _ask(client, f"/api/sessions/{session}?view=calls")
+            found = json.loads(text)
+            mine = [id for id in calls if told.calls[id] == name]
+            assert status == 200 and [one["id"] for one in found["calls"]] == mine
+            assert found["session"]["calls"] == len(mine) and f"canary-{other}" not in text and "mixed" not in text
+            assert found["session"]["models"] == [f"model-{name}"]
+            listed = json.loads((await _ask(client, "/api/sessions?n=200"))[1])
+            (row,) = [one for group in listed["groups"] for one in group["sessions"] if one["id"] == session]
+            assert row["sums"]["calls"] == len(mine) and row["title"] == "" and row["models"] == [f"model-{name}"]
+            for path in (f"/sessions/{session}/export?fmt=md", f"/sessions/{session}/export?fmt=jsonl"):
+                status, text = await _ask(client, path)
+                assert status == 200 and f"canary-{name}" in text and f"canary-{other}" not in text
+
+
+def test_sums_of_all_viewers_are_the_whole(told):
+    """By session, by quarter of an hour and by call: each viewer's come to what his calls come to."""
+    with open_index(told.made.index) as index:
+        rows = list(index.calls(Filter()))
+    for name, account in told.accounts.items():
+        wanted = [row for row in rows if row.account == account]
+        with open_index(told.made.index, Viewer(account)) as index:
+            seen = [row.id for row in index.calls(Filter())]
+            assert seen == [row.id for row in wanted] == [row.id for row in rows if told.calls[row.id] == name]
+            (slots,) = index.rows("SELECT coalesce(sum(calls), 0), coalesce(sum(output), 0) FROM slots", {})
+            (sums,) = index.rows("SELECT coalesce(sum(calls), 0), coalesce(sum(output), 0) FROM sessions", {})
+            models = sum(count for (count,) in index.rows("SELECT calls FROM session_models", {}))
+        output = sum(row.usage.output for row in wanted if row.usage)
+        assert slots == sums == (len(wanted), output)
+        assert models == sum(1 for row in wanted if row.model)
+    with open_index(told.made.index, NOBODY) as index:
+        tables = (
+            "calls",
+            "sessions",
+            "session_models",
+            "session_files",
+            "files",
+            "slots",
+            "messages",
+            "texts",
+            "gists",
+        )
+        assert [next(index.rows(f"SELECT count(*) FROM {name}", {})) for name in tables] == [(0,)] * len(tables)
+    with open_index(told.made.index, Viewer(told.accounts["admin"], "full")) as index:
+        seen = {row.id for row in index.calls(Filter())}
+    assert seen == {id for id, name in told.calls.items() if name != "owner"}
+    assert EVERYTHING.sees("") == "full" and Viewer("00000001.1", "full").sees("") == "none"
+
+
+# --- administrators
+
+
+async def test_by_default_an_administrator_sees_that_and_how_much_not_what(told, tmp_path):
+    """With `metadata`: lists and figures of everybody, no word of anybody's, and none of what no gateway called."""
+    async with _explorer(told, tmp_path, told.tokens["admin"], admin_sees="metadata") as client:
+        seen = ""
+        for path in lists():
+            status, text = await _ask(client, path)
+            assert status == 200 and not [one for one in told.traces("owner") if one in text], path
+            seen += text
+        session, call = told.made.sessions["alice"], told.made.calls["alice"][0]
+        assert session in seen and told.made.sessions["bob"] in seen
+        for path in about(told, session, call):
+            status, text = await _ask(client, path)
+            if status == 200:
+                assert path.startswith((f"/sessions/{session}", f"/api/sessions/{session}")), path
+            else:
+                assert status in (403, 404, 307, 308), (path, status)
+            seen += text
+        assert (await _ask(client, f"/calls/{call}?tab=raw"))[0] == 403
+    # What a client's program and project are called is no word of a conversation.
+    assert "canary-" not in re.sub("canary-[a-z]+-(project|program)", "", seen)
+
+
+@pytest.mark.parametrize(("policy", "secret"), [("redacted", False), ("full", True)])
+async def test_an_operator_may_let_administrators_read(told, tmp_path, policy, secret):
+    """Redacted: without what looks like a secret, and nothing of it is found by searching. Full: as it is."""
+    session, call = told.made.sessions["bob"], told.made.calls["bob"][0]
+    async with _explorer(told, tmp_path, told.tokens["admin"], admin_sees=policy) as client:
+        for path in about(told, session, call):
+            status, text = await _ask(client, path)
+            assert status in (200, 307, 308, 404, 400, 410), (path, status)
+            assert secret or SECRET not in text, path
+        status, text = await _ask(client, f"/calls/{call}?dl=request")
+        assert status == 200 and "canary-bob" in text and (SECRET in text) == secret
+        hits = json.loads((await _ask(client, f"/api/search?q={WORD}"))[1])["hits"]
+        assert bool(hits) == secret
+        assert await _titles(client) == {"alice", "bob"}
+        texts = "".join([(await _ask(client, path))[1] for path in lists()])
+        assert "canary-bob" in texts and (SECRET in texts) == secret
+        assert not [one for one in told.traces("owner") if one in texts]
+
+
+async def _titles(client: TestClient) -> set[str]:
+    """Whose conversations' first words stand in the list."""
+    found = json.loads((await _ask(client, "/api/sessions?n=200"))[1])
+    titles = [one["title"] for group in found["groups"] for one in group["sessions"]]
+    return {title.split()[0].removeprefix("canary-") for title in titles if title.startswith("canary-")}
+
+
+async def test_with_none_an_administrator_is_like_everybody(told, tmp_path):
+    """He sees his own calls, of which there are none here."""
+    async with _explorer(told, tmp_path, told.tokens["admin"], admin_sees="none") as client:
+        status, text = await _ask(client, "/api/sessions")
+        assert status == 200 and json.loads(text)["total"] == 0
+
+
+# --- who comes in
+
+
+async def test_only_what_the_gateway_vouches_for_opens(told, tmp_path):
+    """A session or a key that may read conversations; no other key, nothing wrong, nothing twice. A key is no admin."""
+    key = told.gateway.key(told.tokens["alice"], scopes=["conversations"])
+    powerless = told.gateway.key(told.tokens["alice"], scopes=["models", "usage", "manage"])
+    admins = told.gateway.key(told.gateway.admin, scopes=["conversations"])
+    async with _explorer(told, tmp_path, admin_sees="full") as client:
+        for token, status, calls in ((key, 200, True), (powerless, 401, False), (key[:-1] + "x", 401, False)):
+            async with client.get("/llm-proxy/api/sessions", headers={"Authorization": f"Bearer {token}"}) as answer:
+                assert answer.status == status and (told.made.sessions["alice"] in await answer.text()) == calls
+        async with client.get("/llm-proxy/api/sessions", headers={"Authorization": f"Bearer {admins}"}) as answer:
+            assert (await answer.json())["total"] == 0
+        for headers in ({"Authorization": "Basic eDp5"}, {"Authorization": "Bearer "}, {"Cookie": "llm_proxy_team=x"}):
+            headers = {"Authorization": "", **headers}
+            async with client.get("/llm-proxy/api/sessions", headers=headers) as answer:
+                assert answer.status == 401
+
+
+def test_through_the_daemon_by_cookie_and_key_and_by_any_of_its_names(told):
+    """A browser signs in on the team's pages and sees its own; after it has signed out it does not, soon."""
+    gateway = told.gateway
+    assert gateway.ask("GET", "/llm-proxy/api/sessions").status == 401
+    person = Person(gateway).sign_in("alice@example.com")
+    cookie = {"Cookie": f"llm_proxy_team={person.cookie}"}
+    deadline = time.monotonic() + 30
+    while (answer := gateway.ask("GET", "/llm-proxy/api/sessions", headers=cookie)).status == 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert answer.status == 200 and answer.json["total"] == 0  # the daemon's own record is empty
+    named = cookie | {"Host": "10.1.2.3:8080"}
+    assert gateway.ask("GET", "/llm-proxy/api/sessions", headers=named).status == 200
+    assert gateway.ask("GET", "/llm-proxy/api/sessions", headers=cookie | {"Host": "evil.example"}).status == 403
+    page = gateway.ask("GET", "/llm-proxy/", headers={"Accept": "text/html"})
+    assert page.status == 401 and b"/llm-proxy/team/log-in" in page.body
+    assert person.post("/log-out", {}).status == 303
+    deadline = time.monotonic() + 10
+    while gateway.ask("GET", "/llm-proxy/api/sessions", headers=cookie).status != 401:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+async def test_while_the_gateway_is_away_nobody_comes_in_by_it(told, tmp_path):
+    """Neither with what was good a moment before, for longer than it is remembered; its owner does."""
+    async with _explorer(told, tmp_path, gateway=(str(tmp_path / "gone.sock"),)) as client:
+        for token, status in ((told.tokens["alice"], 401), ("", 200)):
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            async with client.get("/llm-proxy/api/sessions", headers=headers) as answer:
+                assert answer.status == status
+
+
+async def test_another_users_program_is_no_owner(told, tmp_path):
+    """With the owner's own secret or cookie, where the proxy has seen whose program asks; the team's way is open."""
+    async with _explorer(told, tmp_path) as client:
+        marked = {guard.STRANGERS: "1234"}
+        async with client.get("/llm-proxy/api/sessions", headers=marked) as answer:
+            assert answer.status == 401
+        headers = marked | {"Authorization": f"Bearer {told.tokens['alice']}"}
+        async with client.get("/llm-proxy/api/sessions", headers=headers) as answer:
+            assert answer.status == 200
