@@ -77,3 +77,79 @@ def test_somebody_signs_up_makes_a_key_and_calls_with_it(screens, look):
     page.get_by_role("button", name="Revoke for good").click()
     assert "is revoked" in page.get_by_role("status").inner_text()
     assert screens.gateway.ask("GET", "/v1/models", token=key).code == "revoked_key"
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_a_key_can_be_copied(screens, look, script):
+    """By its button, which is there only where it can work."""
+    page = look("/clients", ADA, java_script_enabled=script, permissions=["clipboard-read", "clipboard-write"])
+    buttons = page.get_by_role("button", name="Copy: curl")
+    assert buttons.is_visible() == script
+    if script:
+        buttons.click()
+        page.get_by_text("Copied").wait_for()
+        assert page.evaluate("navigator.clipboard.readText()") == page.locator("#s-curl").inner_text()
+
+
+def test_everything_is_done_without_scripts(screens, look):
+    """Signing up and out and in, a key, its end, a new password: forms and links are enough."""
+    new = "another long and private one"
+    page = look("/sign-up", java_script_enabled=False)
+    page.get_by_label("E-mail address").fill("plain@example.com")
+    page.get_by_label("Password", exact=True).fill(PASSWORD)
+    page.get_by_label("Password again").fill("not the same")
+    page.get_by_role("button", name="Sign up").click()
+    assert "not the same" in page.get_by_role("alert").inner_text()
+    assert page.get_by_label("E-mail address").input_value() == "plain@example.com"
+    page.get_by_label("Password", exact=True).fill(PASSWORD)
+    page.get_by_label("Password again").fill(PASSWORD)
+    page.get_by_role("button", name="Sign up").click()
+    page.goto(f"{screens.url}/keys")
+    page.get_by_label("Name").fill("plain")
+    page.get_by_role("button", name="Make a key").click()
+    page.goto(f"{screens.url}/keys")
+    page.locator("summary", has_text="Revoke").click()
+    page.get_by_role("button", name="Revoke for good").click()
+    page.get_by_text("You have no key yet").wait_for()
+    page.goto(f"{screens.url}/account")
+    page.get_by_label("Current password").fill(PASSWORD)
+    page.get_by_label("New password", exact=True).fill(new)
+    page.get_by_label("New password again").fill(new)
+    page.get_by_role("button", name="Change it").click()
+    assert "password is changed" in page.get_by_role("status").inner_text()
+    page.get_by_role("button", name="Sign out").click()
+    assert "signed out" in page.get_by_role("status").inner_text()
+    page.get_by_label("E-mail address").fill("plain@example.com")
+    page.get_by_label("Password").fill(new)
+    page.get_by_role("button", name="Sign in").click()
+    assert page.get_by_role("button", name="Sign out").is_visible()
+
+
+def test_people_choose_what_is_kept_of_them_and_delete_it(screens, look):
+    """As the API has it: the level holds, and the deletion is asked of every machine."""
+    page = look("/account", "private@example.com")
+    page.get_by_label("Keep").select_option(label="Figures only")
+    page.get_by_role("button", name="Save").click()
+    assert "Saved" in page.get_by_role("status").inner_text()
+    session = screens.gateway.sign_in("private@example.com")
+    assert screens.gateway.want(200, "GET", "/manage/privacy", token=session)["level"] == "metadata"
+    page.locator("summary", has_text="Delete my conversations").click()
+    page.get_by_role("button", name="Delete my conversations").click()
+    assert "are being deleted" in page.get_by_role("status").inner_text()
+    [deletion] = screens.gateway.want(200, "GET", "/manage/deletions", token=session)
+    assert deletion["user_id"] == screens.gateway.want(200, "GET", "/auth/me", token=session)["id"]
+    assert page.get_by_role("table").locator("tbody tr").count() == 1
+    judge(page)
+
+
+def test_only_administrators_see_what_is_theirs(screens, look):
+    """In the navigation and by the address."""
+    theirs = {"Users", "Teams", "Audit"}
+    shown = set(look("/keys", ADMIN).get_by_role("navigation", name="Main").get_by_role("link").all_inner_texts())
+    assert theirs <= shown
+    page = look("/keys", ADA)
+    links = page.get_by_role("navigation", name="Main").get_by_role("link")
+    assert set(links.all_inner_texts()) == shown - theirs
+    assert links.get_by_text("API keys").count() == 1 and page.locator('nav a[aria-current="page"]').count() == 1
+    for path in ("/users", "/teams", "/audit"):
+        assert screens.person(ADA).get(path).status == 403
