@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("llm_proxy.gateway")
 
 FRESH: Final = 60.0  # seconds; what changes meanwhile is known by the store's counter
-_AGAIN: Final = 1.0  # seconds until a store that is away is asked again
+_AGAIN: Final = 5.0  # seconds until a store that is away, or does not answer, is waited for again
 _PATIENCE: Final = 1.0  # seconds that a call waits for it
 _TOLD_EVERY: Final = 60.0  # seconds between two lines that it is away
+_TRIES: Final = 5
 _MOST: Final = 10_000  # callers whose meters are remembered
 
 _Rows = Mapping[tuple[str, int], Mapping[str, int]]
@@ -43,6 +44,7 @@ class Rules:
         self._clock = clock
         self._defaults = (options.rate_limit_minute, options.rate_limit_daily)
         self._rows: _Rows = {}
+        self._is_current = False  # but for the time that has passed
         self._told = float("-inf")
         self._until = float("-inf") if store else float("inf")
         self._asking: asyncio.Task[None] | None = None
@@ -88,12 +90,23 @@ class Rules:
         if self._store is not None:
             self._until = float("-inf")
             self._asking = None
+            self._is_current = False
 
     async def _read(self) -> None:
-        """For all who wait, once. What was known holds where the store does not answer."""
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._ask())
-        await asyncio.wait({self._asking}, timeout=_PATIENCE)
+        """For all who wait, once. What was known holds where the store does not answer; what may only have grown old is
+        waited for by nobody.
+        """
+        for _ in range(_TRIES):  # something may change while it is read
+            asking = self._asking = self._asking or asyncio.create_task(self._ask())
+            if self._is_current:
+                return
+            await asyncio.wait({asking}, timeout=_PATIENCE)
+            if not asking.done():
+                self._until = self._clock() + _AGAIN
+                return
+            asking.result()
+            if self._clock() < self._until:
+                return
 
     async def _ask(self) -> None:
         from llm_proxy.gateway.store.database import StoreAway
@@ -101,7 +114,6 @@ class Rules:
         assert self._store is not None
         task = asyncio.current_task()
         rows: dict[tuple[str, int], dict[str, int]] = {}
-        for_long = FRESH
         try:
             async with self._store.reading() as connection:
                 budgets = select(teams.c.id, teams.c.monthly_budget).where(teams.c.monthly_budget.is_not(None))
@@ -110,13 +122,16 @@ class Rules:
                 for row in (await connection.execute(select(limits))).mappings():
                     said = {kind.name: row[kind.name] for kind in KINDS if row[kind.name] is not None}
                     rows.setdefault((row["subject"], row["subject_id"]), {}).update(said)
+            if self._asking is task:  # nothing has changed meanwhile
+                self._rows, self._known, self._is_current = rows, {}, True
+                self._until = self._clock() + FRESH
         except StoreAway as error:
-            rows, for_long = dict(self._rows), _AGAIN  # type: ignore[arg-type]
             self._tell(error)
-        if self._asking is task:  # nothing has changed meanwhile
-            self._rows, self._known = rows, {}
-            self._until = self._clock() + for_long
-            self._asking = None
+            if self._asking is task:
+                self._until = self._clock() + _AGAIN
+        finally:
+            if self._asking is task:
+                self._asking = None
 
     def _tell(self, error: Exception) -> None:
         now = self._clock()
