@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import itertools
 import json
 import string
 import time
@@ -67,22 +68,23 @@ HEAD = b'{"alg":"HS256","typ":"JWT"}'
 
 
 def test_a_session_token_tells_whose_session_it_is_for_a_quarter_of_an_hour():
-    """Made and read back; the other kind's reader refuses it, and both are refused by another gateway."""
+    """Made and read back; the other kinds' readers refuse it, and all are refused by another gateway."""
     at = _now()
     access, refresh = TOKENS.access(7, SID, at), TOKENS.refresh(7, SID, at, at + timedelta(days=30))
+    cookie = TOKENS.browser(7, SID, at)
     read = TOKENS.of_access(access)
     assert (read.user_id, read.session_id) == (7, SID)
     assert timedelta(minutes=14) < read.expires_at - at <= timedelta(minutes=15)
-    assert TOKENS.of_refresh(refresh).session_id == SID
-    for reader, token in ((TOKENS.of_refresh, access), (TOKENS.of_access, refresh)):
-        with pytest.raises(BadToken):
-            reader(token)
+    assert TOKENS.of_refresh(refresh).session_id == TOKENS.of_browser(cookie).session_id == SID
+    assert TOKENS.of_browser(cookie).expires_at - at <= timedelta(days=30)
     other = SessionTokens(SECRET + "!")
-    for reader, token in ((other.of_access, access), (other.of_refresh, refresh)):
-        with pytest.raises(BadToken):
-            reader(token)
+    kinds = {"of_access": access, "of_refresh": refresh, "of_browser": cookie}
+    for reads, kind in itertools.product(kinds, kinds):
+        for tokens in (TOKENS, other) if reads != kind else (other,):
+            with pytest.raises(BadToken):
+                getattr(tokens, reads)(kinds[kind])
     assert len({TOKENS.access(7, SID, at) for _ in range(50)}) == 50
-    assert len({*TOKENS._keys.values(), SECRET.encode()}) == 3
+    assert len({*TOKENS._keys.values(), SECRET.encode()}) == 4
 
 
 def test_a_token_by_hand_is_read():
