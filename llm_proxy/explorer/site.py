@@ -103,7 +103,7 @@ class Site:
     async def close(self) -> None:
         await self.live.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._records.close()
+        await asyncio.to_thread(self._records.close)
 
 
 SITE = web.AppKey("site", Site)
