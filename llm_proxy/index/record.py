@@ -48,6 +48,14 @@ class Record:
         request, response = self.entries(call)
         return understand(request, response) if request is not None else None
 
+    def missing(self, call: CallRow) -> str:
+        """Why there is no entry of a call, in words."""
+        place = call.request or call.response
+        machine = place.file.partition("/")[0] if place is not None and self.bodies is not None else ""
+        if not machine:
+            return "The log of this call is no longer there."
+        return f"The log of this call is on the machine {machine}, from which it cannot be had just now."
+
     def _entry(self, call: CallRow, place: tuple[str, int, int] | None) -> Entry | None:
         if place is None or self.withholds(call):
             return None

@@ -182,7 +182,7 @@ def part(record: Record, asked: Asked) -> Opened:
     if wanted in ("system", "tools"):
         given = calls.asked(call)
         if given is None:
-            raise Absent("The log of this call is no longer there.")
+            raise Absent(record.missing(call))
         said = _system(given) if wanted == "system" else ""
         return Opened(session, call.id, wanted, Excerpt(said, chars=len(said)), names=given.tools, marks=marks)
     if wanted == "earlier":
@@ -192,7 +192,7 @@ def part(record: Record, asked: Asked) -> Opened:
         return Opened(session, call.id, wanted, Excerpt(""), earlier=told, marks=marks)
     digest = calls.digest(call)
     if digest is None:
-        raise Absent("The log of this call is no longer there.")
+        raise Absent(record.missing(call))
     found = part_of(digest, wanted)
     if found is None:
         raise NotFound(f"This call has no part {wanted[:40]!r}.")

@@ -1,0 +1,311 @@
+"""A record of several machines: the lane that fills it, and where the bodies of other machines' calls come from."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientSession
+from aiohttp.test_utils import TestServer
+
+from llm_proxy.explorer import guard, site
+from llm_proxy.explorer.options import Options, Shared
+from llm_proxy.index import bodies
+from llm_proxy.index.bodies import Fleet, Local, Storage
+from llm_proxy.index.ingest import Indexer
+from llm_proxy.index.postgres import open_shared
+from llm_proxy.index.postgres_write import SharedIndexer
+from llm_proxy.index.queries import Filter, IndexUnavailable, open_index
+from llm_proxy.sinks import log_reader, s3_client
+from tests.explored import record
+from tests.fakes3 import FakeS3
+from tests.lokibed import Bed, Lanes, until
+from tests.postgresbed import SERVER
+from tests.sharedbed import shared
+
+__all__ = ["shared"]
+
+
+@pytest.fixture
+def storage():
+    fake = FakeS3()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def bed(tmp_path):
+    made = Bed(tmp_path)
+    yield made
+    made.close()
+
+
+def lanes(bed, name, **table):
+    told = {"state": str(bed.state), "folder": str(bed.logs), "sinks": [[name, {}]], "name": ""}
+    process = Lanes(bed, json.dumps(told), json.dumps({name: table}))
+    bed._processes.append(process)
+    return process
+
+
+def standing(bed, name):
+    try:
+        return json.loads((bed.state / "sinks.json").read_text())["sinks"][name]
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def counted(url):
+    """Calls in the shared index, once each; -1 where nobody can ask."""
+    try:
+        with open_shared(url) as index:
+            ids = [call.id for call in index.calls(Filter())]
+            assert len(set(ids)) == len(ids)
+            return len(ids)
+    except IndexUnavailable:
+        return -1
+
+
+# --- the lane
+
+
+def test_what_is_recorded_comes_into_the_shared_index(bed, shared):
+    """What was there before, what comes while it runs, and what is deleted; over a kill, each call once."""
+    bed.make(30)
+    table = {"url": shared, "machine": "m1", "address": "http://127.0.0.1:9", "key": "k"}
+    first = lanes(bed, "shared-index", **table)
+    until(lambda: counted(shared) == 30, first.stop)
+    bed.make(20)
+    first.wake()
+    until(lambda: counted(shared) == 50)
+    first.kill()
+    bed.make(120, per_session=10)
+    second = lanes(bed, "shared-index", **table)
+    until(lambda: counted(shared) > 60)
+    second.kill()
+    third = lanes(bed, "shared-index", **table)
+    until(lambda: counted(shared) == 170)
+    with closing(Indexer(bed.state / "index.db", bed.logs)) as own:
+        own.catch_up_all()
+    with open_index(bed.state / "index.db") as one, open_shared(shared) as other:
+        assert other.stats(Filter(), "session") == one.stats(Filter(), "session")
+        assert list(other.rows("SELECT name, address, secret FROM machines", {})) == [("m1", "http://127.0.0.1:9", "k")]
+    third.stop()
+
+
+def test_while_postgresql_is_away_nothing_is_lost(bed, shared):
+    """It is said, tried again, and made up for; a row counts once, however often it was begun."""
+    database = shared.rpartition("/")[2]
+    bed.make(10)
+    process = lanes(bed, "shared-index", url=shared, machine="m1")
+    until(lambda: counted(shared) == 10)
+    asyncio.run(SERVER.execute(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS false'))
+    asyncio.run(SERVER.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"))
+    bed.make(25)
+    process.wake()
+    until(lambda: standing(bed, "shared-index").get("state") == "retrying")
+    assert "shared index" in standing(bed, "shared-index")["last_error"]
+    assert "p%40ss" not in (bed.state / "sinks.json").read_text()
+    asyncio.run(SERVER.execute(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS true'))
+    until(lambda: counted(shared) == 35)
+    until(lambda: standing(bed, "shared-index").get("state") == "ok")
+    assert standing(bed, "shared-index")["parked"] == 0
+    process.stop()
+
+
+# --- storage
+
+
+def test_files_that_rest_are_copied_and_what_is_deleted_goes_there_too(bed, storage, monkeypatch):
+    """Plain lines, whatever they are here; again where they have changed; refused ones later; nothing under way."""
+    from llm_proxy.lanes import s3
+    from llm_proxy.lanes.sink import Refused
+
+    monkeypatch.setattr(s3, "PAUSE", 0)
+    bed.make(12, per_session=4)
+    files = sorted(bed.logs.rglob("*.jsonl"))
+    options = {"bucket": storage.bucket(), "machine": "m1", "after": 60, "state": str(bed.state)}
+    sink = s3.S3(bed.logs, options)
+    sink.tend()
+    assert not storage.objects  # written just now
+    for file in files:
+        os.utime(file, (time.time() - 100,) * 2)
+    storage.refusing = True
+    with pytest.raises(Refused):
+        sink.tend()
+    storage.refusing = False
+    sink.tend()
+    name = "kept/team/m1/" + str(files[0].relative_to(bed.logs))
+    assert set(storage.objects) == {"kept/team/m1/" + str(file.relative_to(bed.logs)) for file in files}
+    assert storage.objects[name] == files[0].read_bytes()
+    copies = len(storage.asked)
+    sink.tend()
+    sink.close()
+    sink = s3.S3(bed.logs, options)  # another run knows what is there
+    sink.tend()
+    assert len(storage.asked) == copies
+    lines = files[0].read_bytes()
+    packed = files[0].with_name(files[0].name + ".zst")
+    packed.write_bytes(log_reader.zstandard().compress(lines))
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes().replace(b"hello", b"jello"))
+    files[2].unlink()
+    for file in (packed, files[1]):
+        os.utime(file, (time.time() - 90,) * 2)
+    sink.tend()
+    assert storage.objects.pop(name.removesuffix(".jsonl") + ".zst.jsonl") == lines
+    assert [b"jello" in data for data in storage.objects.values()] == [True]
+    sink.close()
+    wrong = s3.S3(bed.logs, options | {"bucket": storage.bucket(secret_key="wrong"), "state": str(bed.logs)})
+    with pytest.raises(Refused, match="SignatureDoesNotMatch"):
+        wrong.tend()
+    wrong.close()
+
+
+# --- bodies
+
+
+class Machine:
+    """An explorer of its own, with logs of its own, before the shared index."""
+
+    def __init__(self, folder: Path, name: str, url: str, bucket: dict[str, str]) -> None:
+        self.name, self.url = name, url
+        self.made = record(folder)
+        self.state = folder / "state"
+        self.state.mkdir(mode=0o700)
+        self.secret = guard.new_secret(self.state)
+        options = Options(
+            index=str(self.made.index),
+            logs=str(self.made.logs),
+            state=str(self.state),
+            shared=Shared(url, name, bucket),
+        )
+        self.server = TestServer(site.application(options))
+
+    def fill(self, address: str) -> None:
+        with closing(SharedIndexer(self.url, self.name, self.made.logs)) as indexer:
+            indexer.fill()
+            indexer.announce(address, bodies.key_of(self.secret), time.time())
+
+    async def get(self, path: str, **headers: str) -> tuple[int, str]:
+        async with ClientSession() as session:
+            given = headers or guard.bearer(self.secret)
+            async with session.get(self.server.make_url(f"/llm-proxy{path}"), headers=given) as answer:
+                return answer.status, await answer.text()
+
+
+@pytest.fixture
+async def east(tmp_path, shared, storage):
+    """Has recorded what `west` is asked for."""
+    (tmp_path / "east").mkdir()
+    machine = Machine(tmp_path / "east", "east", shared, {})
+    await machine.server.start_server()
+    await asyncio.to_thread(machine.fill, str(machine.server.make_url("")))
+    yield machine
+    await machine.server.close()
+
+
+@pytest.fixture
+async def west(tmp_path, shared, storage):
+    """Has recorded nothing: all that it shows is another machine's."""
+    (tmp_path / "west").mkdir()
+    machine = Machine(tmp_path / "west", "west", shared, storage.bucket())
+    shutil.rmtree(machine.made.logs)
+    await machine.server.start_server()
+    yield machine
+    await machine.server.close()
+
+
+async def test_a_conversation_is_read_from_the_machine_that_has_it(east, west, storage, monkeypatch):
+    """By its key alone; from storage where it does not answer; else what the index knows, with the machine's name."""
+    monkeypatch.setattr(bodies, "_AVOIDED", 0.0)
+    page = f"/sessions/{east.made.sessions['ledger']}"
+    for machine in (east, west):
+        status, listed = await machine.get("/")
+        assert status == 200 and east.made.sessions["ledger"] in listed
+        status, shown = await machine.get(page)
+        assert status == 200 and "def test_reconcile_groups_match" in shown
+    assert not storage.asked
+    for file in east.made.logs.rglob("*.jsonl"):
+        if file.parent != east.made.logs:
+            storage.objects[f"kept/team/east/{file.relative_to(east.made.logs)}"] = file.read_bytes()
+    await east.server.close()
+    page = f"/sessions/{east.made.sessions['spent']}"
+    status, shown = await west.get(page)
+    assert status == 200 and "Bytes sleep in the leaves" in shown
+    assert {status for _, _, status in storage.asked} == {206}
+    storage.objects.clear()
+    page = f"/sessions/{east.made.sessions['gemini']}"
+    status, shown = await west.get(page)
+    assert status == 200
+    status, shown = await west.get(f"{page}/part?call={east.made.calls['gemini'][0]}&part=tools")
+    assert status == 410 and "on the machine east" in shown
+    status, told = await west.get(f"/api{page}")
+    assert "east/generativelanguage.googleapis.com/" in told
+
+
+async def test_a_machine_gives_lines_of_its_logs_to_who_has_its_key(east, tmp_path):
+    """Nothing without the key, nothing that is no entry, nothing from beside the logs."""
+    file = next(one for one in east.made.logs.rglob("*.jsonl") if one.parent != east.made.logs)
+    name, first = file.relative_to(east.made.logs), len(file.read_bytes().partition(b"\n")[0]) + 1
+    right = {"Authorization": f"Bearer {bodies.key_of(east.secret)}"}
+    whole = f"/entry?file={name}&offset=0&length={first}"
+    assert await east.get(whole, **right) == (200, file.read_text().partition("\n")[0] + "\n")
+    for wrong in ("", "Bearer ", "Bearer x", f"Bearer {east.secret}", f"Basic {bodies.key_of(east.secret)}"):
+        assert (await east.get(whole, Authorization=wrong))[0] == 401
+    shutil.copy(file, tmp_path / "east" / "beside.jsonl")
+    os.symlink(tmp_path / "east" / "beside.jsonl", east.made.logs / "api.openai.com" / "link.jsonl")
+    for path in (
+        "../beside.jsonl",
+        "x/../../beside.jsonl",
+        f"{tmp_path}/east/beside.jsonl",
+        "api.openai.com/link.jsonl",
+        ".hidden/x.jsonl",
+        "",
+        f"{name}%00",
+        "no/such.jsonl",
+    ):
+        assert (await east.get(f"/entry?file={path}&offset=0&length={first}", **right))[0] == 404, path
+    for numbers in ("offset=1&length=50", "offset=-1&length=9", "offset=0&length=", "offset=0", "offset=9e9&length=1"):
+        assert (await east.get(f"/entry?file={name}&{numbers}", **right))[0] == 404, numbers
+    status, _ = await east.get("/", **right)
+    assert status == 401  # it opens nothing else
+
+
+def test_an_entry_is_looked_for_where_it_can_be(tmp_path, storage):
+    """Own files first; a machine that does not answer is not asked again at once; storage; then it is said where."""
+    made = record(tmp_path)
+    with open_index(made.index) as index:
+        place = next(index.calls(Filter())).request
+    own = Local(made.logs)
+    wanted = own.entry(place)
+    bucket = s3_client.Bucket(**storage.bucket())
+    copies = Storage(lambda: s3_client.client(bucket), bucket.name, bucket.prefix)
+    dead = {"gone": bodies.Address("http://127.0.0.1:1", "k")}
+    asked = []
+
+    def addresses():
+        asked.append(1)
+        return dead
+
+    alone, kept = Fleet("here", own, addresses), Fleet("here", own, addresses, copies)
+    there = place._replace(file=f"gone/{place.file}")
+    assert alone.entry(place._replace(file=f"here/{place.file}")) == wanted
+    with pytest.raises(OSError):
+        alone.entry(there)
+    with pytest.raises(OSError, match="on the machine gone"):
+        alone.entry(there)
+    with pytest.raises(OSError, match="on the machine unknown"):
+        alone.entry(place._replace(file=f"unknown/{place.file}"))
+    assert len(asked) == 1
+    with pytest.raises(OSError, match="storage"):
+        kept.entry(there)
+    storage.objects[f"kept/team/gone/{place.file}"] = (made.logs / place.file).read_bytes()
+    assert kept.entry(there) == wanted
+    with pytest.raises(ValueError):
+        kept.entry(there._replace(length=place.length - 2))
