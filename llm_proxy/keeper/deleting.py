@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -30,7 +31,8 @@ from llm_proxy.wire.attribution import Attribution
 
 ASK, PART, DONE = ".ask", ".part", ".done"
 RULES, LOCK = "rules.json", "lock"
-STANDS = 2.0  # seconds for which a rule has stood before files are looked through: all keepers know it by then
+STANDS = 1.5  # seconds for which a rule has stood before files are looked through: all keepers know it by then
+_SOON = 0.1  # seconds between two attempts
 _CALLS = frozenset({"request", "response", "price"})
 
 
@@ -114,6 +116,11 @@ class Deleting:
     def covers(self, account: str, began: int) -> bool:
         """Whether a call of this account's that began then (ns) is to be as if it had never been."""
         return began < self._rules.get(account, 0)
+
+    @property
+    def pause(self) -> float | None:
+        """Seconds until there is something to do; None where nothing is under way."""
+        return None if self._pass is None else max(_SOON, self._pass.due - time.monotonic())
 
     def step(self, store: Store, indexing: Indexing, changed: Callable[[], None]) -> bool:
         """Do one thing; False where there is nothing to do now. `changed` is called when lines have gone from files.
@@ -249,9 +256,8 @@ class Deleting:
         for file in files:
             with log_reader.opened(self._root / file) as lines:
                 for line in lines:
-                    at = line.find(_GATEWAY)
-                    if at >= 0:
-                        now.strays += not line.startswith(_ACCOUNT, at + len(_GATEWAY))
+                    if _GATEWAY in line:
+                        now.strays += _STRAY.search(line) is not None
                         concerned |= any(needle in line for needle in needles)
         return concerned
 
@@ -293,7 +299,8 @@ class Deleting:
 # --- lines
 
 # Names stand sorted in an entry, so the account is the first; in what a body says quotes are escaped.
-_GATEWAY, _ACCOUNT = b'"gateway":{', b'"account":'
+_GATEWAY = b'"gateway":{'
+_STRAY = re.compile(rb'"gateway":\{(?!"account":)[^}]*"user":')
 
 
 def _groups(root: Path) -> Iterator[list[str]]:

@@ -210,7 +210,7 @@ class Keeper:
                 self._look()
                 while not self.told.stop:
                     self._upkeep()
-                    self.told.wait(TICK)
+                    self.told.wait(min(TICK, self.deleting.pause or TICK))
                     self._look()
                 complete = self._finish()
             except GaveUp:
