@@ -166,12 +166,13 @@ _llm_proxy() {
                 --provider) words='anthropic openai gemini bedrock ollama' ;;
                 --model)  ;;
                 --project)  ;;
+                --user)  ;;
                 --session)  ;;
                 --status) words='404 429 4xx 5xx none' ;;
                 --limit)  ;;
                 --log-dir) paths=-d ;;
                 --config) paths=-f ;;
-                *) flags='--from --to --provider --model --project --session --status --errors --utc --limit --json --log-dir --config -h --help' ;;
+                *) flags='--from --to --provider --model --project --user --session --status --errors --utc --limit --json --log-dir --config -h --help' ;;
             esac
             ;;
         view)
@@ -189,12 +190,13 @@ _llm_proxy() {
                 --provider) words='anthropic openai gemini bedrock ollama' ;;
                 --model)  ;;
                 --project)  ;;
+                --user)  ;;
                 --session)  ;;
                 --status) words='404 429 4xx 5xx none' ;;
                 --limit)  ;;
                 --log-dir) paths=-d ;;
                 --config) paths=-f ;;
-                *) flags='--from --to --provider --model --project --session --status --errors --utc --limit --json --log-dir --config -h --help' ;;
+                *) flags='--from --to --provider --model --project --user --session --status --errors --utc --limit --json --log-dir --config -h --help' ;;
             esac
             ;;
         tail)
@@ -205,11 +207,12 @@ _llm_proxy() {
                 --provider) words='anthropic openai gemini bedrock ollama' ;;
                 --model)  ;;
                 --project)  ;;
+                --user)  ;;
                 --session)  ;;
                 --status) words='404 429 4xx 5xx none' ;;
                 --log-dir) paths=-d ;;
                 --config) paths=-f ;;
-                *) flags='-n --lines --from --to --provider --model --project --session --status --errors --utc --json --log-dir --config -h --help' ;;
+                *) flags='-n --lines --from --to --provider --model --project --user --session --status --errors --utc --json --log-dir --config -h --help' ;;
             esac
             ;;
         stats)
@@ -220,12 +223,13 @@ _llm_proxy() {
                 --provider) words='anthropic openai gemini bedrock ollama' ;;
                 --model)  ;;
                 --project)  ;;
+                --user)  ;;
                 --session)  ;;
                 --status) words='404 429 4xx 5xx none' ;;
                 --log-dir) paths=-d ;;
                 --config) paths=-f ;;
                 --recordings) paths=-d ;;
-                *) flags='--by --from --to --provider --model --project --session --status --errors --utc --json --log-dir --config --recordings -h --help' ;;
+                *) flags='--by --from --to --provider --model --project --user --session --status --errors --utc --json --log-dir --config --recordings -h --help' ;;
             esac
             ;;
         export)
@@ -239,12 +243,13 @@ _llm_proxy() {
                 --provider) words='anthropic openai gemini bedrock ollama' ;;
                 --model)  ;;
                 --project)  ;;
+                --user)  ;;
                 --session)  ;;
                 --status) words='404 429 4xx 5xx none' ;;
                 --log-dir) paths=-d ;;
                 --config) paths=-f ;;
                 --recordings) paths=-d ;;
-                *) flags='--format --output --style --split --include-private --from --to --provider --model --project --session --status --errors --utc --json --log-dir --config --recordings -h --help' ;;
+                *) flags='--format --output --style --split --include-private --from --to --provider --model --project --user --session --status --errors --utc --json --log-dir --config --recordings -h --help' ;;
             esac
             ;;
         compare)
@@ -287,11 +292,12 @@ _llm_proxy() {
                 --provider) words='anthropic openai gemini bedrock ollama' ;;
                 --model)  ;;
                 --project)  ;;
+                --user)  ;;
                 --session)  ;;
                 --status) words='404 429 4xx 5xx none' ;;
                 --log-dir) paths=-d ;;
                 --config) paths=-f ;;
-                *) flags='--dry-run --from --to --provider --model --project --session --status --errors --utc --json --log-dir --config -h --help' ;;
+                *) flags='--dry-run --from --to --provider --model --project --user --session --status --errors --utc --json --log-dir --config -h --help' ;;
             esac
             ;;
         reindex)
