@@ -28,7 +28,7 @@ def _routes() -> Mapping[tuple[str, str], Route]:
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """`caller` has signed in; `address` is the client's, for the audit log."""
+    """`caller` is NOBODY or has signed in; `address` is the client's, for the audit log."""
 
     site: Site
     caller: Caller
@@ -49,6 +49,8 @@ class Desk:
         """What the route `method path` gives; `params` are those in its path. Raises Refusal, KeyError."""
         route = _routes()[method, path]
         assert route.handler is not None
+        if route.access is not Access.PUBLIC and self.caller.session_id is None:
+            raise Refusal(401, "session_needed", "this takes a session: sign in")
         if route.access is Access.ADMIN and self.caller.role is not Role.ADMIN:
             raise Refusal(403, "admin_needed", "this is for administrators")
         told = {name: str(value) for name, value in params.items()}
