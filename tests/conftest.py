@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -264,6 +265,10 @@ def _forget_rings(home):
     """A daemon killed before it had a keeper leaves its ring, in memory, to a next start that never comes here."""
     for pointer in Path(home).glob(".local/state/llm-proxy/journal/*/ring"):
         Path(pointer.read_text()).unlink(missing_ok=True)
+    # And a gateway that was killed leaves what it noted for the usage log.
+    state = hashlib.sha256(f"{home}/.local/share/llm-proxy/gateway".encode()).hexdigest()[:16]
+    for path in Path("/dev/shm").glob(f"llm-proxy-usage-*-{state}-*"):
+        path.unlink()
 
 
 def _processes():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
+import sqlite3
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from llm_proxy.gateway.usage import SPOOL
 from tests.fakeprovider import FakeProvider
 from tests.gatewaybed import SECRETS, Gateway, gateways
 from tests.postgresbed import Server
+from tests.test_gateway_machines import processes
 
 __all__ = ["gateways"]
 
@@ -36,6 +40,7 @@ class Load:
 
     def __init__(self, url: str, key: str) -> None:
         self.answered: Counter[str] = Counter()  # requests' ids
+        self.broken = 0  # ended without an answer
         self.failed: list[Any] = []
         self._url = f"{url}/v1/chat/completions"
         self._key = {"Authorization": f"Bearer {key}"}
@@ -60,11 +65,18 @@ class Load:
 
     async def _calls(self, http: aiohttp.ClientSession, stream: bool) -> None:
         while not self._stopping.is_set():
-            async with http.post(self._url, json=CHAT | {"stream": stream}) as answer:
-                body = await answer.read()
-                self.answered[answer.headers["x-llm-proxy-request-id"]] += 1
-                if answer.status != 200 or (stream and b"[DONE]" not in body):
-                    self.failed.append((answer.status, body))
+            try:
+                async with http.post(self._url, json=CHAT | {"stream": stream}) as answer:
+                    body = await answer.read()
+            except aiohttp.ClientError:
+                self.broken += 1
+                continue
+            if "x-llm-proxy-request-id" not in answer.headers:  # nobody was there to give it one
+                self.broken += 1
+                continue
+            self.answered[answer.headers["x-llm-proxy-request-id"]] += 1
+            if answer.status != 200 or (stream and b"[DONE]" not in body):
+                self.failed.append((answer.status, body))
             await asyncio.sleep(0.02)
 
 
@@ -98,12 +110,42 @@ async def test_no_call_is_lost_while_postgresql_hangs_and_is_killed(gateways, po
         await load.more(200)
         await asyncio.to_thread(postgres.resume)
         await load.more(100)
-    assert load.failed == []
+    assert (load.failed, load.broken) == ([], 0)
     async with asyncio.timeout(60):
         while (await _rows(postgres, database)).total() < load.answered.total():
             await asyncio.sleep(0.1)
     gateway.daemon.stop()
     assert await _rows(postgres, database) == load.answered
+
+
+async def test_no_answer_is_missing_when_a_process_is_killed(gateways, fake: FakeProvider):
+    """Whoever has the whole answer, its last byte too, finds the call in usage, once: the process beside it writes it."""
+    gateway = await asyncio.to_thread(
+        lambda: gateways(env=SECRETS | {"LLM_PROXY_GATEWAY_WORKERS": "2"}, allow=[fake.url])
+    )
+    load = Load(gateway.url, await asyncio.to_thread(_furnished, gateway, fake))
+    async with load.going():
+        await load.more(50)
+        for _ in range(2):
+            killed = processes(gateway)[0]
+            os.kill(killed, signal.SIGKILL)
+            async with asyncio.timeout(60):
+                while len(processes(gateway)) < 2 or killed in processes(gateway):
+                    await asyncio.sleep(0.02)
+            await load.more(50)
+    assert load.failed == []
+    database = sqlite3.connect(gateway.log.with_name("gateway.db"))
+    query = "SELECT request_id, count(*) FROM request_logs GROUP BY 1"
+
+    def missing():
+        found = dict(database.execute(query).fetchall())
+        assert set(found.values()) == {1}
+        return load.answered.keys() - found.keys()
+
+    with contextlib.closing(database):
+        async with asyncio.timeout(60):
+            while missing():
+                await asyncio.sleep(0.1)
 
 
 def _furnished(gateway: Gateway, fake: FakeProvider) -> str:

@@ -85,6 +85,7 @@ def _limiter(store: Store, options: Options, secrets: Secrets, prices: Prices) -
 async def live(site: Site) -> AsyncIterator[None]:
     """Its background work goes on inside; at the end what was used is written and the store let go of."""
     loop = asyncio.get_running_loop()
+    await asyncio.to_thread(site.usage.begin)
     chores = [
         loop.create_task(_forever(name, chore))
         for name, chore in (
@@ -95,7 +96,7 @@ async def live(site: Site) -> AsyncIterator[None]:
         )
     ]
     async with AsyncExitStack() as ending:  # from the last to the first, whichever of them fails
-        for end in (site.store.close, site.identifier.close, site.limiter.close, site.usage.flush):
+        for end in (site.store.close, site.identifier.close, site.limiter.close, site.usage.close):
             ending.push_async_callback(end)
         ending.callback(site.sender.close)
         try:

@@ -1,8 +1,8 @@
 """The usage log: every attempt becomes a row of `request_logs`, without anybody waiting for it.
 
-Attempts wait in memory for at most about a second, which is what a SIGKILL may cost. While the store is away rows go to
-a file of ours and from there into the store later; each has an id of its own, so none is counted twice. What it cost is
-found here, on the way into the store. Leaves out what is read from the log (`manage.usage`).
+Attempts wait in memory for about a second; a process that is killed leaves them to the next (`noted`). While the store
+is away rows go to a file of ours and from there into the store later; each has an id of its own, so none is counted
+twice. What it cost is found here, on the way into the store. Leaves out what is read from the log (`manage.usage`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from sqlalchemy import String
 from sqlalchemy.exc import SQLAlchemyError
 
+from llm_proxy.dialects.digest import Usage
 from llm_proxy.gateway.costing import Prices
-from llm_proxy.gateway.facts import Attempt
+from llm_proxy.gateway.facts import Attempt, Caller, Provider, ProviderKey, Role, Target
+from llm_proxy.gateway.noted import Noted, left_behind
 from llm_proxy.gateway.spool import Row, Spool
 from llm_proxy.gateway.store.database import StoreAway
 from llm_proxy.gateway.store.schema import request_logs
@@ -43,6 +46,7 @@ _PAUSE: Final = 0.5  # seconds in which a batch may fill
 _AT_ONCE: Final = 125  # rows of one statement: building it is done on the event loop
 _PATIENCE: Final = 5.0  # seconds that the store has for a batch
 _AGAIN: Final = 2.0  # seconds until a store that is away is tried again
+_LOOK: Final = 10.0  # seconds between two looks at what killed processes left behind
 _MOST_WAITING: Final = 50_000  # attempts in memory; what comes beyond is counted as lost
 _TOLD_EVERY: Final = 60.0  # seconds between two lines about the same trouble
 _MOST_TOKENS: Final = 10**12  # of one attempt: sums must fit into 64 bits, whatever a provider writes
@@ -75,6 +79,14 @@ class UsageLog:
         self._inserting: _Inserting | None = None
         self._away_until = 0.0
         self._told = float("-inf")
+        self._state = state
+        self._noted: Noted | None = None
+        self._looked = float("-inf")
+
+    def begin(self) -> None:
+        """From now on what is noted outlives this process, where there are files of memory. Blocks."""
+        with contextlib.suppress(OSError):
+            self._noted = Noted(self._state)
 
     def note(self, attempt: Attempt) -> None:
         """It will be written. Never waits and never fails."""
@@ -84,6 +96,8 @@ class UsageLog:
             self.counts["lost"] += 1
             return
         waiting.append(attempt)
+        if self._noted is not None:
+            self._noted.add(_line(attempt))
         if len(waiting) == 1:
             self._some.set()
         elif len(waiting) == BATCH:
@@ -98,6 +112,9 @@ class UsageLog:
         await asyncio.to_thread(self._load)
         while True:
             await self._something()
+            if self._noted is not None and time.monotonic() - self._looked >= _LOOK:
+                self._looked = time.monotonic()
+                await self._take_over()
             async with self._turn:
                 placed = await self._write()
                 while placed and len(self._waiting) < BATCH and await self._bring_back():
@@ -110,6 +127,13 @@ class UsageLog:
         async with self._turn:
             while self._waiting and await self._write():
                 pass
+
+    async def close(self) -> None:
+        """As `flush`; what neither store nor file took is left to the next process."""
+        await self.flush()
+        if self._noted is not None:
+            self._noted.close()
+            self._noted = None
 
     def metrics(self) -> Iterator[str]:
         """Lines in Prometheus' text format."""
@@ -139,6 +163,8 @@ class UsageLog:
         # Only now do they leave: where we are cancelled before, they are written again, by the same ids.
         for _ in batch:
             self._waiting.popleft()
+        if self._noted is not None:
+            self._noted.done(len(batch))
         if not self._waiting:
             self._some.clear()
         if len(self._waiting) < BATCH:
@@ -239,6 +265,38 @@ class UsageLog:
             self._lose(lost, f"in {SPOOL} are lines that are no rows")
         return bool(rows or broken)
 
+    async def _take_over(self) -> None:
+        """What killed processes had noted into the store or the file; what finds no place stays where it is."""
+        left = left_behind(self._state)
+        try:
+            while (lines := await asyncio.to_thread(next, left, None)) is not None:
+                rows = await asyncio.to_thread(self._rows_of, lines)
+                for start in range(0, len(rows), BATCH):
+                    some = rows[start : start + BATCH]
+                    async with self._turn:
+                        if not await self._stored(some) and not await self._spooled(some):
+                            return
+                if rows:
+                    log.warning("%d attempts that a process noted before it was killed are in the usage log", len(rows))
+        except OSError as error:
+            self._tell("what a killed process noted cannot be read: %s", error.strerror)
+        finally:
+            with contextlib.suppress(ValueError):  # a thread is in it, because we are cancelled
+                left.close()
+
+    def _rows_of(self, lines: Sequence[bytes]) -> list[Row]:
+        """Of lines of `_line`, one that was cut off aside. Blocks: it is for a thread."""
+        rows = []
+        for line in lines:
+            try:
+                found = _LINE.decode(line)
+                one = _restored(_fitting(found.row))
+                if one is not None:
+                    rows.append(one | {"cost": self._cost(_priced(one, found))})
+            except (msgspec.MsgspecError, ValueError, KeyError, TypeError):
+                continue
+        return rows
+
     def _lose(self, count: int, words: str) -> None:
         self.counts["lost"] += count
         self._tell("%d attempts are missing in the usage log: %s", count, words)
@@ -269,10 +327,56 @@ class _Inserting:
         return tuple(values)
 
 
+class _Line(msgspec.Struct):
+    """An attempt as it is noted: its row, and what else its cost depends on."""
+
+    row: Row
+    usage: Usage
+    base_url: str
+
+
+_LINE: Final = msgspec.json.Decoder(_Line)
+_encode: Final = msgspec.json.Encoder().encode
+_NOBODY: Final = Caller(0, "", Role.MEMBER, frozenset())
+
+
+def _line(attempt: Attempt) -> bytes:
+    """Empty where it cannot be told: then it is not kept. It is asked with every call."""
+    try:
+        base_url = attempt.target.key.base_url if attempt.target else ""
+        return _encode(_Line(_values(attempt), attempt.usage, base_url)) + b"\n"
+    except Exception:  # nothing may come out of a note: whatever is wrong with it is told when it is written
+        return b""
+
+
+def _priced(one: Row, line: _Line) -> Attempt:
+    """So much of the attempt as its cost depends on. Raises ValueError, KeyError."""
+    target = None
+    if one["provider_used"]:
+        key = ProviderKey(0, 0, Provider(one["provider_used"]), "", "", base_url=line.base_url)
+        target = Target(key, one["model_used"])
+    return Attempt(
+        request_id=one["request_id"],
+        number=one["attempt"],
+        at=one["created_at"],
+        caller=_NOBODY,
+        api=one["api"],
+        asked=one["alias_used"],
+        target=target,
+        status=one["status_code"],
+        ending=one["ending"],
+        usage=line.usage,
+    )
+
+
 def row(attempt: Attempt, cost: int | None) -> Row:
     """What stands in `request_logs`; `cost` in billionths of a dollar. Texts are cut to what a column holds."""
+    return _fitting(_values(attempt, cost))
+
+
+def _values(attempt: Attempt, cost: int | None = None) -> Row:
     caller, target, usage = attempt.caller, attempt.target, attempt.usage
-    values: Row = {
+    return {
         "id": f"{attempt.request_id}-{attempt.number}",
         "request_id": attempt.request_id,
         "attempt": attempt.number,
@@ -299,9 +403,12 @@ def row(attempt: Attempt, cost: int | None) -> Row:
         "project": attempt.project,
         "created_at": attempt.at,
     }
+
+
+def _fitting(row: Row) -> Row:
     for name, width in _WIDTHS.items():
-        values[name] = _text(values[name], width)
-    return values
+        row[name] = _text(row[name], width)
+    return row
 
 
 def _restored(found: Row) -> Row | None:

@@ -313,8 +313,6 @@ class Call:
                 await response.write(first)
                 if more:
                     await _rest(response, feed, answer)
-                if feed.failure is None:
-                    await response.write_eof()
             except ConnectionError:
                 return response, _GONE
             except Exception:  # a head is out: no other answer can be given
@@ -322,7 +320,7 @@ class Call:
                 self._break_off()
                 return response, "internal_error"
             if feed.failure is None:
-                return response, ""
+                return response, ""  # its end is written once it is noted (by aiohttp): who has it finds it in usage
             self._break_off()
             return response, feed.failure.message
         finally:
