@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import itertools
+import json
 import time
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
@@ -14,13 +16,15 @@ import pytest
 from llm_proxy.index import browse, figures, postgres_sql, search, size, threads
 from llm_proxy.index.browse import Wanted
 from llm_proxy.index.ingest import Indexer
-from llm_proxy.index.postgres import open_shared
+from llm_proxy.index.postgres import Pool, open_shared
 from llm_proxy.index.postgres_write import SharedIndexer
 from llm_proxy.index.queries import CallRow, Filter, IndexUnavailable, SessionRow, TookTooLong, open_index
 from llm_proxy.index.sums import ORDERS, QUARTER
 from llm_proxy.index.syntax import parse
+from llm_proxy.index.viewer import EVERYTHING, Viewer
 from scripts.make_logs import make
 from tests.explored import record
+from tests.postgresbed import SERVER
 from tests.sharedbed import shared, shared_by_all
 
 __all__ = ["shared", "shared_by_all"]
@@ -35,6 +39,8 @@ def made(tmp_path_factory, shared_by_all):
     """The same logs twice: in one index, and, a part on each of two machines, in the shared one."""
     whole = record(tmp_path_factory.mktemp("whole"), END)
     make(whole.logs, calls=150, sessions=30, end=END)
+    _attribute(whole.logs)
+    whole.index.unlink()
     with closing(Indexer(whole.index, whole.logs)) as indexer:
         indexer.catch_up_all()
     files = sorted(one for one in whole.logs.rglob("*.jsonl") if one.parent != whole.logs)
@@ -47,6 +53,20 @@ def made(tmp_path_factory, shared_by_all):
         with closing(SharedIndexer(shared_by_all, machine, logs)) as indexer:
             indexer.fill()
     return whole
+
+
+ACCOUNTS = ("0123abcd.1", "0123abcd.2", "")
+
+
+def _attribute(logs):
+    """For whom the gateway made the calls: two users in turn, and none, also within one session."""
+    turn = itertools.cycle(ACCOUNTS)
+    for file in sorted(logs.rglob("*.jsonl")):
+        lines = [json.loads(line) for line in file.read_bytes().splitlines()]
+        for line in lines:
+            if line["type"] == "request" and (account := next(turn)):
+                line["gateway"] = {"account": account, "user": "u@example.com", "request": "r", "attempt": 1}
+        file.write_text("".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines))
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +243,60 @@ def test_a_search_finds_the_same(both, typed, sort):
     hits = [index.matches(search.asked_for(query), Filter(), 500, given, values) for index in both]
     told = [{(one.call, one.session, one.role, one.pieces) for one in some} for some in hits]
     assert told[1] == told[0]
+
+
+VIEWERS = {
+    "one user": Viewer(ACCOUNTS[0]),
+    "another": Viewer(ACCOUNTS[1]),
+    "one without calls": Viewer("0123abcd.3"),
+    "an admin who sees metadata": Viewer(ACCOUNTS[0], "metadata"),
+    "an admin who sees all": Viewer(ACCOUNTS[0], "full"),
+}
+
+
+@pytest.mark.parametrize("viewer", VIEWERS)
+def test_a_viewer_sees_the_same_and_no_more(made, shared_by_all, viewer):
+    """What each may see, of all that can be asked, is what a machine's own index shows him."""
+    whose = VIEWERS[viewer]
+    with open_index(made.index, whose) as own, open_shared(shared_by_all, whose) as shared:
+        for asked in ASKED.values():
+            assert plain(asked(shared, Filter())) == plain(asked(own, Filter()))
+        for browsed in BROWSED.values():
+            assert plain(browsed(shared, Wanted())) == plain(browsed(own, Wanted()))
+        assert size.size(shared)[:3] == size.size(own)[:3]
+        query = parse("the", END, UTC)
+        found = [search.results(index, query, "newest", (0,), limit=500, seconds=30) for index in (own, shared)]
+        assert found[0].counts == found[1].counts
+        for id in made.sessions.values():
+            assert plain(threads.gists(shared, id)) == plain(threads.gists(own, id))
+        accounts = {call.account for call in shared.calls(Filter())}
+        assert accounts <= ({whose.account} if whose.others == "none" else set(ACCOUNTS[:2]))
+
+
+def test_who_would_see_others_redacted_sees_that_there_were_calls(shared_by_all, made):
+    """PostgreSQL cannot redact: it shows less, and whoever reads a body is told the same."""
+    with open_shared(shared_by_all, Viewer(ACCOUNTS[0], "redacted")) as index:
+        assert index.viewer.others == "metadata"
+        assert {call.account for call in index.calls(Filter())} == set(ACCOUNTS[:2])
+        assert not any(call.error for call in index.calls(Filter()) if call.account != ACCOUNTS[0])
+
+
+def test_connections_are_kept_for_their_viewer_alone(shared_by_all, made):
+    """One user's connection never answers another's question; one that has died is not used again."""
+    pool = Pool(shared_by_all)
+    for _ in range(3):
+        for whose in (*VIEWERS.values(), EVERYTHING):
+            with pool.open(whose) as index:
+                seen = {call.account for call in index.calls(Filter())}
+                if whose.others == "none" and whose.account:
+                    assert seen <= {whose.account}
+    assert len(pool._idle) == len(VIEWERS) + 1
+    backends = [link.execute("SELECT pg_backend_pid()")[0][0] for _, link in pool._idle]
+    for backend in backends:
+        asyncio.run(SERVER.execute(f"SELECT pg_terminate_backend({backend})"))
+    with pool.open() as index:
+        assert index.sessions(Filter(), 1)
+    pool.close()
 
 
 def test_the_best_hit_comes_first_and_pages_go_on(both):

@@ -128,7 +128,7 @@ def _told(*, late: bool = False) -> Iterator[None]:
         if late:
             raise TookTooLong from error
         raise Unreachable(f"the shared index does not answer: {error or 'it took too long'}") from error
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
         raise Unreachable(f"the shared index cannot be used: {error}") from error
 
 
