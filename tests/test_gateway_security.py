@@ -85,6 +85,10 @@ EXPECTED = {
     ("DELETE", "/manage/teams/{id}"): ADMINS_204,
     ("PUT", "/manage/teams/{id}/members/{user_id}"): ADMINS_204,
     ("DELETE", "/manage/teams/{id}/members/{user_id}"): ADMINS_204,
+    ("GET", "/manage/limits"): ADMINS,
+    ("GET", "/manage/limits/mine"): "401 403 200 403 200 200 200 200",
+    ("PUT", "/manage/limits/{subject}/{id}"): ADMINS,
+    ("DELETE", "/manage/limits/{subject}/{id}"): ADMINS_204,
     ("POST", "/manage/invitations"): ADMINS_201,
     ("GET", "/manage/invitations"): ADMINS,
     ("DELETE", "/manage/invitations/{id}"): ADMINS_204,
@@ -141,6 +145,9 @@ def asking(ours, method, path):
         case "DELETE", "/manage/teams/{id}":
             team_id = ours.want(201, "POST", "/manage/teams", {"name": ours.fresh("team")}, ours.admin)["id"]
             path = f"/manage/teams/{team_id}"
+        case _, "/manage/limits/{subject}/{id}":
+            path = f"/manage/limits/user/{ours.ids.alice}"
+            ours.want(200, "PUT", path, {}, ours.admin)
         case "DELETE", "/manage/invitations/{id}":
             path = f"/manage/invitations/{ours.want(201, 'POST', '/manage/invitations', {}, ours.admin)['id']}"
     if "/manage/teams/{id}" in path:
