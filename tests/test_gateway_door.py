@@ -104,6 +104,8 @@ CALLS = ("chat/completions", "completions", "responses", "embeddings", "messages
         ("PUT", "/manage", True),
         ("GET", "/openapi.json", True),
         ("GET", "/health/gateway", True),
+        ("GET", "/health/live", True),
+        ("GET", "/health/ready?now", True),
         ("GET", "/v1/messages/batches", False),
         ("POST", "/v1/responses/resp_1/cancel", False),
         ("POST", "/v1/models/gemini-2.5-pro:generateContent", False),
@@ -115,6 +117,7 @@ CALLS = ("chat/completions", "completions", "responses", "embeddings", "messages
         ("GET", "//auth/key", False),
         ("GET", "/openapi.jsonx", False),
         ("GET", "/health/gateway/x", False),
+        ("GET", "/health/readyx", False),
     ],
 )
 async def test_what_is_the_gateways(rigs, team, method, target, taken):

@@ -369,3 +369,31 @@ async def test_who_is_not_there_is_passed_over_and_all_gone_is_told(rigs: Any, t
         assert rig.proxy.gateway.open == 0
     finally:
         await team.close()
+
+
+@pytest.mark.parametrize("has_read", [False, True])
+async def test_only_what_a_hanging_process_has_not_read_goes_on(rigs: Any, tmp_path: Path, has_read: bool) -> None:
+    """Whose request it has read may have called a provider already: that one waits, new ones go elsewhere."""
+    from llm_proxy.proxy.gateway import Gateway as Door
+    from tests.test_gateway_door import Team, ask
+
+    team = Team(tmp_path / "serving.sock")
+    with contextlib.closing(unix.bind(str(tmp_path / "hanging.sock"))) as hanging:
+        rig = await rigs(gateway=Door(str(tmp_path / "hanging.sock"), others=(team.path,)))
+        asking = asyncio.create_task(ask(rig, "/v1/messages", method="POST", body=b"{}"))
+        link, _ = await asyncio.get_running_loop().sock_accept(hanging)  # as the kernel does for a stopped process
+        with contextlib.closing(link):
+            if has_read:
+                assert (await asyncio.get_running_loop().sock_recv(link, 65536)).endswith(b"{}")
+            await team.serve()
+            async with asyncio.timeout(20):
+                while [worker.answers for worker in rig.proxy.gateway.workers] != [False, True]:
+                    await asyncio.sleep(0.01)
+                assert (await ask(rig, "/v1/models")).status == 200
+                if has_read:
+                    assert not asking.done()
+                    await asyncio.get_running_loop().sock_sendall(link, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                answer = await asking
+            assert answer.status == 200 and bool(answer.payload) is not has_read
+            assert [request.method for request in team.requests].count("POST") == (not has_read)
+    await team.close()
