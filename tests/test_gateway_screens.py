@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests import gatewayscreens
-from tests.gatewaybed import PASSWORD
+from tests.gatewaybed import PASSWORD, a_gateway
 from tests.gatewayscreens import ADMIN, LOOKS, judge
 
 browser, visit, screens, look, windows = (
@@ -153,3 +153,21 @@ def test_only_administrators_see_what_is_theirs(screens, look):
     assert links.get_by_text("API keys").count() == 1 and page.locator('nav a[aria-current="page"]').count() == 1
     for path in ("/users", "/teams", "/audit"):
         assert screens.person(ADA).get(path).status == 403
+
+
+def test_the_first_visitor_is_the_administrator(tmp_path, visit):
+    """Whatever the setting says; where sign-up is closed, nobody comes after him."""
+    with a_gateway(tmp_path, env={"LLM_PROXY_GATEWAY_SIGNUP": "closed"}) as gateway:
+        page = visit(gateway.wait().url + gatewayscreens.ROOT)
+        assert page.url.endswith("/team/sign-up") and "administrator's" in page.locator("main").inner_text()
+        judge(page)
+        page.get_by_label("E-mail address").fill(ADMIN)
+        page.get_by_label("Password", exact=True).fill(PASSWORD)
+        page.get_by_label("Password again").fill(PASSWORD)
+        page.get_by_role("button", name="Sign up").click()
+        page.get_by_role("link", name="Audit").wait_for()
+        page.get_by_role("button", name="Sign out").click()
+        assert page.get_by_role("link", name="Sign up").count() == 0
+        page.goto(f"{gateway.url}{gatewayscreens.ROOT}/sign-up")
+        assert "Nobody can sign up here" in page.locator("main").inner_text()
+        assert page.get_by_label("E-mail address").count() == 0

@@ -1,9 +1,9 @@
 """Where a request goes, from its head alone. Pure: a `Route`, or `NoRoute` with words for the caller.
 
-Order: the explorer's `/llm-proxy/…`; everything else to a single target, where one is configured. Without one: the
-gateway's paths and calls of named models, where there are any; Bedrock's paths, then provider paths
-`/{provider}/{host}/{path}`, then bare API paths to their provider's own host, or the one configured in its place. What
-this process answers itself (`/health`, `/metrics`) is the server's business.
+Order: the gateway's pages; the rest of `/llm-proxy/…`, which is the explorer's; everything else to a single target,
+where one is configured. Without one: the gateway's paths and calls of named models, where there are any; Bedrock's
+paths, then provider paths `/{provider}/{host}/{path}`, then bare API paths to their provider's own host, or the one
+configured in its place. What this process answers itself (`/health`, `/metrics`) is the server's business.
 """
 
 from __future__ import annotations
