@@ -24,13 +24,15 @@ import pytest
 
 import llm_proxy
 from llm_proxy import unix
+from llm_proxy.proxy.gateway import Gateway as Door
 from tests.fakeprovider import FakeProvider
 from tests.gatewaybed import SECRETS, Gateway, gateways
 from tests.gatewaystore import an_empty_url
 from tests.redisbed import a_redis
+from tests.test_gateway_door import Team, ask, team
 from tests.test_gateway_whole import CHAT, HELLO, eventually, furnished
 
-__all__ = ["gateways"]
+__all__ = ["gateways", "team"]
 
 
 class Load:
@@ -353,31 +355,24 @@ def newer(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("others", [0, 2])
-async def test_who_is_not_there_is_passed_over_and_all_gone_is_told(rigs: Any, tmp_path: Path, others: int) -> None:
+async def test_who_is_not_there_is_passed_over_and_all_gone_is_told(
+    rigs: Any, team: Team, tmp_path: Path, others: int
+) -> None:
     """A request goes to any process that listens, whichever that is; where none does, 503 comes after the wait."""
-    from llm_proxy.proxy.gateway import Gateway as Door
-    from tests.test_gateway_door import Team, ask
-
-    paths = [str(tmp_path / f"{number}.sock") for number in range(1 + others)]
+    paths = [*(str(tmp_path / f"{number}.sock") for number in range(others)), team.path]
     rig = await rigs(gateway=Door(paths[0], patience=0.2, others=tuple(paths[1:])))
     answer = await ask(rig, "/v1/models")
     assert (answer.status, answer.get(b"retry-after")) == (503, b"1")
-    team = Team(paths[-1])
     await team.serve()
-    try:
-        assert (await ask(rig, "/v1/models")).status == 200
-        assert rig.proxy.gateway.open == 0
-    finally:
-        await team.close()
+    assert (await ask(rig, "/v1/models")).status == 200
+    assert rig.proxy.gateway.open == 0
 
 
 @pytest.mark.parametrize("has_read", [False, True])
-async def test_only_what_a_hanging_process_has_not_read_goes_on(rigs: Any, tmp_path: Path, has_read: bool) -> None:
+async def test_only_what_a_hanging_process_has_not_read_goes_on(
+    rigs: Any, team: Team, tmp_path: Path, has_read: bool
+) -> None:
     """Whose request it has read may have called a provider already: that one waits, new ones go elsewhere."""
-    from llm_proxy.proxy.gateway import Gateway as Door
-    from tests.test_gateway_door import Team, ask
-
-    team = Team(tmp_path / "serving.sock")
     with contextlib.closing(unix.bind(str(tmp_path / "hanging.sock"))) as hanging:
         rig = await rigs(gateway=Door(str(tmp_path / "hanging.sock"), others=(team.path,)))
         asking = asyncio.create_task(ask(rig, "/v1/messages", method="POST", body=b"{}"))
@@ -396,4 +391,3 @@ async def test_only_what_a_hanging_process_has_not_read_goes_on(rigs: Any, tmp_p
                 answer = await asking
             assert answer.status == 200 and bool(answer.payload) is not has_read
             assert [request.method for request in team.requests].count("POST") == (not has_read)
-    await team.close()
