@@ -48,7 +48,8 @@ def belonging(exchange: Exchange, logs: str, hint: Hint | None, fetched: bool) -
 
 def _user(exchange: Exchange) -> str:
     """What parts the sessions of the gateway's users: the ids before it have no spaces."""
-    return "" if exchange.gateway is None else f" user:{quote(exchange.gateway.user, safe='@')}"
+    whose = exchange.gateway
+    return "" if whose is None else f" user:{quote(whose.account or whose.user, safe='@')}"
 
 
 def _client(session: str, agent: str) -> str:

@@ -54,7 +54,8 @@ def client(exchange: Exchange, process: int) -> Client:
 
 def scope(logs: str, exchange: Exchange) -> bytes:
     """Where keys mean the same; what the gateway's users say is for each of them alone."""
-    user = () if exchange.gateway is None else (exchange.gateway.user,)
+    whose = exchange.gateway
+    user = () if whose is None else (whose.account or whose.user,)
     parts = (logs, exchange.provider, exchange.upstream, *user)
     return _key(b"", "\0".join(parts).encode("utf-8", "surrogatepass"))
 

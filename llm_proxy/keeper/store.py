@@ -40,7 +40,7 @@ class Key(NamedTuple):
     provider: str
     upstream: str
     # "id:SESSION" the client's own, "agent:SESSION AGENT" a sub-agent's in it, "call:ID" of the call it begins with,
-    # "day:DATE" calls that are no conversation; behind it " user:NAME" where the gateway called for somebody
+    # "day:DATE" calls that are no conversation; behind it " user:WHOSE" where the gateway called for somebody
     client: str
 
 
