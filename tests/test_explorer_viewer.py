@@ -1,5 +1,6 @@
 """Each of the gateway's users sees his own calls in the explorer, and of others' nothing, whatever he asks."""
 
+import asyncio
 import contextlib
 import json
 import re
@@ -10,15 +11,21 @@ from urllib.parse import quote, urlencode
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from llm_proxy.explorer import guard, site
+from llm_proxy.cli.search import search
+from llm_proxy.cli.sessions import sessions
+from llm_proxy.cli.stats import stats
+from llm_proxy.explorer import guard, site, viewer
 from llm_proxy.explorer.options import Options
 from llm_proxy.explorer.routes import EXTRAS, PAGES
 from llm_proxy.index.ingest import Indexer
 from llm_proxy.index.queries import Filter, open_index
 from llm_proxy.index.viewer import EVERYTHING, NOBODY, Viewer
+from llm_proxy.wire import attribution
+from llm_proxy.wire.attribution import Attribution
 from tests.explored import SCENES, Made, Session, png, record
 from tests.gatewaybed import Gateway, a_gateway
 from tests.gatewayscreens import Person
+from tests.journals import Call, Journal
 
 NAMES = ("alice", "bob")
 WORD = "quince"  # in every conversation of these, so that whoever searches for it finds what he may
@@ -399,3 +406,128 @@ async def test_another_users_program_is_no_owner(told, tmp_path):
         headers = marked | {"Authorization": f"Bearer {told.tokens['alice']}"}
         async with client.get("/llm-proxy/api/sessions", headers=headers) as answer:
             assert answer.status == 200
+
+
+# --- live, and what is remembered for everybody
+
+
+SSE = ("Content-Type: text/event-stream",)
+
+
+def _live(told: Told, serial: int, name: str) -> Call:
+    account = told.accounts.get(name)
+    fields = attribution.fields(Attribution(account=account)) if account else []
+    events = (
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {
+            "type": "content_block_delta",
+            "index": 0,
+            "delta": {"type": "text_delta", "text": f"canary-{name} and more. "},
+        },
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "So it goes on. "}},
+    )
+    stream = "".join(f"event: {one['type']}\ndata: {json.dumps(one)}\n\n" for one in events)
+    return Call(
+        serial,
+        why="gateway" if account else "bare path",
+        request_headers=[f"{header}: {value}" for header, value in fields],
+        headers=SSE,
+        wall=time.time_ns(),
+        pieces=[(101, stream.encode())],
+    )
+
+
+@contextlib.asynccontextmanager
+async def _stream(client: TestClient, token: str):
+    """All that comes of an event stream, as a function that waits for a mark and gives what came until then."""
+    async with client.get("/llm-proxy/live/events", headers={"Authorization": f"Bearer {token}"}) as answer:
+        assert answer.status == 200
+
+        async def until(mark: str) -> str:
+            came = ""
+            async with asyncio.timeout(10):
+                while mark not in came:
+                    came += (await answer.content.readline()).decode()
+            return came
+
+        await until("event: hello")
+        yield until
+
+
+async def test_live_pages_tell_of_ones_own_calls_alone(told, tmp_path):
+    """Words, ids, even the number of events of others' calls reach no stream and no page; administrators by policy."""
+    journal = Journal(tmp_path / "journal")
+    calls = {name: _live(told, place, name) for place, name in enumerate(("bob", "owner", "alice"), 1)}
+    foreign = {str(calls[name].id) for name in ("bob", "owner")} | {"canary-bob", "canary-owner"}
+    async with (
+        _explorer(told, tmp_path, told.tokens["alice"], journal=str(journal.folder), admin_sees="metadata") as client,
+        _stream(client, told.tokens["alice"]) as until,
+        _stream(client, told.tokens["admin"]) as until_admin,
+    ):
+        for call in calls.values():
+            journal.add(call.open, call.request, call.head, *call.response)
+        client.app[site.BELL].ring()
+        came = await until("canary-alice")
+        came += (await _ask(client, "/live"))[1] + (await _ask(client, "/api/live"))[1]
+        for call in calls.values():
+            journal.add(call.end)
+        client.app[site.BELL].ring()
+        came += await until("event: over")
+        assert not [one for one in foreign if one in came] and "\nid: " not in came
+        came = await until_admin(str(calls["alice"].id))
+        came = re.sub("canary-[a-z]+-(project|program)", "", came)
+        assert str(calls["bob"].id) in came and "canary-" not in came and str(calls["owner"].id) not in came
+
+
+async def test_a_stream_ends_with_the_session_it_began_with(told, tmp_path, monkeypatch):
+    """Who signs out sees no further words on a page that is open."""
+    monkeypatch.setattr(viewer, "REMEMBERED", 0.0)
+    token = told.gateway.sign_in("bob@example.com")
+    journal = Journal(tmp_path / "journal")
+    async with _explorer(told, tmp_path, token, journal=str(journal.folder)) as client:
+        async with client.get("/llm-proxy/live/events") as answer:
+            await answer.content.readuntil(b"event: hello")
+            assert told.gateway.ask("POST", "/auth/logout", token=token).status == 204
+            call = _live(told, 1, "bob")
+            deadline = time.monotonic() + 10
+            while not answer.content.at_eof():
+                journal.add(call.open)
+                client.app[site.BELL].ring()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(answer.content.readany(), 0.2)
+                assert time.monotonic() < deadline
+        async with client.get("/llm-proxy/live/events") as answer:
+            assert answer.status == 401
+
+
+async def test_what_pages_remember_for_the_owner_they_tell_nobody_else(told, tmp_path):
+    """How much is recorded, what is normal, turns put together: made for one viewer, shown to that one."""
+    owner = f"/sessions/{told.made.sessions['bob']}"
+    async with _explorer(told, tmp_path) as client:
+        whole = [(await _ask(client, path))[1] for path in ("/", "/live", owner)]
+        holds = re.search(r"[\d,]+ sessions, [\d,]+ calls", whole[0])
+        assert holds is not None and "canary-bob" in whole[2]
+        client.session.headers["Authorization"] = f"Bearer {told.tokens['alice']}"
+        for path in ("/", "/live", "/api/", "/nothing-here"):
+            _, text = await _ask(client, path)
+            assert holds[0] not in text and str(tmp_path) not in text, path
+        assert (await _ask(client, owner))[0] == 404
+
+
+def test_commands_choose_by_user(told, capsys):
+    """`--user` takes a whole address, whatever the case: sessions, sums and hits of that one."""
+    place = ["--log-dir", str(told.made.logs), "--json"]
+    for name, others in (("alice", ("bob", "owner")), ("Bob", ("alice", "owner"))):
+        chosen = ["--user", f"{name}@Example.com", *place]
+        assert sessions(["--limit", "500", *chosen]) == 0
+        listed = {one["id"] for one in json.loads(capsys.readouterr().out)["sessions"]}
+        assert listed == {id for id, owners in told.sessions.items() if name.lower() in owners}
+        assert stats(chosen) == 0
+        counted = json.loads(capsys.readouterr().out)
+        assert str(list(told.calls.values()).count(name.lower())) in json.dumps(counted)
+        assert search([WORD, *chosen]) == 0
+        hits = capsys.readouterr().out
+        assert f"canary-{name.lower()}" in hits.replace("\\u0001", "") and not [
+            one for one in others if f"canary-{one}" in hits
+        ]
+    assert sessions(["--user", "alice", *place]) == 0 and not capsys.readouterr().out.strip("[]\n ")

@@ -419,6 +419,7 @@ _CONDITIONS = {
         "(substr(sessions.id, 1, length(:session)) = :session"
         " OR substr(sessions.client_session, 1, length(:session)) = :session)",
     ),
+    "user": (False, "calls.gateway_user = lower(:user)"),
     "errors": (False, "calls.failed = 1"),
 }
 
