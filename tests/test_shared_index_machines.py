@@ -7,9 +7,12 @@ import json
 import os
 import shutil
 import time
+import urllib.error
+import urllib.request
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
@@ -28,6 +31,7 @@ from tests.fakes3 import FakeS3
 from tests.lokibed import Bed, Lanes, until
 from tests.postgresbed import SERVER
 from tests.sharedbed import shared
+from tests.test_sinks_lanes import ask, configured, states
 
 __all__ = ["shared"]
 
@@ -309,3 +313,44 @@ def test_an_entry_is_looked_for_where_it_can_be(tmp_path, storage):
     assert kept.entry(there) == wanted
     with pytest.raises(ValueError):
         kept.entry(there._replace(length=place.length - 2))
+
+
+# --- the whole of it
+
+
+def test_a_daemon_shares_what_it_records(start, environ, provider, shared):
+    """By its settings alone: calls come into the shared index, its explorer shows it, and no command line tells."""
+    with closing(SharedIndexer(shared, "other", _logs_of_another(Path(environ["HOME"])))) as other:
+        other.fill()
+    config = f'[index]\ndatabase_url = "{shared}"\nmachine = "this"\naddress = "http://127.0.0.1:1"\n'
+    daemon = start("--port", "0", "--config", configured(environ, config))
+    ask(daemon, provider, "say this to the shared index")
+    until(lambda: any(path.startswith("this/") for path in _files(shared)), lambda: [*daemon.lines])
+    request = urllib.request.Request(f"{daemon.url}/llm-proxy/api/sessions")
+    request.add_header("Authorization", f"Bearer {(daemon.state / 'secret').read_text()}")
+    wanted = {"say this to the shared index", "What does the borrow checker say?"}
+    until(lambda: wanted <= _titles(request), lambda: [*daemon.lines])
+    for process in psutil.Process(daemon.process.pid).children(recursive=True):
+        assert SERVER.url("x").rpartition("@")[0] not in " ".join(process.cmdline())
+    assert states(daemon)["shared-index"]["state"] == "ok"
+
+
+def _titles(request):
+    """None of them while a busy machine takes longer than a page may."""
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            listed = json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        assert error.code == 503, error.read()
+        return set()
+    return {one["title"] for group in listed["groups"] for one in group["sessions"]}
+
+
+def _files(url):
+    with open_shared(url) as index:
+        return [path for (path,) in index.rows("SELECT path FROM files", {})]
+
+
+def _logs_of_another(home):
+    (home / "another").mkdir()
+    return record(home / "another").logs

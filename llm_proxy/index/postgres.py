@@ -85,7 +85,10 @@ class Connection:
         return self._do(lambda seconds: self._link.fetch(asked.sql, *asked.arguments(values), timeout=seconds))
 
     def rows(self, sql: str, values: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-        """Rows as they are needed: many are read no further than somebody looks."""
+        """Rows; those of a search as they are needed, because there may be many, and most are not looked at."""
+        if "MATCH" not in sql:
+            yield from map(tuple, self.execute(sql, values))
+            return
         asked = postgres_sql.translated(sql)
         arguments = asked.arguments(values)
         transaction = self._link.transaction(readonly=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ class SharedIndex:
     """`options`: `url` of the database, this `machine`'s name, its `address` for others, and the `key` they bring."""
 
     def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+        if find_spec("asyncpg") is None:
+            raise Unusable("index.database_url needs asyncpg: install llm-proxy[gateway]")
         try:
             self._indexer = SharedIndexer(options["url"], options["machine"], folder)
         except ValueError as error:
