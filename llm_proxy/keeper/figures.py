@@ -39,7 +39,7 @@ class Figures:
         self._tokens: Counter[tuple[str, str, str]] = Counter()  # provider, model, class
         self._usd: Counter[tuple[str, str, str]] = Counter()  # provider, model, basis
         self._unpriced: Counter[tuple[str, str]] = Counter()  # provider, model
-        self._withheld: Counter[str] = Counter()  # why
+        self._withheld = Counter(deleted=0, privacy=0)  # why
         self._first_tokens: dict[str, Histogram] = {}
         self._quotas = Quotas()
         self._due = 0.0
