@@ -95,7 +95,10 @@ EXPECTED = {
     ("DELETE", "/manage/invitations/{id}"): ADMINS_204,
     ("GET", "/manage/audit"): ADMINS,
     ("GET", "/manage/metrics"): "401 403 403 403 200 403 403 200",
-    ("GET", "/health/gateway"): ALL_200,
+    ("GET", "/manage/deletions"): SIGNED_IN,
+    ("DELETE", "/manage/me/conversations"): "401 403 403 403 403 202 202 202",
+    ("DELETE", "/manage/users/{id}/conversations"): "401 403 403 403 403 403 403 202",
+    **{("GET", f"/health/{what}"): ALL_200 for what in ("gateway", "live", "ready")},
     ("GET", "/openapi.json"): ALL_200,
     **{(method, f"{prefix}/models"): MODELS for method in ("GET", "HEAD") for prefix in ("", "/v1")},
     **{(method, f"{prefix}/models/{{id:.+}}"): HER_MODEL for method in ("GET", "HEAD") for prefix in ("", "/v1")},
@@ -182,7 +185,13 @@ def test_every_route_answers_who_may_come_and_nobody_else(ours):
 def hers(ours, path):
     """With alice's things, or their numbers, where it has a parameter."""
     number = ours.ids.alice if path.startswith("/manage/users") else ours.hers
-    told = {"{id}": number, "{user_id}": ours.ids.alice, "{alias:[^/]+}": "hers", "{id:.+}": "hers"}
+    told = {
+        "{id}": number,
+        "{user_id}": ours.ids.alice,
+        "{alias:[^/]+}": "hers",
+        "{id:.+}": "hers",
+        "{subject}": "user",
+    }
     for parameter, value in told.items():
         path = path.replace(parameter, str(value))
     return path
