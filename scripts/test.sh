@@ -6,8 +6,8 @@ set -eu
 cd "$(dirname "$0")/.."
 
 # Commands the tests run, and the Debian packages they come from.
-TOOLS="zsh fish ksh mksh yash busybox strace ip cc curl loginctl dbus-daemon ruby chromium prometheus mandoc groff lintian dpkg-shlibdeps /usr/bin/python3 redis-server /usr/lib/postgresql/*/bin/initdb"
-PACKAGES="zsh fish ksh mksh yash busybox strace iproute2 gcc libc6-dev curl systemd dbus dbus-user-session libpam-systemd ruby chromium fonts-inter fonts-dejavu-core prometheus mandoc groff-base bash-completion lintian dpkg-dev binutils python3 python3-venv python3-pip postgresql redis-server"
+TOOLS="zsh fish ksh mksh yash busybox strace ip cc curl loginctl dbus-daemon ruby chromium prometheus mandoc groff lintian dpkg-shlibdeps /usr/bin/python3 redis-server nginx /usr/lib/postgresql/*/bin/initdb"
+PACKAGES="zsh fish ksh mksh yash busybox strace iproute2 gcc libc6-dev curl systemd dbus dbus-user-session libpam-systemd ruby chromium fonts-inter fonts-dejavu-core prometheus mandoc groff-base bash-completion lintian dpkg-dev binutils python3 python3-venv python3-pip postgresql redis-server nginx-light"
 
 install_tools() {
     missing=""

@@ -25,6 +25,7 @@ from tests.fakeloki import FakeLoki
 from tests.gatewaybed import PASSWORD, Gateway
 from tests.grafana import laid_out
 from tests.imagebed import DOCKERFILE, instructions
+from tests.nginxbed import nginx_of
 from tests.postgresbed import SERVER as POSTGRES
 from tests.recorded import converse
 from tests.redisbed import a_redis
@@ -33,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "packaging/compose"
 DASHBOARD = json.loads((ROOT / "packaging/grafana/llm-proxy-loki.json").read_text())
 TEAM = FOLDER / "gateway"
+MACHINES = FOLDER / "gateway-team"
 GIVEN = {"LLM_PROXY_LISTEN_TOKEN": "a-token-of-24-characters", "GRAFANA_PASSWORD": "a-password"}
 TEAM_GIVEN = {"POSTGRES_PASSWORD": "a-password", "JWT_SECRET": "of-sessions", "ENCRYPTION_KEY": "of-keys"}
 # What docs/loki.md gives as labels.
@@ -79,7 +81,10 @@ def compose(given=GIVEN, folder=FOLDER):
 SPEC = compose()
 SERVICES = SPEC["services"]
 TEAM_SPEC = compose(TEAM_GIVEN, TEAM)
-BOTH = pytest.mark.parametrize(("folder", "spec"), [(FOLDER, SPEC), (TEAM, TEAM_SPEC)], ids=["loki", "gateway"])
+MACHINES_SPEC = compose(TEAM_GIVEN, MACHINES)
+_GATEWAYS = [(TEAM, TEAM_SPEC), (MACHINES, MACHINES_SPEC)]
+ALL = pytest.mark.parametrize(("folder", "spec"), [(FOLDER, SPEC), *_GATEWAYS], ids=["loki", "gateway", "machines"])
+GATEWAYS = pytest.mark.parametrize(("folder", "spec"), _GATEWAYS, ids=["gateway", "machines"])
 
 
 # -- the file ------------------------------------------------------------------------------------------------------
@@ -94,6 +99,7 @@ def test_the_specification_takes_it():
     """By the types that the specification has; the same check refuses a key, a duration and a condition that it has not."""
     assert check(SPEC).service_names() == list(SERVICES)
     assert check(TEAM_SPEC).service_names() == ["gateway", "postgres", "redis"]
+    assert check(MACHINES_SPEC).service_names() == ["nginx", "gateway-1", "gateway-2", "postgres", "redis"]
     for place, key, value in (
         (SERVICES["loki"], "helthcheck", {}),
         (SERVICES["loki"]["healthcheck"], "interval", "soon"),
@@ -107,9 +113,10 @@ def test_the_specification_takes_it():
         place.update(kept)
 
 
-@pytest.mark.parametrize(("folder", "given"), [(FOLDER, GIVEN), (TEAM, TEAM_GIVEN)], ids=["loki", "gateway"])
-def test_it_does_not_start_without_its_secrets(folder, given):
+@ALL
+def test_it_does_not_start_without_its_secrets(folder, spec):
     """Compose says which variable is missing, and where it belongs."""
+    given = GIVEN if folder == FOLDER else TEAM_GIVEN
     for name in given:
         with pytest.raises(Missing, match=rf"{name} is not set: copy \.env\.example to \.env"):
             compose({**given, name: ""}, folder)
@@ -124,7 +131,7 @@ def test_the_example_names_every_variable():
     assert re.findall(r"(?m)^([A-Z_]+)=", said) == list(GIVEN)
 
 
-@BOTH
+@ALL
 def test_nothing_is_published_beyond_loopback(folder, spec):
     """And what asks nobody who they are not at all, nor has it a way out."""
     for name, service in spec["services"].items():
@@ -137,7 +144,7 @@ def test_nothing_is_published_beyond_loopback(folder, spec):
         assert service["networks"] == ["inside"] and "ports" not in service
 
 
-@BOTH
+@ALL
 def test_versions_are_pinned_and_every_service_is_checked(folder, spec):
     """All their numbers each (PostgreSQL has two), never `latest`; ours is built here and brings its check in the image."""
     for name, service in spec["services"].items():
@@ -163,7 +170,7 @@ def mounts(service):
     return [tuple([*volume.split(":"), "rw"][:3]) for volume in service.get("volumes", ())]
 
 
-@BOTH
+@ALL
 def test_everything_that_is_mounted_exists(folder, spec):
     """Files of this repository, read-only; volumes that are declared, each of one service."""
     seen = []
@@ -177,8 +184,8 @@ def test_everything_that_is_mounted_exists(folder, spec):
         assert set(service.get("secrets", ())) <= set(spec.get("secrets", ()))
     assert sorted(seen) == sorted(spec["volumes"])
     image = dict(instructions(DOCKERFILE.read_text()))
-    (ours,) = [service for service in spec["services"].values() if "build" in service]
-    assert {target for _, target, _ in mounts(ours)} == set(json.loads(image["VOLUME"]))
+    for ours in (service for service in spec["services"].values() if "build" in service):
+        assert {target for _, target, _ in mounts(ours)} == set(json.loads(image["VOLUME"]))
 
 
 def test_services_find_each_other_by_name():
@@ -213,16 +220,17 @@ def test_our_settings_there_are_settings_and_leave_time_to_stop(command):
 # -- a team's gateway ----------------------------------------------------------------------------------------------
 
 
-def example():
+def example(folder=TEAM):
     """Its .env.example: what stands there, and what is only said that it might."""
-    said = (TEAM / ".env.example").read_text()
+    said = (folder / ".env.example").read_text()
     return dict(re.findall(r"(?m)^([A-Z_]+)=(.*)$", said)), dict(re.findall(r"(?m)^#([A-Z_]+)=(.*)$", said))
 
 
-def test_the_gateways_example_is_taken_as_a_whole(command, environ, tmp_path):
+@GATEWAYS
+def test_the_gateways_example_is_taken_as_a_whole(command, environ, tmp_path, folder, spec):
     """Each line is a variable of the gateway's own, a setting, or one that the file uses; every value is taken."""
-    stands, might = example()
-    text, page = (TEAM / "compose.yaml").read_text(), (ROOT / "docs/settings.md").read_text()
+    stands, might = example(folder)
+    text, page = (folder / "compose.yaml").read_text(), (ROOT / "docs/settings.md").read_text()
     used = set(re.findall(r"\$\{(\w+)", text))
     known = used | set(VARIABLES) | {"OLD_ENCRYPTION_KEYS"} | set(re.findall(r"Environment: `(\w+)`", page))
     assert {*stands, *might} <= known and used <= {*stands, *might}
@@ -230,64 +238,89 @@ def test_the_gateways_example_is_taken_as_a_whole(command, environ, tmp_path):
     assert might["GATEWAY_PUBLISHED_PORT"] == re.search(r"GATEWAY_PUBLISHED_PORT:-(\d+)", text)[1]
     given = {**stands, **might, **TEAM_GIVEN}
     given["DATABASE_URL"] = f"sqlite:///{tmp_path}/gateway.db"  # of the rest `check` takes no connection
-    given["REDIS_URL"] = ""
-    done = command("gateway", "check", env=given)
+    with a_redis(tmp_path) as redis:
+        done = command("gateway", "check", env=given | {"REDIS_URL": redis.url})
     assert "WRONG" not in done.stdout and "Traceback" not in done.stderr and done.returncode == 0, done
 
 
-def test_the_gateway_finds_its_stores_by_name():
+def gateways_of(spec):
+    return [service for name, service in spec["services"].items() if name.startswith("gateway")]
+
+
+@GATEWAYS
+def test_the_gateway_finds_its_stores_by_name(folder, spec):
     """PostgreSQL with the user, password and database that it is made with; Redis; nothing secret in a command."""
-    stands, _ = example()
-    database, services = stands["DATABASE_URL"].replace("${POSTGRES_PASSWORD}", "a-password"), TEAM_SPEC["services"]
+    stands, _ = example(folder)
+    database, services = stands["DATABASE_URL"].replace("${POSTGRES_PASSWORD}", "a-password"), spec["services"]
     made = services["postgres"]["environment"]
     assert database == (
         f"postgresql://{made['POSTGRES_USER']}:{made['POSTGRES_PASSWORD']}@postgres:5432/{made['POSTGRES_DB']}"
     )
     assert stands["REDIS_URL"] == "redis://redis:6379/0"
-    gateway = services["gateway"]
-    assert gateway["env_file"] == [".env"] and set(gateway["networks"]) == {"outside", "inside"}
     told = json.dumps([[one.get("command"), one.get("healthcheck")] for one in services.values()])
     assert not [secret for secret in TEAM_GIVEN.values() if secret in told]
-    assert gateway["command"] == ["gateway"] and "gateway" in usage.about(["all"])
-    grace = int(gateway["stop_grace_period"].removesuffix("s"))
-    assert int(gateway["environment"]["LLM_PROXY_DRAIN_TIMEOUT"]) + 4 + 10 < grace
+    for gateway in gateways_of(spec):
+        assert gateway["env_file"] == [".env"] and set(gateway["networks"]) == {"outside", "inside"}
+        assert gateway["command"] == ["gateway"] and "gateway" in usage.about(["all"])
+        grace = int(gateway["stop_grace_period"].removesuffix("s"))
+        assert int(gateway["environment"]["LLM_PROXY_DRAIN_TIMEOUT"]) + 4 + 10 < grace
 
 
-def test_nothing_of_the_gateways_set_up_is_root_or_writes_but_where_it_says():
+@GATEWAYS
+def test_nothing_of_the_gateways_set_up_is_root_or_writes_but_where_it_says(folder, spec):
     """A user, a root file system to read from, and volumes or memory for whatever is written."""
     image = dict(instructions(DOCKERFILE.read_text()))
-    for name, service in TEAM_SPEC["services"].items():
+    for name, service in spec["services"].items():
         assert service["read_only"] is True and service["cap_drop"] == ["ALL"], name
         assert (service.get("user") or image["USER"]).split(":")[0] not in ("0", "root"), name
         assert service["tmpfs"], name
 
 
-async def test_the_gateway_lives_with_its_set_up(start, tmp_path):
+def test_nginx_finds_the_gateways_by_name():
+    """Each of them, at the port that it listens on, and no other; what they are built of is one image."""
+    upstream = (MACHINES / "nginx/gateways.conf").read_text()
+    names = re.findall(r"(?m)^ +server ([\w-]+):8080 ", upstream)
+    assert names == [name for name in MACHINES_SPEC["services"] if name.startswith("gateway")]
+    assert "EXPOSE 8080" in DOCKERFILE.read_text()
+    one, two = gateways_of(MACHINES_SPEC)
+    assert {name: one[name] for name in one if two[name] != one[name]}.keys() == {"hostname", "volumes"}
+    assert MACHINES_SPEC["services"]["nginx"]["ports"] == ["127.0.0.1:8080:8080"]
+
+
+def test_nginx_takes_its_configuration(tmp_path):
+    """`nginx -t`, with addresses in the place of Docker's names."""
+    done = subprocess.run(nginx_of(tmp_path, [8081, 8082], "-t"), capture_output=True, text=True)
+    assert done.returncode == 0 and "test is successful" in done.stderr and "[warn]" not in done.stderr, done
+
+
+@GATEWAYS
+async def test_the_gateway_lives_with_its_set_up(start, tmp_path, folder, spec):
     """As in the container: on all addresses, with the example's lines. The first account, a key, a health check; all else is closed."""
-    stands, _ = example()
+    stands, _ = example(folder)
     image = dict(pair.split("=", 1) for pair in re.findall(r"LLM_PROXY_HOST=\S+", DOCKERFILE.read_text()))
     assert image == {"LLM_PROXY_HOST": "0.0.0.0"}
     database = await POSTGRES.create()
     try:
         with a_redis(tmp_path) as redis:
             given = {**stands, **TEAM_GIVEN, **image, "DATABASE_URL": POSTGRES.url(database), "REDIS_URL": redis.url}
-            await asyncio.to_thread(_life, start, given | {"LLM_PROXY_DRAIN_TIMEOUT": "25"})
+            await asyncio.to_thread(_life, start, given | {"LLM_PROXY_DRAIN_TIMEOUT": "25"}, gateways_of(spec)[0])
     finally:
         await POSTGRES.drop(database)
 
 
-def _life(start, given):
+def _life(start, given, service):
     gateway = Gateway(start("gateway", "--port", "0", env=given)).wait()
     words = [
         "-I",
         "-S",
         str(ROOT / "packaging/healthcheck.py"),
-        *TEAM_SPEC["services"]["gateway"]["healthcheck"]["test"][5:],
+        *service["healthcheck"]["test"][5:],
     ]
     told = subprocess.run(
         [sys.executable, *words], env={"LLM_PROXY_PORT": str(gateway.port)}, capture_output=True, text=True
     )
-    assert (told.returncode, told.stdout) == (0, "/health/gateway answers 200\n")
+    assert (told.returncode, told.stdout) == (0, f"{words[-1]} answers 200\n")
+    assert words[-1] in ("/health/gateway", "/health/ready")
     key = gateway.key()  # the first to sign up is the administrator, whatever the setting
     assert gateway.want(200, "GET", "/v1/models", token=key)["data"] == []
     second = {"email": "b@example.com", "password": PASSWORD}
