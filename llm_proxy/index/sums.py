@@ -5,7 +5,7 @@ and lists are sorted and counted without reading all calls. Of what the gateway 
 Leaves out who asks (`browse`, `figures`).
 
 In `sessions`, `session_accounts` and `slots`: `calls`, `failed`, `open` (no response yet), `cut` (partial, or the
-client left), the classes of tokens, dollars spent and covered by subscriptions (each in microdollars and the picodollars
+client left), the classes of tokens, dollars spent and covered by subscriptions (each in microdollars and picodollars
 left over, because one sum of absurd prices would not fit in 64 bits) and `unpriced`. A slot is `started` in quarters of
 an hour since 1970, -1 of a call whose beginning is not known; its account is "" where no gateway made the call.
 """
