@@ -1,9 +1,9 @@
 """Meters that all machines share, in one Redis: a script there looks at all of a call's and counts in one step.
 
-Redis has 50 ms, by its own clock: what it reads later than that it does not count. Where it does not answer, each
-machine counts by itself, says so in its log and its metrics, and tells Redis when it is back; no call waits to find
-that out. What a call holds is leased: a machine that was killed gives it back within `LEASE`. Leaves out what is
-counted (`limiting_meters`), how that is told (`limiting`), and the scripts (`limiting_scripts`).
+A Redis that answers nobody for 50 ms is away, and what it reads much later it does not count. Meanwhile each machine
+counts by itself, says so in its log and its metrics, and tells Redis when it is back; no call waits to find that out.
+What a call holds is leased: a machine that was killed gives it back within `LEASE`. Leaves out what is counted
+(`limiting_meters`), how that is told (`limiting`), and the scripts (`limiting_scripts`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ from llm_proxy.wire.exposition import Sample, family
 log = logging.getLogger("llm_proxy.gateway")
 
 _LATE: Final = 1.2  # times PATIENCE: waking up later than that is our own doing
-PATIENCE: Final = 0.05  # seconds that a call waits for Redis
+_TIMES: Final = 3  # that we may be late
+_SLICE: Final = 0.005  # seconds, at least, between two looks at whether it has answered
+_TRIES: Final = 8  # of a call that Redis reads too late, or that midnight comes between
+PATIENCE: Final = 0.05  # seconds that calls wait for a Redis that answers nobody
 LEASE: Final = 30.0  # seconds; renewed three times meanwhile
 _AGAIN: Final = 1.0  # seconds until it is tried again
 _TOLD_EVERY: Final = 60.0  # seconds between two lines about the same trouble
@@ -69,6 +72,7 @@ class SharedCounter:
         self._tag = f"llm-proxy:{{{tag}}}"
         self._clock = clock
         self._told = -math.inf
+        self._heard = -math.inf
         self._offset: float | None = None  # of Redis' clock from ours, in seconds
         self._asking: set[asyncio.Task[_Reply]] = set()
         self._owed: deque[_Debt] = deque()
@@ -144,7 +148,7 @@ class SharedCounter:
     async def _shared(self, id: str, wants: Sequence[Want]) -> Verdict | None:
         """What Redis says; None where it does not in time."""
         seeds: dict[int, tuple[int, int]] = {}
-        for _ in range(4):  # midnight may come between
+        for _ in range(_TRIES):
             reply = await self._ask(id, wants, seeds)
             if reply is None:
                 return None
@@ -172,9 +176,7 @@ class SharedCounter:
         self._asking.add(asking)
         asking.add_done_callback(self._asked)
         try:
-            await asyncio.wait({asking}, timeout=PATIENCE)
-            if not asking.done() and self._clock() - now > _LATE * PATIENCE:
-                await asyncio.wait({asking}, timeout=PATIENCE)  # we were busy: Redis may have answered long ago
+            await self._patiently(asking)
         except asyncio.CancelledError:
             self._undo(asking, id, wants)
             raise
@@ -185,13 +187,24 @@ class SharedCounter:
         if (error := asking.exception()) is not None:
             self._trouble(type(error).__name__)
             return None
-        reply = asking.result()
-        self._offset = reply[1] / 1e6 - self._clock()
-        return reply
+        return asking.result()
+
+    async def _patiently(self, asking: asyncio.Task[_Reply]) -> None:
+        """Wait for it as long as Redis answers somebody, and PATIENCE when it does not."""
+        began = self._clock()
+        late = 0
+        while not asking.done():
+            woke = self._clock()
+            await asyncio.wait({asking}, timeout=max(max(began, self._heard) + PATIENCE - woke, _SLICE))
+            now = self._clock()
+            if now - woke > _LATE * PATIENCE and late < _TIMES:
+                late += 1  # we were busy: it may have answered long ago
+            elif now - max(began, self._heard) >= PATIENCE or now - began > _SOCKET:
+                break
 
     async def _run(self, id: str, wants: Sequence[Want], seeds: dict[int, tuple[int, int]], began: float) -> _Reply:
         """Raises RedisError, OSError."""
-        until = 0.0 if self._offset is None else began + self._offset + _LATE * PATIENCE
+        until = 0.0 if self._offset is None else began + self._offset + _SOCKET
         arguments: list[str | int] = [int(until * 1e6), id, int(LEASE * 1e6)]
         for place, want in enumerate(wants):
             kind = want.meter.kind
@@ -207,8 +220,9 @@ class SharedCounter:
     def _asked(self, asking: asyncio.Task[_Reply]) -> None:
         """Whatever came of it is looked at, also where nobody waits any more."""
         self._asking.discard(asking)
-        if not asking.cancelled():
-            asking.exception()
+        if not asking.cancelled() and asking.exception() is None:
+            self._heard = self._clock()
+            self._offset = asking.result()[1] / 1e6 - self._heard
 
     def _undo(self, asking: asyncio.Task[_Reply], id: str, wants: Sequence[Want]) -> None:
         """Nobody waits for it any more: should it have counted the call, that is taken back."""
