@@ -564,6 +564,28 @@ async def test_an_administrator_manages_accounts(door, admin):
     assert {"user.create", "user.change", "user.delete", "key.create"} <= set(actions)
 
 
+async def test_an_administrator_sees_and_revokes_the_keys_of_others(door, admin):
+    """What their owner sees of them, never a key; one is found only where it belongs."""
+    bob, eve = await door.session("bob@example.com"), await door.session("eve@example.com")
+    key = await door.key(bob, name="laptop", scopes=["models", "usage"])
+    await door.key(bob, name="ci")
+    keys = await door.want(200, "GET", "/manage/users/2/keys", token=admin)
+    assert keys == await door.want(200, "GET", "/auth/key", token=bob)
+    assert [one["name"] for one in keys] == ["laptop", "ci"] and key["token"] not in str(keys)
+    assert await door.want(200, "GET", "/manage/users/3/keys", token=admin) == []
+    await door.want(404, "GET", "/manage/users/99/keys", token=admin)
+    for token in (bob, eve):
+        assert (await door.ask("GET", "/manage/users/2/keys", token=token)).code == "admin_needed"
+        assert (await door.ask("DELETE", f"/manage/users/2/keys/{key['id']}", token=token)).code == "admin_needed"
+    await door.want(404, "DELETE", f"/manage/users/3/keys/{key['id']}", token=admin)
+    await door.want(200, "GET", "/models", token=key["token"])
+    await door.want(204, "DELETE", f"/manage/users/2/keys/{key['id']}", token=admin)
+    assert (await door.ask("GET", "/models", token=key["token"])).code == "revoked_key"
+    assert [one["name"] for one in await door.want(200, "GET", "/manage/users/2/keys", token=admin)] == ["ci"]
+    await door.want(404, "DELETE", f"/manage/users/2/keys/{key['id']}", token=admin)
+    assert [row.object for row in await door.rows(audit_log) if row.action == "key.revoke"] == [f"key:{key['id']}"]
+
+
 async def test_the_last_administrator_stays(door, admin):
     """Not demoted, not switched off, not removed; one who is switched off does not count."""
     for method, body in (("PATCH", {"role": "member"}), ("PATCH", {"active": False}), ("DELETE", None)):

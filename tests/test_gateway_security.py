@@ -80,6 +80,8 @@ EXPECTED = {
     ("GET", "/manage/users"): ADMINS,
     ("PATCH", "/manage/users/{id}"): ADMINS,
     ("DELETE", "/manage/users/{id}"): ADMINS_204,
+    ("GET", "/manage/users/{id}/keys"): ADMINS,
+    ("DELETE", "/manage/users/{id}/keys/{key_id}"): ADMINS_204,
     ("POST", "/manage/teams"): ADMINS_201,
     ("GET", "/manage/teams"): ADMINS,
     ("PATCH", "/manage/teams/{id}"): ADMINS,
@@ -140,6 +142,8 @@ def asking(ours, method, path):
             body = {"name": ours.fresh("team")}
         case "DELETE", "/auth/key/{id}":
             path = f"/auth/key/{ours.new_key(ours.alice)[0]}"
+        case "DELETE", "/manage/users/{id}/keys/{key_id}":
+            path = f"/manage/users/{ours.ids.alice}/keys/{ours.new_key(ours.alice)[0]}"
         case "DELETE", "/manage/providers/{id}":
             path = f"/manage/providers/{ours.provider_key(ours.alice)}"
         case "DELETE", "/manage/aliases/{alias:[^/]+}":

@@ -361,7 +361,12 @@ async def make_key(ask: Ask) -> MadeKey:
 
 
 async def list_keys(ask: Ask) -> list[Key]:
-    query = select(api_keys).where(api_keys.c.user_id == ask.caller.user_id, api_keys.c.revoked_at.is_(None))
+    return await keys_of(ask, ask.caller.user_id)
+
+
+async def keys_of(ask: Ask, user_id: int) -> list[Key]:
+    """Those that are not revoked, the oldest first."""
+    query = select(api_keys).where(api_keys.c.user_id == user_id, api_keys.c.revoked_at.is_(None))
     async with ask.site.store.reading() as connection:
         rows = (await connection.execute(query.order_by(api_keys.c.id))).all()
     return [
@@ -379,10 +384,14 @@ async def list_keys(ask: Ask) -> list[Key]:
 
 
 async def revoke_key(ask: Ask) -> None:
-    key_id = ask.number("id")
+    await revoke(ask, ask.number("id"), None if ask.caller.is_admin else ask.caller.user_id)
+
+
+async def revoke(ask: Ask, key_id: int, user_id: int | None) -> None:
+    """A key of this user, or of anybody. Raises Refusal 404."""
     which = [api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None)]
-    if not ask.caller.is_admin:
-        which.append(api_keys.c.user_id == ask.caller.user_id)
+    if user_id is not None:
+        which.append(api_keys.c.user_id == user_id)
     async with ask.site.store.writing() as connection:
         done = await connection.execute(update(api_keys).where(*which).values(revoked_at=now()))
         if not done.rowcount:

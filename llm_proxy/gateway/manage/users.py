@@ -1,6 +1,6 @@
 """The accounts, as administrators see and change them. There is always one administrator left.
 
-Leaves out how accounts begin (`manage.auth`, `manage.invitations`).
+Leaves out how accounts begin (`manage.auth`, `manage.invitations`) and what API keys are (`manage.auth`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llm_proxy.gateway.facts import Role
-from llm_proxy.gateway.manage import asked, deletions
+from llm_proxy.gateway.manage import asked, auth, deletions
 from llm_proxy.gateway.refusals import Refusal, not_found
 from llm_proxy.gateway.routes import Access, Ask, Route
 from llm_proxy.gateway.store.audit import note
@@ -86,6 +86,18 @@ async def remove_user(ask: Ask) -> None:
         await _refuse_without_admin(connection)
 
 
+async def list_keys(ask: Ask) -> list[auth.Key]:
+    user_id = ask.number("id")
+    async with ask.site.store.reading() as connection:
+        if await connection.scalar(select(users.c.id).where(users.c.id == user_id)) is None:
+            raise not_found(f"user {user_id}")
+    return await auth.keys_of(ask, user_id)
+
+
+async def revoke_key(ask: Ask) -> None:
+    await auth.revoke(ask, ask.number("key_id"), ask.number("id"))
+
+
 async def _one(ask: Ask, connection: AsyncConnection, user_id: int) -> Any:
     """His row, which nobody else changes meanwhile. Raises Refusal 404."""
     await ask.site.store.alone(connection, "users")
@@ -133,4 +145,6 @@ ROUTES = (
         remove_user,
         query={"conversations": "true: what is recorded of its conversations is deleted too, on every machine"},
     ),
+    Route("GET", "/manage/users/{id}/keys", Access.ADMIN, "An account's API keys", list_keys, gives=list[auth.Key]),
+    Route("DELETE", "/manage/users/{id}/keys/{key_id}", Access.ADMIN, "Revoke an account's API key", revoke_key),
 )
