@@ -30,8 +30,8 @@ from llm_proxy.wire.exposition import Sample, family
 log = logging.getLogger("llm_proxy.gateway")
 
 _LATE: Final = 1.2  # times PATIENCE: waking up later than that is our own doing
-_TIMES: Final = 3  # that we may be late
 _SLICE: Final = 0.005  # seconds, at least, between two looks at whether it has answered
+_TURNS: Final = 4  # of the event loop
 _TRIES: Final = 8  # of a call that Redis reads too late, or that midnight comes between
 PATIENCE: Final = 0.05  # seconds that calls wait for a Redis that answers nobody
 LEASE: Final = 30.0  # seconds; renewed three times meanwhile
@@ -91,10 +91,13 @@ class SharedCounter:
             )
         except ValueError:  # which might show the password
             raise ValueError("REDIS_URL must be like redis://host:6379/0, rediss:// or unix://") from None
+        pool.connection_class = _telling(pool.connection_class, self._hear)
         self._redis = Redis.from_pool(pool)
         self._take: Any = self._redis.register_script(TAKE)
         self._settle: Any = self._redis.register_script(SETTLE)
         self._renew: Any = self._redis.register_script(RENEW)
+        # With the first call it would be slow: who is new to it must not take that for trouble.
+        self._opening = asyncio.get_running_loop().create_task(self._opened())
 
     @property
     def is_away(self) -> bool:
@@ -137,13 +140,30 @@ class SharedCounter:
         """What is owed is told, if Redis answers."""
         if self._draining is not None:
             await asyncio.wait({self._draining}, timeout=_SOCKET)
-        tasks = [task for task in (self._draining, self._recovering, self._renewing, *self._asking) if task]
+        tasks = [
+            task for task in (self._opening, self._draining, self._recovering, self._renewing, *self._asking) if task
+        ]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._redis.aclose()
 
     # -- taking
+
+    async def _opened(self) -> None:
+        """Redis is there, and has the scripts."""
+        try:
+            for script in (self._take, self._settle, self._renew):
+                await self._redis.script_load(script.script)
+            await self._at_what_time()
+        except (RedisError, OSError) as error:
+            self._trouble(type(error).__name__)
+
+    async def _at_what_time(self) -> None:
+        """Raises RedisError, OSError."""
+        told = _seconds(await self._redis.time())
+        self._heard = self._clock()
+        self._offset = told - self._heard
 
     async def _shared(self, id: str, wants: Sequence[Want]) -> Verdict | None:
         """What Redis says; None where it does not in time."""
@@ -168,7 +188,9 @@ class SharedCounter:
         return None
 
     async def _ask(self, id: str, wants: Sequence[Want], seeds: dict[int, tuple[int, int]]) -> _Reply | None:
-        if self.is_away:
+        if not self._opening.done():
+            await asyncio.wait({self._opening}, timeout=PATIENCE)
+        if self.is_away or not self._opening.done():
             return None
         now = self._clock()
         # A connection that is being made is not thrown away with the patience of who waits for it.
@@ -190,17 +212,25 @@ class SharedCounter:
         return asking.result()
 
     async def _patiently(self, asking: asyncio.Task[_Reply]) -> None:
-        """Wait for it as long as Redis answers somebody, and PATIENCE when it does not."""
+        """Wait for it as long as Redis answers somebody, and PATIENCE when it does not: of our own idle time, because
+        what comes while we are busy is not late. If it is Redis that all wait for, we are not.
+        """
         began = self._clock()
-        late = 0
         while not asking.done():
             woke = self._clock()
             await asyncio.wait({asking}, timeout=max(max(began, self._heard) + PATIENCE - woke, _SLICE))
             now = self._clock()
-            if now - woke > _LATE * PATIENCE and late < _TIMES:
-                late += 1  # we were busy: it may have answered long ago
-            elif now - max(began, self._heard) >= PATIENCE or now - began > _SOCKET:
-                break
+            on_time = now - woke <= _LATE * PATIENCE
+            if now - began > _SOCKET or (on_time and now - max(began, self._heard) >= PATIENCE):
+                await self._read_what_is_there(asking)
+                if max(began, self._heard) + PATIENCE <= now or now - began > _SOCKET:
+                    break
+
+    async def _read_what_is_there(self, asking: asyncio.Task[_Reply]) -> None:
+        """What Redis has said and we had no time to look at yet: a turn of the loop each to read, understand and tell it."""
+        for _ in range(_TURNS):
+            if not asking.done():
+                await asyncio.sleep(0)
 
     async def _run(self, id: str, wants: Sequence[Want], seeds: dict[int, tuple[int, int]], began: float) -> _Reply:
         """Raises RedisError, OSError."""
@@ -221,8 +251,10 @@ class SharedCounter:
         """Whatever came of it is looked at, also where nobody waits any more."""
         self._asking.discard(asking)
         if not asking.cancelled() and asking.exception() is None:
-            self._heard = self._clock()
-            self._offset = asking.result()[1] / 1e6 - self._heard
+            self._offset = asking.result()[1] / 1e6 - self._clock()
+
+    def _hear(self) -> None:
+        self._heard = self._clock()
 
     def _undo(self, asking: asyncio.Task[_Reply], id: str, wants: Sequence[Want]) -> None:
         """Nobody waits for it any more: should it have counted the call, that is taken back."""
@@ -312,7 +344,8 @@ class SharedCounter:
         while True:
             await asyncio.sleep(_AGAIN)
             try:
-                self._offset = _seconds(await self._redis.time()) - self._clock()
+                await self._redis.connection_pool.disconnect(inuse_connections=False)  # they may be dead
+                await self._at_what_time()
                 await self._tell()
                 await self._renew_all()
                 break
@@ -320,6 +353,18 @@ class SharedCounter:
                 continue
         self._recovering = None
         log.warning("Redis answers: limits are shared again")
+
+
+def _telling(kind: Any, hear: Callable[[], None]) -> Any:
+    """A kind of connection that tells of whatever Redis says: also of the words with which one begins."""
+
+    class Telling(kind):  # type: ignore[misc]
+        async def read_response(self, *arguments: Any, **more: Any) -> Any:
+            answer = await super().read_response(*arguments, **more)
+            hear()
+            return answer
+
+    return Telling
 
 
 def _at_once(want: Want) -> int:
