@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -26,7 +27,7 @@ SIGN_IN: Final = "/llm-proxy/team/log-in"
 REMEMBERED: Final = 5.0  # seconds: how long one who was shut out, or has signed out, goes on
 _MOST: Final = 1000  # remembered
 _PATIENCE: Final = ClientTimeout(total=3.0)
-_LONGEST: Final = 4096  # characters of a credential that is asked about
+_CREDENTIAL: Final = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}", re.ASCII)  # that is asked about
 # What asks with a header, and with a cookie.
 _BY_HEADER, _BY_COOKIE = "/auth/viewer", "/llm-proxy/team/me"
 
@@ -34,6 +35,7 @@ _BY_HEADER, _BY_COOKIE = "/auth/viewer", "/llm-proxy/team/me"
 class _Told(msgspec.Struct):
     account: str
     role: str
+    email: str = ""
 
 
 class Team:
@@ -72,7 +74,7 @@ class Team:
         if not isinstance(told, _Told):
             return None
         try:
-            return Viewer(told.account, self._admin_sees if told.role == "admin" else NONE)
+            return Viewer(told.account, self._admin_sees if told.role == "admin" else NONE, told.email)
         except ValueError:
             return None
 
@@ -105,12 +107,13 @@ def _brought(request: web.Request) -> tuple[str, dict[str, str]] | None:
     """The route to ask, and the header to send it. A header counts before a cookie, which a browser sends unasked."""
     given = request.headers.getall("Authorization", [])
     if given:
-        good = len(given) == 1 and given[0][:7].lower() == "bearer " and len(given[0]) <= _LONGEST
+        good = len(given) == 1 and given[0][:7].lower() == "bearer " and _CREDENTIAL.fullmatch(given[0][7:].strip())
         return (_BY_HEADER, {"Authorization": given[0]}) if good else None
-    cookies = [value for value in cookies_of(request, COOKIE) if value]
-    if len(cookies) != 1 or len(cookies[0]) > _LONGEST:  # a page at another port can set one too
+    cookies = set(cookies_of(request, COOKIE)) - {""}
+    if len(cookies) != 1:  # a page at another port can set one too
         return None
-    return _BY_COOKIE, {"Cookie": f"{COOKIE}={cookies[0]}"}
+    (cookie,) = cookies
+    return (_BY_COOKIE, {"Cookie": f"{COOKIE}={cookie}"}) if _CREDENTIAL.fullmatch(cookie) else None
 
 
 def cookies_of(request: web.Request, name: str) -> list[str]:

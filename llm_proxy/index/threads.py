@@ -12,9 +12,18 @@ MOST_CHILDREN = 200
 
 
 def session(index: Index, id: str) -> SessionRow | None:
-    """The session with exactly this id."""
-    keys = [key for (key,) in index.rows("SELECT key FROM sessions WHERE id = :id", {"id": id})]
+    """The session with exactly this id, or of which it is a part's."""
+    keys = [key for (key,) in index.rows("SELECT key FROM sessions WHERE sessions.id = :id", {"id": id})]
     return next(iter(index.session_rows(keys)), None)
+
+
+def is_of_one(index: Index, id: str, account: str) -> bool:
+    """Whether a session has no calls but those of one of the gateway's accounts."""
+    query = """
+        SELECT 1 FROM sessions JOIN session_accounts ON session_accounts.session = sessions.key
+        WHERE sessions.id = :id AND session_accounts.account = :account AND session_accounts.calls = sessions.calls
+    """
+    return any(index.rows(query, {"id": id, "account": account}))
 
 
 def children(index: Index, id: str) -> list[SessionRow]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -22,6 +22,7 @@ from llm_proxy.explorer.bell import Bell
 from llm_proxy.explorer.live.call import OVER, Manner, Seen, Words
 from llm_proxy.explorer.live.watch import Change, Watch
 from llm_proxy.explorer.options import Options
+from llm_proxy.index import threads
 from llm_proxy.index.queries import CallRow, IndexUnavailable, SessionRow, TookTooLong
 from llm_proxy.index.record import Record
 from llm_proxy.index.viewer import FULL, NONE, REDACTED, Viewer
@@ -30,6 +31,7 @@ from llm_proxy.records.pricing import PriceBook
 from llm_proxy.records.redaction import Redactor
 
 VIEWERS = 32
+OF_ONE = 8  # of one account, which must not keep the others out
 EVENTS = 2000  # kept for viewers that lag or come back
 HEARTBEAT = 15.0  # seconds
 LINGER = 20.0  # seconds after the last viewer, so that a reload begins where it was
@@ -49,6 +51,7 @@ class Place(NamedTuple):
     title: str
     project: str
     model: str
+    whole: bool = True  # the session has no calls but of this call's account
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class Hub:
     def __init__(self, options: Options, bell: Bell, ask: Ask) -> None:
         self.on = bool(options.journal)
         self.epoch = os.urandom(6).hex()
-        self.viewers = 0
+        self._viewers: Counter[str] = Counter()  # by account
         self._bell = bell
         self._ask = ask
         self._redactor = Redactor(options.patterns, lambda kind, secret: 0) if options.redact else None
@@ -139,6 +142,8 @@ class Hub:
     def shown(self, flight: Flight, viewer: Viewer) -> Flight | None:
         """The call as a viewer may see it; None where he may not. Its words are redacted already, if any are."""
         level = viewer.sees(flight.seen.account)
+        if not viewer.sees_everything:
+            flight = _apart(flight)
         if level in (NONE, FULL):
             return flight if level == FULL else None
         seen, veil = flight.seen, self._redactor.text if self.tells(flight, viewer) and self._redactor else _nothing
@@ -158,18 +163,25 @@ class Hub:
 
     # -- for viewers
 
+    @property
+    def viewers(self) -> int:
+        return self._viewers.total()
+
     @asynccontextmanager
-    async def watching(self) -> AsyncIterator[bool]:
-        """For as long as a viewer stays; False where there are too many already."""
-        if self.viewers >= VIEWERS:
+    async def watching(self, viewer: Viewer) -> AsyncIterator[bool]:
+        """For as long as a viewer stays; False where there are too many already, of all or of the same account."""
+        account = viewer.account
+        if self.viewers >= VIEWERS or (account and self._viewers[account] >= OF_ONE):
             yield False
             return
-        self.viewers += 1
+        self._viewers[account] += 1
         try:
             self._start()
             yield True
         finally:
-            self.viewers -= 1
+            self._viewers[account] -= 1
+            if not self._viewers[account]:
+                del self._viewers[account]
 
     def last(self) -> int:
         """Number of the last event."""
@@ -348,6 +360,15 @@ def _nothing(text: str) -> str:
     return ""
 
 
+def _apart(flight: Flight) -> Flight:
+    """Without what another account's calls of the same session say of it."""
+    place, row = flight.place, flight.row
+    if place is None or place.whole:
+        return flight
+    row = replace(row, project="", program="") if row is not None else None
+    return replace(flight, place=place._replace(title="", project=""), row=row)
+
+
 def _places(record: Record, ids: Sequence[str]) -> Iterator[tuple[str, tuple[CallRow, Place]]]:
     titles: dict[str, str] = {}
     for id in ids:
@@ -357,4 +378,5 @@ def _places(record: Record, ids: Sequence[str]) -> Iterator[tuple[str, tuple[Cal
         if row.session not in titles:
             sessions = (one for one in record.index.find(row.session, 1) if isinstance(one, SessionRow))
             titles[row.session] = next((one.title for one in sessions), "")
-        yield id, (row, Place(row.session, row.seq, titles[row.session], row.project, row.model))
+        whole = not row.account or threads.is_of_one(record.index, row.session, row.account)
+        yield id, (row, Place(row.session, row.seq, titles[row.session], row.project, row.model, whole))

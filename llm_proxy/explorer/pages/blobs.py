@@ -27,8 +27,9 @@ _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "private, max-age=31536000, immutable",
 }
+# What has a hash for a name never changes; of what a team's user sees a browser that others use too keeps nothing.
+_KEPT = "private, max-age=31536000, immutable"
 
 
 def blob(record: Record, session: str, call: str, wanted: str) -> blobs.Blob:
@@ -56,6 +57,7 @@ async def _send(request: web.Request) -> web.StreamResponse:
     # As a download where it is opened as a page; an <img> shows it all the same.
     alone = request.headers.get("Sec-Fetch-Dest", "document") != "image"
     headers = _HEADERS | {"Content-Disposition": f'{"attachment" if alone else "inline"}; filename="{name}"'}
+    headers["Cache-Control"] = _KEPT if asked.viewer.sees_everything else "no-store"
     return web.Response(body=found.data, headers=headers | {"Content-Type": found.type})
 
 

@@ -20,7 +20,7 @@ from llm_proxy.dialects.digest import PartKind
 from llm_proxy.explorer.asking import Asked, choice, text
 from llm_proxy.explorer.guard import VIEWER
 from llm_proxy.explorer.live.call import MS, Words
-from llm_proxy.explorer.live.hub import Event, Flight, Hub
+from llm_proxy.explorer.live.hub import HEARTBEAT, Event, Flight, Hub
 from llm_proxy.explorer.page import Extra, Page
 from llm_proxy.index.queries import CallRow, Cost, Filter, IndexUnavailable, SessionRow, TookTooLong
 from llm_proxy.index.record import Record
@@ -290,7 +290,7 @@ async def events(request: web.Request) -> web.StreamResponse:
 
     site = request.app[SITE]
     asked = asked_of(request, "/live/events", STREAM)
-    async with site.live.watching() as welcome:
+    async with site.live.watching(asked.viewer) as welcome:
         if not welcome:
             raise web.HTTPServiceUnavailable(text="too many pages watch already; close some")
         stream = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
@@ -328,22 +328,27 @@ class _Viewer:
         self._shown: set[str] = set()
         self._epoch = ""
         self._number = 0
+        self._silent_until = 0.0
         self._marks = asked["only"] == "marks"
 
     async def stay(self, last: str) -> None:
-        await self._stream.write(b"retry: 1000\n\n")
-        self._resume(last)
+        await self._write(b"retry: 1000\n\n")
+        if self._asked.viewer.sees_everything:
+            self._resume(last)
         if self._epoch != self._hub.epoch:
             await self._begin()
-        while await self._still():
-            if not await self._hub.news(self._number):
-                await self._stream.write(b": still here\n\n")
-                continue
+        while True:
+            # Signs of life come by this viewer's own clock: others' calls do not show by their absence.
+            news = await self._hub.news(self._number, max(0.0, self._silent_until - time.monotonic()))
+            if not await self._still():  # asked behind the wait, in which somebody may have been shut out
+                return
             found = self._hub.since(self._number) if self._epoch == self._hub.epoch else None
             if found is None:
                 await self._begin()
-            else:
+            elif news:
                 await self._tell(found)
+            if time.monotonic() >= self._silent_until:
+                await self._write(b": still here\n\n")
 
     def _resume(self, last: str) -> None:
         epoch, _, number = last.partition("-")
@@ -363,7 +368,7 @@ class _Viewer:
         calls = [_mark(one) if self._marks else self._shows(one) for one in reversed(flights)]
         now = time.time_ns() // MS
         facts = {"now_ms": now, "on": self._hub.on, "calls": calls, "finished": page}
-        await self._write("hello", facts, self._number)
+        await self._say("hello", facts, self._number)
 
     async def _now(self) -> list[dict[str, str]]:
         try:
@@ -383,7 +388,7 @@ class _Viewer:
             if kind:
                 told.append((event.number, kind, data))
         for number, kind, data in told:
-            await self._write(kind, data, number)
+            await self._say(kind, data, number)
 
     def _told(self, event: Event) -> tuple[str, dict[str, Any]]:
         """Name and data of what the viewer is told; no name where it is none of its calls."""
@@ -411,11 +416,15 @@ class _Viewer:
     def _row(self, one: Finished) -> str:
         return str(self._site.fragment("live_finished.html", self._asked, one=one))
 
-    async def _write(self, name: str, data: dict[str, Any], number: int) -> None:
+    async def _say(self, name: str, data: dict[str, Any], number: int) -> None:
         # Numbers count everybody's events, so whoever does not see everything begins anew after a break.
         id = f"id: {self._epoch}-{number}\n" if self._asked.viewer.sees_everything else ""
         head = f"{id}event: {name}\ndata: "
-        await self._stream.write(head.encode() + _ENCODE(data) + b"\n\n")
+        await self._write(head.encode() + _ENCODE(data) + b"\n\n")
+
+    async def _write(self, data: bytes) -> None:
+        await self._stream.write(data)
+        self._silent_until = time.monotonic() + HEARTBEAT
 
 
 _ENCODE = msgspec.json.Encoder(decimal_format="number").encode
