@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from llm_proxy.gateway.limiting_local import LocalCounter
 from llm_proxy.gateway.limiting_meters import Meter, Standing, Verdict, Want, What, period
@@ -38,8 +38,8 @@ LEASE: Final = 30.0  # seconds; renewed three times meanwhile
 _AGAIN: Final = 1.0  # seconds until it is tried again
 _TOLD_EVERY: Final = 60.0  # seconds between two lines about the same trouble
 _SOCKET: Final = 1.0  # seconds after which a connection counts as dead, whoever still waits for it
-_CONNECTIONS: Final = 32
-_BATCH: Final = 100  # scripts sent at once
+_CONNECTIONS: Final = 8
+_BATCH: Final = 16  # scripts sent at once: Redis is busy with them for some 2 ms
 _MOST_OWED: Final = 50_000  # settlements that wait for Redis; the oldest go first
 _REMEMBERED: Final = 600  # seconds in which a settlement that is sent twice is counted once
 _FLUSHED: Final = 1.5  # seconds after which the usage log has written a call
@@ -47,6 +47,7 @@ _FLUSHED: Final = 1.5  # seconds after which the usage log has written a call
 _ONCE, _UNDO = ":once", ":undo"
 
 _Reply = list[int]
+_Asking = asyncio.Future[_Reply]
 
 
 class _Debt(NamedTuple):
@@ -74,7 +75,9 @@ class SharedCounter:
         self._told = -math.inf
         self._heard = -math.inf
         self._offset: float | None = None  # of Redis' clock from ours, in seconds
-        self._asking: set[asyncio.Task[_Reply]] = set()
+        self._asking: set[_Asking] = set()
+        self._queue: deque[tuple[_Asking, list[str], list[str | int]]] = deque()
+        self._sending: asyncio.Task[None] | None = None
         self._owed: deque[_Debt] = deque()
         self._holding: dict[str, Sequence[Want]] = {}
         self._draining: asyncio.Task[None] | None = None
@@ -151,16 +154,15 @@ class SharedCounter:
     # -- taking
 
     async def _opened(self) -> None:
-        """Redis is there, and has the scripts."""
         try:
-            for script in (self._take, self._settle, self._renew):
-                await self._redis.script_load(script.script)
-            await self._at_what_time()
+            await self._greet()
         except (RedisError, OSError) as error:
             self._trouble(type(error).__name__)
 
-    async def _at_what_time(self) -> None:
-        """Raises RedisError, OSError."""
+    async def _greet(self) -> None:
+        """Redis is there, has the scripts, and says what time it is. Raises RedisError, OSError."""
+        for script in (self._take, self._settle, self._renew):
+            await self._redis.script_load(script.script)
         told = _seconds(await self._redis.time())
         self._heard = self._clock()
         self._offset = told - self._heard
@@ -192,11 +194,14 @@ class SharedCounter:
             await asyncio.wait({self._opening}, timeout=PATIENCE)
         if self.is_away or not self._opening.done():
             return None
-        now = self._clock()
-        # A connection that is being made is not thrown away with the patience of who waits for it.
-        asking = asyncio.create_task(self._run(id, wants, seeds, now))
+        # What is sent is not thrown away with the patience of who waits for it.
+        asking: _Asking = asyncio.get_running_loop().create_future()
         self._asking.add(asking)
         asking.add_done_callback(self._asked)
+        self._queue.append((asking, *self._said(id, wants, seeds)))
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._sent())
+            self._sending.add_done_callback(self._has_sent)
         try:
             await self._patiently(asking)
         except asyncio.CancelledError:
@@ -211,7 +216,7 @@ class SharedCounter:
             return None
         return asking.result()
 
-    async def _patiently(self, asking: asyncio.Task[_Reply]) -> None:
+    async def _patiently(self, asking: _Asking) -> None:
         """Wait for it as long as Redis answers somebody, and PATIENCE when it does not: of our own idle time, because
         what comes while we are busy is not late. If it is Redis that all wait for, we are not.
         """
@@ -226,40 +231,69 @@ class SharedCounter:
                 if max(began, self._heard) + PATIENCE <= now or now - began > _SOCKET:
                     break
 
-    async def _read_what_is_there(self, asking: asyncio.Task[_Reply]) -> None:
-        """What Redis has said and we had no time to look at yet: a turn of the loop each to read, understand and tell it."""
+    async def _read_what_is_there(self, asking: _Asking) -> None:
+        """What Redis has said and we had no time to look at: a turn of the loop each to read, understand and tell it."""
         for _ in range(_TURNS):
             if not asking.done():
                 await asyncio.sleep(0)
 
-    async def _run(self, id: str, wants: Sequence[Want], seeds: dict[int, tuple[int, int]], began: float) -> _Reply:
-        """Raises RedisError, OSError."""
-        until = 0.0 if self._offset is None else began + self._offset + _SOCKET
-        arguments: list[str | int] = [int(until * 1e6), id, int(LEASE * 1e6)]
+    def _said(
+        self, id: str, wants: Sequence[Want], seeds: dict[int, tuple[int, int]]
+    ) -> tuple[list[str], list[str | int]]:
+        """The script's keys, and its arguments without the first."""
+        arguments: list[str | int] = [id, int(LEASE * 1e6)]
         for place, want in enumerate(wants):
             kind = want.meter.kind
             seed, number = seeds.get(place, (-1, -1))
             need = want.amount if want.need else 0
             arguments += [SPANS[kind.span], want.meter.most, need, int(kind.is_held), seed, number]
-        keys = [self._key(want.meter) for want in wants]
-        return [int(number) for number in await self._take(keys=keys, args=arguments)]
+        return [self._key(want.meter) for want in wants], arguments
+
+    async def _sent(self) -> None:
+        """What calls ask together goes together: by one connection, a batch when the one before is answered."""
+        while self._queue:
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]
+            try:
+                replies = await self._batch(batch)
+                if any(isinstance(reply, NoScriptError) for reply in replies):  # it was started anew
+                    await self._greet()
+                    replies = await self._batch(batch)
+            except (RedisError, OSError) as error:
+                replies = [error] * len(batch)
+            else:
+                self._heard = self._clock()
+            for (asking, *_), reply in zip(batch, replies, strict=True):
+                if asking.done():
+                    continue
+                if isinstance(reply, Exception):
+                    asking.set_exception(reply)
+                else:
+                    asking.set_result([int(number) for number in reply])
+
+    async def _batch(self, batch: Sequence[tuple[_Asking, list[str], list[str | int]]]) -> list[Any]:
+        """Raises RedisError, OSError."""
+        until = 0.0 if self._offset is None else self._clock() + self._offset + _SOCKET
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for _, keys, arguments in batch:
+                pipe.evalsha(self._take.sha, len(keys), *keys, int(until * 1e6), *arguments)
+            return list(await pipe.execute(raise_on_error=False))
+
+    def _has_sent(self, _: asyncio.Task[None]) -> None:
+        self._sending = None
 
     def _key(self, meter: Meter) -> str:
         return f"{self._tag}:{meter.key}"
 
-    def _asked(self, asking: asyncio.Task[_Reply]) -> None:
+    def _asked(self, asking: _Asking) -> None:
         """Whatever came of it is looked at, also where nobody waits any more."""
         self._asking.discard(asking)
         if not asking.cancelled() and asking.exception() is None:
             self._offset = asking.result()[1] / 1e6 - self._clock()
 
-    def _hear(self) -> None:
-        self._heard = self._clock()
-
-    def _undo(self, asking: asyncio.Task[_Reply], id: str, wants: Sequence[Want]) -> None:
+    def _undo(self, asking: _Asking, id: str, wants: Sequence[Want]) -> None:
         """Nobody waits for it any more: should it have counted the call, that is taken back."""
 
-        def taken_back(asking: asyncio.Task[_Reply]) -> None:
+        def taken_back(asking: _Asking) -> None:
             if id and not asking.cancelled() and asking.exception() is None and asking.result()[0] == 1:
                 self._owe(id, wants, [-_at_once(want) for want in wants], again=_UNDO)
 
@@ -299,6 +333,7 @@ class SharedCounter:
                     keys = [*map(self._key, debt.meters), f"{self._tag}:settled:{debt.id}{debt.again}"]
                     await self._settle(keys=keys, args=arguments, client=pipe)
                 await pipe.execute()
+            self._heard = self._clock()
             for _ in range(min(len(debts), len(self._owed))):
                 self._owed.popleft()
 
@@ -345,7 +380,7 @@ class SharedCounter:
             await asyncio.sleep(_AGAIN)
             try:
                 await self._redis.connection_pool.disconnect(inuse_connections=False)  # they may be dead
-                await self._at_what_time()
+                await self._greet()
                 await self._tell()
                 await self._renew_all()
                 break
