@@ -34,22 +34,24 @@ __all__ = [
     "test_usage_in_the_log_goes_before_what_could_be_read_again",
 ]
 MACHINE = "here"
+# Columns by which parts of conversations are joined.
+OF_PARTS = ("part", "part_seq", "agent_id", "parent_part", "parent_part_seq")
 _own_rows, _own_open = test_index.rows, test_index.open_index
+
+
+def columns_of(link, table):
+    query = "SELECT attname::text FROM pg_attribute WHERE attrelid = ?::text::regclass AND attnum > 0 ORDER BY attnum"
+    return [name for (name,) in link.execute(query, (table,)) if name not in OF_PARTS]
 
 
 def rows(link):
     """As `test_index.rows` tells a machine's own index, but for words, which are searched in another way."""
-    columns = [
-        name
-        for (name,) in link.execute(
-            "SELECT attname::text FROM pg_attribute WHERE attrelid = 'calls'::regclass AND attnum > 0 ORDER BY attnum"
-        )
-    ]
+    columns = columns_of(link, "calls")
     plain = [f"calls.{name}" for name in columns if name not in ("key", "session") and not name.endswith("_file")]
     file = f"substr(%s.path, {len(MACHINE) + 2})"
     queries = {
         "files": f"SELECT {file % 'files'}, inode, disk_size, cursor, tail, skipped FROM files",
-        "sessions": "SELECT * FROM sessions",
+        "sessions": f"SELECT {', '.join(columns_of(link, 'sessions'))} FROM sessions",
         "session_files": f"SELECT sessions.id, {file % 'files'} FROM session_files"
         " JOIN sessions ON sessions.key = session JOIN files ON files.id = file",
         "calls": f"SELECT sessions.id, {file % 'asked'}, {file % 'told'}, {', '.join(plain)} FROM calls"

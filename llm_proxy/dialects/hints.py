@@ -188,6 +188,12 @@ _CREWS = (
 )
 
 
+def agent_id(session: str, headers: Mapping[str, str]) -> str:
+    """What a client calls its sub-agent; "" where none called. Names of headers are in small letters."""
+    agent = _agent(session, headers)
+    return agent.id if agent is not None else ""
+
+
 class _Turn(msgspec.Struct):
     agent_name: msgspec.Raw = msgspec.Raw()
 

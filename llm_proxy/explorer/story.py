@@ -238,7 +238,7 @@ class Story:
         session = threads.session(record.index, id)
         if session is None:
             raise NotFound(f"No session is recorded under {id[:100]!r}.")
-        self.session = session
+        self.session, id = session, session.id
         self.rows = record.index.calls_of(id)
         gists = threads.gists(record.index, id)
         self.shape: Shape = arrange(self.rows, gists, branch)

@@ -7,21 +7,30 @@ from there when it is back. One machine writes at a time. Leaves out its tables 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from llm_proxy.dialects.hints import agent_id
 from llm_proxy.index import postgres_sql
 from llm_proxy.index.ingest import Indexer
+from llm_proxy.index.lines import Line
 from llm_proxy.index.postgres import Connection, Unreachable
+from llm_proxy.index.postgres_join import Joiner
 from llm_proxy.index.postgres_sql import SCHEMA
-from llm_proxy.index.rows import Spoken
-from llm_proxy.index.write import FileRow, Writer
+from llm_proxy.index.rows import CallFact, Fact, SessionFact, Spoken
+from llm_proxy.index.write import CALL, FileRow, Writer, inserting, updating
+from llm_proxy.sinks import log_reader
 
 _LOCK = 0x6C6C6D5F70726F78  # "llm_prox": whoever has it writes
 
 _MACHINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+
+_PART = (*CALL, "part", "part_seq")
+_INSERT_CALL, _UPDATE_CALL = inserting("calls", _PART), updating("calls", _PART)
+_SEQ = CALL.index("seq") - 2  # behind the call's id and session
 
 
 class SharedWriter(Writer):
@@ -30,6 +39,89 @@ class SharedWriter(Writer):
     def __init__(self, db: Any, machine: str) -> None:
         super().__init__(db)
         self._machine = f"{machine}/"
+        self._joiner = Joiner(db)
+        self._part = ""
+        self._agents: dict[str, str] = {}  # by part, until they are written
+
+    def apply(self, file: int, facts: Iterable[Fact]) -> int:
+        taken: dict[str, list[CallFact]] = {}
+
+        def noted() -> Iterator[Fact]:
+            for fact in facts:
+                if isinstance(fact, CallFact):
+                    taken.setdefault(fact.session, []).append(fact)
+                elif isinstance(fact, SessionFact):
+                    taken.setdefault(fact.session, [])
+                yield fact
+
+        ended = super().apply(file, noted())
+        sessions: set[int] = set()
+        for part, calls in taken.items():
+            key = self._session_key(part)
+            if agent := self._agents.pop(part, ""):
+                query = "UPDATE sessions SET agent_id = ? WHERE key = ? AND agent IS NOT NULL AND agent_id IS NULL"
+                self._db.execute(query, (agent, key))
+            sessions |= self._joiner.note(key, calls)
+        if self._joiner.settle(sessions):
+            self._gone()
+        return ended
+
+    def heard(self, lines: Iterable[Line]) -> Iterator[Line]:
+        """The same lines; what their requests say of a client's agents is kept for their sessions."""
+        for line in lines:
+            if line.entry.get("type") == "request" and (agent := agent_id("", _headers(line))):
+                self._agents[_part_of(line)] = agent
+            yield line
+
+    def _session(self, fact: SessionFact, touched: Any) -> None:
+        """What it came from goes by the id of its whole conversation, and by a number in that."""
+        parent, seq = fact.columns.get("parent"), fact.columns.get("parent_seq")
+        if parent:
+            found = self._db.execute(
+                "SELECT s.id, calls.seq FROM parts JOIN sessions AS s ON s.key = parts.session"
+                " LEFT JOIN calls ON calls.session = s.key AND calls.part = parts.id AND calls.part_seq = ?"
+                " WHERE parts.id = ?",
+                (seq, parent),
+            ).fetchone()
+            if found is not None:
+                told = {"parent": found[0]} | ({"parent_seq": found[1]} if found[1] is not None else {})
+                fact = fact._replace(columns=fact.columns | told)
+        super()._session(fact, touched)
+        if parent:
+            self._db.execute(
+                "UPDATE sessions SET parent_part = ?, parent_part_seq = coalesce(?, parent_part_seq) WHERE key = ?",
+                (parent, seq, self._session_key(fact.session)),
+            )
+
+    def _call(self, file: int, fact: CallFact, touched: Any) -> None:
+        self._part = fact.session
+        super()._call(file, fact, touched)
+
+    def _put_call(self, call: str, session: int, told: list[Any]) -> int:
+        values = (call, session, *told, self._part, told[_SEQ])
+        found = self._db.execute("SELECT key FROM calls WHERE id = ? AND session = ?", (call, session)).fetchone()
+        if found is None:
+            return self._new(_INSERT_CALL, values)
+        self._db.execute(_UPDATE_CALL, (*values, found[0]))
+        return int(found[0])
+
+    def _session_key(self, session: str) -> int:
+        key = self._sessions.get(session)
+        if key is None:
+            found = self._db.execute("SELECT session FROM parts WHERE id = ?", (session,)).fetchone()
+            key = found[0] if found else self._new_part(session)
+            self._sessions[session] = key
+        return int(key)
+
+    def _new_part(self, part: str) -> int:
+        key = self._new("INSERT INTO sessions (id) VALUES (?)", (part,))
+        self._db.execute("INSERT INTO parts VALUES (?, ?)", (part, key))
+        return key
+
+    def _gone(self) -> None:
+        """Rows are not where they were: nobody may remember them."""
+        self._db.execute("UPDATE removals SET number = number + 1")
+        self.forget()
 
     def _new(self, insert: str, values: Sequence[Any]) -> int:
         key = "id" if insert.startswith(("INSERT INTO files", "INSERT INTO texts")) else "key"
@@ -66,14 +158,34 @@ class SharedWriter(Writer):
     def drop_file(self, row: FileRow) -> list[str]:
         """Files of other machines that go with it are read again by those."""
         others = super().drop_file(row)
-        self._db.execute("UPDATE removals SET number = number + 1")
+        self._gone()
         return [path.removeprefix(self._machine) for path in others if self._is_ours(path)]
 
     def comes_late(self, row: FileRow) -> bool:
-        return super().comes_late(row._replace(path=self._machine + row.path))
+        """Only files of the same part follow one another."""
+        query = """
+            SELECT DISTINCT path FROM session_files AS mine JOIN session_files AS others USING (session)
+            JOIN files ON id = others.file WHERE mine.file = ?
+        """
+        place = log_reader.order(row.path)
+        found = [path for (path,) in self._db.execute(query, (row.id,))]
+        paths = [path.removeprefix(self._machine) for path in found if self._is_ours(path)]
+        return any(found > place for found in map(log_reader.order, paths) if found[2] == place[2])
 
     def _is_ours(self, path: str) -> bool:
         return path.startswith(self._machine)
+
+
+def _part_of(line: Line) -> str:
+    meta = line.entry.get("_meta")
+    return str(meta.get("session") or "") if isinstance(meta, dict) else ""
+
+
+def _headers(line: Line) -> dict[str, str]:
+    headers = line.entry.get("headers")
+    if not isinstance(headers, dict):
+        return {}
+    return {name.lower(): str(said[0]) for name, said in headers.items() if isinstance(said, list) and said}
 
 
 class _Cursor:
@@ -132,6 +244,10 @@ class SharedIndexer(Indexer):
             f"INSERT INTO machines VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET {told}",
             (self._machine, address, secret, int(now)),
         )
+
+    def _facts(self, writer: Writer, lines: Iterable[Line]) -> Iterator[Fact]:
+        assert isinstance(writer, SharedWriter)
+        return super()._facts(writer, writer.heard(lines))
 
     def _open(self) -> None:
         """Connects when first needed."""

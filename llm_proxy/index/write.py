@@ -14,19 +14,19 @@ _SESSION = ("id", *SESSION_COLUMNS)
 CALL = ("id", "session", *COLUMNS, *_PLACES)
 
 
-def _insert(table: str, columns: Sequence[str]) -> str:
+def inserting(table: str, columns: Sequence[str]) -> str:
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
 
 
-def _update(table: str, columns: Sequence[str]) -> str:
+def updating(table: str, columns: Sequence[str]) -> str:
     """What is told now replaces what was told before; what is not told stays."""
     told = (f"{name} = coalesce(?{number}, {name})" for number, name in enumerate(columns, start=1))
     return f"UPDATE {table} SET {', '.join(told)} WHERE key = ?{len(columns) + 1}"
 
 
 # Not one upsert with RETURNING: that takes several times as long.
-_INSERT_CALL, _UPDATE_CALL = _insert("calls", CALL), _update("calls", CALL)
-_INSERT_SESSION, _UPDATE_SESSION = _insert("sessions", _SESSION), _update("sessions", _SESSION)
+_INSERT_CALL, _UPDATE_CALL = inserting("calls", CALL), updating("calls", CALL)
+_INSERT_SESSION, _UPDATE_SESSION = inserting("sessions", _SESSION), updating("sessions", _SESSION)
 _PUT_BOUNDS = """
     UPDATE sessions SET started = min(coalesce(started, :first), coalesce(:first, started)),
         last = max(coalesce(last, :last), coalesce(:last, last)), title = coalesce(title, :title),
@@ -185,7 +185,7 @@ class Writer:
     def put_file(self, row: FileRow) -> FileRow:
         """`id` 0 for a new one."""
         if not row.id:
-            return row._replace(id=self._new(_insert("files", FileRow._fields[1:]), row[1:]))
+            return row._replace(id=self._new(inserting("files", FileRow._fields[1:]), row[1:]))
         told = "path = ?2, inode = ?3, disk_size = ?4, cursor = ?5, tail = ?6, skipped = ?7"
         self._db.execute(f"UPDATE files SET {told} WHERE id = ?1", row)
         return row
