@@ -159,6 +159,9 @@ class SharedCounter:
         except (RedisError, OSError) as error:
             self._trouble(type(error).__name__)
 
+    def _hear(self) -> None:
+        self._heard = self._clock()
+
     async def _greet(self) -> None:
         """Redis is there, has the scripts, and says what time it is. Raises RedisError, OSError."""
         for script in (self._take, self._settle, self._renew):
