@@ -114,7 +114,8 @@ class Limiter:
         if near := words.near(wants, verdict.standings):
             headers[words.WARNING] = words.warning(near)
             self._warn(near, verdict, caller)
-        return Held(self, id, wants, headers)
+        held = [want for want in wants if want.meter.kind.is_held]
+        return Held(self if held else None, id, held, headers)  # the rest is counted already
 
     async def look(self, meters: Sequence[Meter]) -> list[Usage]:
         """How much of them is used."""

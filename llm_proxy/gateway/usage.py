@@ -286,16 +286,11 @@ class UsageLog:
 
     def _rows_of(self, lines: Sequence[bytes]) -> list[Row]:
         """Of lines of `_line`, one that was cut off aside. Blocks: it is for a thread."""
-        rows = []
+        attempts = []
         for line in lines:
-            try:
-                found = _LINE.decode(line)
-                one = _restored(_fitting(found.row))
-                if one is not None:
-                    rows.append(one | {"cost": self._cost(_priced(one, found))})
-            except (msgspec.MsgspecError, ValueError, KeyError, TypeError):
-                continue
-        return rows
+            with contextlib.suppress(msgspec.MsgspecError, ValueError):
+                attempts.append(_restored_attempt(line))
+        return self._rows(attempts)
 
     def _lose(self, count: int, words: str) -> None:
         self.counts["lost"] += count
@@ -327,56 +322,99 @@ class _Inserting:
         return tuple(values)
 
 
-class _Line(msgspec.Struct):
-    """An attempt as it is noted: its row, and what else its cost depends on."""
+class _Line(msgspec.Struct, array_like=True):
+    """An attempt as it is noted: so much of it as its row and its cost depend on."""
 
-    row: Row
-    usage: Usage
+    request_id: str
+    number: int
+    at: datetime
+    user_id: int
+    key_id: int | None
+    team_ids: tuple[int, ...]
+    api: str
+    asked: str
+    provider: Provider | None
     base_url: str
+    provider_key_id: int
+    model: str
+    status: int | None
+    ending: str
+    error: str
+    stream: bool
+    usage: Usage
+    seconds: float
+    first_token: float | None
+    project: str
 
 
 _LINE: Final = msgspec.json.Decoder(_Line)
 _encode: Final = msgspec.json.Encoder().encode
-_NOBODY: Final = Caller(0, "", Role.MEMBER, frozenset())
 
 
-def _line(attempt: Attempt) -> bytes:
-    """Empty where it cannot be told: then it is not kept. It is asked with every call."""
+def _line(one: Attempt) -> bytes:
+    """Empty where it cannot be told: then it is not kept. It is asked with every call, and this is why it is terse."""
+    caller, target = one.caller, one.target
+    if target is None:
+        to: tuple[Provider | None, str, int, str] = (None, "", 0, "")
+    else:
+        key = target.key
+        to = (key.provider, key.base_url, key.id, target.model)
     try:
-        base_url = attempt.target.key.base_url if attempt.target else ""
-        return _encode(_Line(_values(attempt), attempt.usage, base_url)) + b"\n"
+        return b"%b\n" % _encode(
+            _Line(
+                one.request_id,
+                one.number,
+                one.at,
+                caller.user_id,
+                caller.key_id,
+                caller.team_ids,
+                one.api,
+                one.asked,
+                *to,
+                one.status,
+                one.ending,
+                one.error,
+                one.stream,
+                one.usage,
+                one.seconds,
+                one.first_token,
+                one.project,
+            )
+        )
     except Exception:  # nothing may come out of a note: whatever is wrong with it is told when it is written
         return b""
 
 
-def _priced(one: Row, line: _Line) -> Attempt:
-    """So much of the attempt as its cost depends on. Raises ValueError, KeyError."""
+def _restored_attempt(line: bytes) -> Attempt:
+    """Raises MsgspecError, ValueError."""
+    told = _LINE.decode(line)
     target = None
-    if one["provider_used"]:
-        key = ProviderKey(0, 0, Provider(one["provider_used"]), "", "", base_url=line.base_url)
-        target = Target(key, one["model_used"])
+    if told.provider is not None:
+        key = ProviderKey(told.provider_key_id, 0, told.provider, "", "", base_url=told.base_url)
+        target = Target(key, told.model)
     return Attempt(
-        request_id=one["request_id"],
-        number=one["attempt"],
-        at=one["created_at"],
-        caller=_NOBODY,
-        api=one["api"],
-        asked=one["alias_used"],
+        request_id=told.request_id,
+        number=told.number,
+        at=told.at,
+        caller=Caller(told.user_id, "", Role.MEMBER, frozenset(), key_id=told.key_id, team_ids=told.team_ids),
+        api=told.api,
+        asked=told.asked,
         target=target,
-        status=one["status_code"],
-        ending=one["ending"],
-        usage=line.usage,
+        status=told.status,
+        ending=told.ending,
+        error=told.error,
+        stream=told.stream,
+        usage=told.usage,
+        seconds=told.seconds,
+        first_token=told.first_token,
+        project=told.project,
     )
 
 
 def row(attempt: Attempt, cost: int | None) -> Row:
     """What stands in `request_logs`; `cost` in billionths of a dollar. Texts are cut to what a column holds."""
-    return _fitting(_values(attempt, cost))
-
-
-def _values(attempt: Attempt, cost: int | None = None) -> Row:
     caller, target, usage = attempt.caller, attempt.target, attempt.usage
-    return {
+    values: Row = {
         "id": f"{attempt.request_id}-{attempt.number}",
         "request_id": attempt.request_id,
         "attempt": attempt.number,
@@ -403,12 +441,9 @@ def _values(attempt: Attempt, cost: int | None = None) -> Row:
         "project": attempt.project,
         "created_at": attempt.at,
     }
-
-
-def _fitting(row: Row) -> Row:
     for name, width in _WIDTHS.items():
-        row[name] = _text(row[name], width)
-    return row
+        values[name] = _text(values[name], width)
+    return values
 
 
 def _restored(found: Row) -> Row | None:

@@ -46,8 +46,16 @@ _BLOCK = re.compile(
 
 def fields(whose: Attribution) -> list[tuple[str, str]]:
     """The fields to send."""
-    told = zip(_SENT, whose, strict=True)
-    return [(name, value if _PLAIN.fullmatch(value) else quote(value, safe="@+")) for name, value in told if value]
+    return [(name, _written(value)) for name, value in zip(_SENT, whose, strict=True) if value]
+
+
+def of_request(request: str, attempt: int) -> Pairs:
+    """The two fields that are others with every call."""
+    return (_SENT[0], _written(request)), (_SENT[1], str(attempt))
+
+
+def _written(value: str) -> str:
+    return value if _PLAIN.fullmatch(value) else quote(value, safe="@+")
 
 
 def cut(head: bytes) -> tuple[bytes, bytes]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
+
+import msgspec
 
 from llm_proxy.wire import attribution
 
 
-@dataclass(frozen=True, slots=True)
-class Attribution:
+class Attribution(msgspec.Struct, frozen=True):
     """`attempt` counts the tries of one request from 1; `user` is an address, `key` a name, `team` an id. "": none.
 
     `account`, `project` and `privacy` are as `wire.attribution` tells them.
@@ -27,10 +27,10 @@ class Attribution:
 
     def headers(self) -> list[tuple[str, str]]:
         """Fields for the proxy's socket, which goes no further with them."""
-        of_call = attribution.fields(attribution.Attribution(self.request_id, str(self.attempt)))
-        return of_call + _of_caller(
-            self.user, self.key, self.alias, self.team, self.account, self.project, self.privacy
-        )
+        return [
+            *attribution.of_request(self.request_id, self.attempt),
+            *_of_caller(self.user, self.key, self.alias, self.team, self.account, self.project, self.privacy),
+        ]
 
 
 @lru_cache(maxsize=1024)
