@@ -235,7 +235,7 @@ class SharedCounter:
                     break
 
     async def _read_what_is_there(self, asking: _Asking) -> None:
-        """What Redis has said and we had no time to look at: a turn of the loop each to read, understand and tell it."""
+        """What Redis has said and we had no time to look at: a turn of the loop each to read and to tell it."""
         for _ in range(_TURNS):
             if not asking.done():
                 await asyncio.sleep(0)
