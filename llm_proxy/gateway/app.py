@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from llm_proxy.gateway import withdrawn
 from llm_proxy.gateway.calls import speaking
 from llm_proxy.gateway.facts import Caller, Role
 from llm_proxy.gateway.refusals import STORE_AWAY, Refusal
@@ -77,6 +78,7 @@ def _managed(site: Site, route: Route) -> _Serve:
         try:
             caller = await _caller(site, route, request)
             body = await _body(request, decode)
+            withdrawn.check(request)
             address = peer(request, site.options.trusted_proxies)
             accept = ",".join(request.headers.getall("Accept", ()))
             given = await serve(Ask(site, caller, request.match_info, request.query, body, address, accept))

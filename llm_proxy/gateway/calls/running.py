@@ -22,7 +22,7 @@ from aiohttp import web
 
 from llm_proxy.dialects.digest import Usage
 from llm_proxy.dialects.reading import read_value
-from llm_proxy.gateway import retrying
+from llm_proxy.gateway import retrying, withdrawn
 from llm_proxy.gateway.calls import speaking
 from llm_proxy.gateway.calls.arriving import Arrived, body_of
 from llm_proxy.gateway.calls.ids import request_id
@@ -135,7 +135,9 @@ class Call:
     async def answer(self) -> web.StreamResponse:
         """What the caller gets, whatever happens. Raises CancelledError where he has left."""
         try:
-            arrived = Arrived(await body_of(self._request))
+            body = await body_of(self._request)
+            withdrawn.check(self._request)
+            arrived = Arrived(body)
             self._asked = arrived.model
             self._project = self._project or arrived.project
             self._stream = arrived.stream and self._api in STREAMED

@@ -1,0 +1,23 @@
+"""Requests that were taken back before they were read.
+
+The proxy moves what a hanging process has not read on to another one. When the process goes on, it still finds the
+request, and the end of the connection only behind it: served now, it would be served twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+
+from aiohttp import web
+
+
+def check(request: web.Request) -> None:
+    """Raises CancelledError where its sender has left, which is what would come a moment later."""
+    transport = request.transport
+    if transport is None:
+        raise asyncio.CancelledError
+    look = select.poll()
+    look.register(transport.get_extra_info("socket").fileno(), 0)  # of the end of both directions it tells always
+    if look.poll(0):
+        raise asyncio.CancelledError
