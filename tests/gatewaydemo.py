@@ -17,9 +17,9 @@ from tests.gatewaybed import Gateway
 
 DAYS = 30
 PEOPLE = ("ada", "bo.larsen", "chidi", "dana", "emeka", "fatima", "grigori")  # besides the administrator
-TEAMS = {
-    "Platform": (400.0, ("ada", "bo.larsen", "chidi")),
-    "Research": (900.0, ("dana", "emeka")),
+TEAMS: dict[str, tuple[int | None, tuple[str, ...]]] = {
+    "Platform": (400, ("ada", "bo.larsen", "chidi")),
+    "Research": (900, ("dana", "emeka")),
     "Support": (None, ("fatima", "grigori")),
 }
 
@@ -208,6 +208,10 @@ def _limits(gateway: Gateway, who: list[Who]) -> None:
         f"team/{who[1].team}": {"tokens_day": 20_000_000},
         "alias/1": {"requests_minute": 120},
     }
+    for name, share in (("Platform", 0.85), ("Research", 1)):
+        one = next(row for row in _sums(gateway, "team") if row["team"] == name)
+        budget = {"monthly_budget": math.floor(one["cost"] / share * 100) / 100}
+        gateway.want(200, "PATCH", f"/manage/teams/{one['team_id']}", budget, gateway.admin)
     for subject, most in given.items():
         gateway.want(200, "PUT", f"/manage/limits/{subject}", most, gateway.admin)
 

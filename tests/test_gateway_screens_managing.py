@@ -321,6 +321,30 @@ def test_a_limit_is_set_and_its_holder_sees_it(screens, made, look):
     ] == ["everybody"]
 
 
+def test_somebody_s_key_is_limited_and_revoked_on_his_page(screens, made, look):
+    """Chosen where it stands, by its name; the key itself is never shown."""
+    key = screens.gateway.want(200, "POST", "/auth/key", {"name": "ci"}, screens.gateway.sign_in(ADA))
+    page = look("/users", ADMIN)
+    page.get_by_role("link", name=f"Change {ADA}").click()
+    row = page.get_by_role("row", name="ci")
+    assert f"{key['prefix']}…" in row.inner_text() and "never" in row.inner_text()
+    assert key["token"] not in page.content()
+    row.get_by_role("link", name="Limit ci").click()
+    assert page.locator("h1").inner_text() == f"API key ci of {ADA}"
+    page.get_by_label("Requests a day").fill("9")
+    page.get_by_role("button", name="Save").click()
+    limits = screens.gateway.want(200, "GET", "/manage/limits", token=screens.gateway.admin)
+    assert [one["requests_day"] for one in limits if one["subject"] == "key" and one["subject_id"] == key["id"]] == [9]
+    page.go_back()
+    page.go_back()
+    judge(page)
+    page.get_by_role("row", name="ci").locator("summary").click()
+    page.get_by_role("button", name="Revoke for good").click()
+    assert "is revoked" in page.get_by_role("status").inner_text() and page.get_by_role("row", name="ci").count() == 0
+    assert screens.gateway.ask("GET", "/v1/models", token=key["token"]).code == "revoked_key"
+    screens.gateway.want(204, "DELETE", f"/manage/limits/key/{key['id']}", token=screens.gateway.admin)
+
+
 def test_the_audit_log_is_looked_through(screens, made, look):
     """By kind, newest first, a page after the other; no secret is in it."""
     gateway = screens.gateway

@@ -8,7 +8,7 @@ it. Leaves out who the viewer is (`explorer.viewer`) and what of an entry in the
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from llm_proxy.index.sums import SUMS
@@ -27,6 +27,7 @@ class Viewer:
 
     account: str = ""
     others: str = NONE
+    name: str = field(default="", compare=False)  # as he knows himself
 
     def __post_init__(self) -> None:
         if self.account and not _ACCOUNT.fullmatch(self.account):

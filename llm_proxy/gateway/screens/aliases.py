@@ -18,6 +18,7 @@ from llm_proxy.gateway.routes import Access
 from llm_proxy.gateway.screens import fields
 from llm_proxy.gateway.screens.desk import Desk
 from llm_proxy.gateway.screens.page import Answer, Html, Lead, Page, Visit
+from llm_proxy.gateway.screens.steps import steps
 from llm_proxy.web import words
 
 _FIELDS: Final = {
@@ -124,7 +125,10 @@ def _fallbacks(alias: Any, by_id: Mapping[int, Any]) -> tuple[str, ...]:
 
 
 def _named(key: Any) -> str:
-    return f"{key.label} ({key.provider})" if key.label else f"{key.provider} {key.id}"
+    """By its label, and its provider where that does not say it."""
+    if not key.label:
+        return f"{key.provider} {key.id}"
+    return key.label if key.provider in key.label.lower() else f"{key.label} ({key.provider})"
 
 
 def _key(keys: Mapping[int, str], id: int) -> str:
@@ -250,7 +254,7 @@ def _step(number: int, step: Step) -> Mapping[str, Any]:
 
 
 async def _all(visit: Visit) -> Answer:
-    return Html("aliases", {"cards": await cards(visit.desk), "words": words})
+    return Html("aliases", {"cards": await cards(visit.desk), "words": words, "steps": await steps(visit.desk)})
 
 
 async def _new(visit: Visit) -> Answer:
@@ -288,7 +292,7 @@ _SAID: Final = {
 }
 
 PAGES: Final = (
-    Page("/aliases", Access.SESSION, "Aliases", _all, {"delete": _remove}, "Aliases", 20, _SAID),
+    Page("/aliases", Access.SESSION, "Aliases", _all, {"delete": _remove}, "Aliases", 30, _SAID),
     Page("/aliases/new", Access.SESSION, "New alias", _new, _FORM),
     Page("/aliases/edit", Access.SESSION, "Change an alias", _edit, _FORM),
 )

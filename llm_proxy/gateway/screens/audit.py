@@ -48,6 +48,12 @@ async def view(desk: Desk, query: Mapping[str, str]) -> View:
     return View(tuple(page.acts), older, given, people)
 
 
+def named(object: str, people: Mapping[int, str]) -> str:
+    """A user by the e-mail address; anything else as it is."""
+    kind, _, number = object.partition(":")
+    return people.get(int(number), object) if kind == "user" and number.isdecimal() and len(number) < 19 else object
+
+
 def said(detail: Mapping[str, Any]) -> str:
     """What an act's detail tells, on one line."""
     return ", ".join(f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in detail.items())
@@ -65,7 +71,7 @@ def _plain(value: Any) -> str:
 
 
 async def _show(visit: Visit) -> Answer:
-    return Html("audit", {"view": await view(visit.desk, visit.query), "kinds": KINDS, "said": said})
+    return Html("audit", {"view": await view(visit.desk, visit.query), "kinds": KINDS, "said": said, "named": named})
 
 
 PAGES: Final = (Page("/audit", Access.ADMIN, "Audit log", _show, nav="Audit", order=90),)

@@ -14,7 +14,7 @@ HEIGHT: Final = 132  # pixels of the highest bar there is room for
 _GAP: Final = 0.2  # of a bar's room that stays free
 _WIDEST: Final = 4.0  # percent of the whole
 _LABELS: Final = 8  # texts that have room below
-_NICE: Final = (1, 2, 2.5, 5, 10)
+_NICE: Final = (1, 2, 3, 4, 5, 6, 8, 10)
 
 Unit = Literal["usd", "tokens", "count"]
 
@@ -80,12 +80,12 @@ def chart(name: str, title: str, unit: Unit, labels: Sequence[str], series: Sequ
 
 
 def _top(most: float, unit: Unit) -> float:
-    """A round number that is not below `most`; whole where half of one means nothing."""
+    """A round number that is not below `most`, and so is its half; of what comes in wholes both are whole."""
     if most <= 0:
         return 1
     size: float = 10 ** math.floor(math.log10(most))
-    found: float = next(size * step for step in _NICE if size * step >= most * (1 - 1e-9))
-    return found if unit == "usd" else max(2, math.ceil(found))
+    round_ones = (size * step for step in _NICE if size * step >= most * (1 - 1e-9))
+    return next(one for one in round_ones if unit == "usd" or one % 2 == 0)
 
 
 def _bar(place: int, labels: Sequence[str], series: Sequence[Series], top: float) -> Bar:

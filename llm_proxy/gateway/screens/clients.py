@@ -10,6 +10,7 @@ from typing import Final
 from llm_proxy.gateway.routes import Access
 from llm_proxy.gateway.screens.page import Answer, Html, Page, Visit
 from llm_proxy.gateway.screens.snippets import PLACEHOLDER, SNIPPETS, Ways
+from llm_proxy.gateway.screens.steps import steps
 
 _NO_ALIAS: Final = "MODEL"  # stands where somebody has none to choose
 
@@ -21,7 +22,8 @@ async def show(visit: Visit) -> Answer:
     model = wanted if wanted in models else models[0] if models else _NO_ALIAS
     ways = Ways(visit.url, PLACEHOLDER, model)
     told = [(one, one.write(ways)) for one in SNIPPETS]
-    return Html("clients", {"snippets": told, "models": models, "model": model, "placeholder": PLACEHOLDER})
+    values = {"snippets": told, "models": models, "model": model, "placeholder": PLACEHOLDER}
+    return Html("clients", {**values, "steps": await steps(visit.desk)})
 
 
-PAGES: Final = (Page("/clients", Access.SESSION, "Client settings", show, nav="Client settings", order=50),)
+PAGES: Final = (Page("/clients", Access.SESSION, "Client settings", show, nav="Client settings", order=45),)

@@ -8,6 +8,7 @@ from llm_proxy.gateway.facts import Scope
 from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.routes import Access
 from llm_proxy.gateway.screens.page import Answer, Html, Lead, Page, Visit
+from llm_proxy.gateway.screens.steps import steps
 from llm_proxy.gateway.store.schema import now
 
 _SCOPES: Final = (
@@ -16,7 +17,7 @@ _SCOPES: Final = (
     (Scope.MANAGE, "Manage", "your provider keys and aliases"),
     (Scope.CONVERSATIONS, "Conversations", "read what you said and were told, in the explorer"),
 )
-_EXPIRES: Final = (("7", "In 7 days"), ("30", "In 30 days"), ("90", "In 90 days"), ("365", "In a year"), ("", "Never"))
+_EXPIRES: Final = (("7", "in 7 days"), ("30", "in 30 days"), ("90", "in 90 days"), ("365", "in a year"), ("", "never"))
 
 
 async def show(visit: Visit) -> Answer:
@@ -26,7 +27,15 @@ async def show(visit: Visit) -> Answer:
 async def _values(visit: Visit) -> dict[str, Any]:
     chosen = visit.form.all("scope") if visit.trouble is not None else [Scope.MODELS]
     keys = await visit.desk.ask("GET", "/auth/key")
-    return {"keys": keys, "scopes": _SCOPES, "chosen": chosen, "expires": _EXPIRES, "now": now(), "made": None}
+    return {
+        "keys": keys,
+        "scopes": _SCOPES,
+        "chosen": chosen,
+        "expires": _EXPIRES,
+        "now": now(),
+        "made": None,
+        "steps": await steps(visit.desk),
+    }
 
 
 async def make(visit: Visit) -> Answer:

@@ -28,7 +28,17 @@ KINDS: Final = {
 }
 _MONEY: Final = ("spend_day", "spend_month")
 _FIELDS: Final = {name: (label, fields.dollars if name in _MONEY else fields.number) for name, label in KINDS.items()}
-_WARNED: Final = 0.8  # of a limit
+_MOST: Final = {  # what stands behind a figure
+    "requests_minute": "requests a minute",
+    "requests_day": "requests a day",
+    "tokens_minute": "tokens a minute",
+    "tokens_day": "tokens a day",
+    "streams": "streams at a time",
+    "spend_day": "a day",
+    "spend_month": "a month",
+}
+WARNED: Final = 0.8  # of a limit
+_URGENT: Final = ("err", "warn", "")  # in the order they are shown
 _YOURS: Final = {"everybody": "Everybody together", "user": "You"}
 _SUBJECTS: Final = {"everybody": "Everybody", "team": "Team", "user": "User", "key": "API key", "alias": "Alias"}
 
@@ -74,11 +84,12 @@ class Form:
 
 async def view(desk: Desk) -> View:
     teams = {team.id: team.name for team in (await desk.ask("GET", "/auth/me")).teams}
-    meters = tuple(_meter(one, teams) for one in await desk.ask("GET", "/manage/limits/mine"))
+    meters = [_meter(one, teams) for one in await desk.ask("GET", "/manage/limits/mine")]
+    meters.sort(key=lambda one: _URGENT.index(one.state))
     if not desk.admin:
-        return View(meters, (), {})
+        return View(tuple(meters), (), {})
     rows = tuple(_row(one) for one in await desk.ask("GET", "/manage/limits"))
-    return View(meters, rows, await _choices(desk))
+    return View(tuple(meters), rows, await _choices(desk))
 
 
 def _meter(one: Any, teams: Mapping[int, str]) -> Meter:
@@ -90,8 +101,8 @@ def _meter(one: Any, teams: Mapping[int, str]) -> Meter:
         kind=KINDS[one.limit],
         said=f"{figure(one.limit, taken)} of {figure(one.limit, one.most)}",
         share=share,
-        state="err" if share >= 1 else "warn" if share >= _WARNED else "",
-        reset=words.duration(one.reset_seconds * 1000) if one.reset_seconds else "",
+        state="err" if share >= 1 else "warn" if share >= WARNED else "",
+        reset=words.duration(one.reset_seconds * 1000) if one.reset_seconds and taken else "",
     )
 
 
@@ -111,7 +122,7 @@ def _whose(subject: str, id: int, name: str | None) -> str:
 
 
 async def _choices(desk: Desk) -> Mapping[str, Sequence[tuple[str, str]]]:
-    """Who may be given limits. Others' API keys and aliases are not listed to anybody: they go by their numbers."""
+    """Who may be given limits. Others' API keys are chosen on their pages; others' own aliases are not listed."""
     return {
         "All": [("everybody:0", "everybody together")],
         "Teams": [(f"team:{one.id}", one.name) for one in await desk.ask("GET", "/manage/teams")],
@@ -129,8 +140,19 @@ async def form(desk: Desk, of: str) -> Form:
             values = {name: _written(getattr(one, name)) for name in KINDS}
             return Form(of, _whose(subject, id, one.name), values, there=True)
     names = {known: name for group in (await _choices(desk)).values() for known, name in group}
+    if subject == "key" and of not in names:
+        names |= await _keys(desk)
     whose = _whose(subject, id, names.get(of, str(id)))
     return Form(of, whose, {}, there=False)
+
+
+async def _keys(desk: Desk) -> Mapping[str, str]:
+    """Everybody's API keys."""
+    return {
+        f"key:{key.id}": f"{key.name} of {user.email}"
+        for user in await desk.ask("GET", "/manage/users")
+        for key in await desk.ask("GET", "/manage/users/{id}/keys", id=user.id)
+    }
 
 
 def _subject(of: str) -> tuple[str, int]:
@@ -161,7 +183,7 @@ async def remove(desk: Desk, of: str) -> None:
 
 
 async def _show(visit: Visit) -> Answer:
-    return Html("limits", {"view": await view(visit.desk), "kinds": KINDS})
+    return Html("limits", {"view": await view(visit.desk), "most": _MOST})
 
 
 async def _edit(visit: Visit) -> Answer:
@@ -179,14 +201,13 @@ async def _remove(visit: Visit) -> Answer:
 
 
 def _of(visit: Visit) -> str:
-    """Whom the page is about; an API key of somebody else by its number."""
-    number = visit.query.get("key", "").strip()
-    return f"key:{number}" if number else visit.query.get("of", "")
+    """Whom the page is about."""
+    return visit.query.get("of", "")
 
 
 _SAID: Final = {"set": "The limits hold from the next call on.", "removed": "These limits hold no longer."}
 
 PAGES: Final = (
-    Page("/limits", Access.SESSION, "Limits", _show, nav="Limits", order=80, said=_SAID),
+    Page("/limits", Access.SESSION, "Limits", _show, nav="Limits", order=50, said=_SAID),
     Page("/limits/edit", Access.ADMIN, "Set limits", _edit, {"save": _put, "delete": _remove}),
 )

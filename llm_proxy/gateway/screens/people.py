@@ -14,6 +14,7 @@ from llm_proxy.gateway.refusals import not_found
 from llm_proxy.gateway.routes import Access
 from llm_proxy.gateway.screens import fields
 from llm_proxy.gateway.screens.desk import Desk
+from llm_proxy.gateway.screens.limits import WARNED
 from llm_proxy.gateway.screens.page import ROOT, Answer, Html, Lead, Page, Visit
 from llm_proxy.gateway.screens.usage import money
 from llm_proxy.gateway.store.schema import now
@@ -40,6 +41,7 @@ class User:
     user: Any  # manage.users.User
     teams: tuple[str, ...]
     self: bool
+    keys: tuple[Any, ...] = ()  # manage.auth.Key, on his own page
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,18 @@ class Team:
     others: tuple[Any, ...]
     spent: float
     unpriced: int
+
+    @property
+    def share(self) -> float | None:
+        """Of its budget; None without one."""
+        budget = self.team.monthly_budget
+        return None if budget is None else self.spent / budget if budget else 1.0
+
+    @property
+    def state(self) -> str:
+        """As of a limit's meter."""
+        share = self.share or 0
+        return "err" if share >= 1 else "warn" if share >= WARNED else ""
 
 
 async def users(desk: Desk, at: datetime) -> Users:
@@ -101,12 +115,18 @@ async def user(desk: Desk, id: int) -> User:
         one,
         tuple(team.name for team in teams if any(member.id == id for member in team.members)),
         id == desk.caller.user_id,
+        tuple(await desk.ask("GET", "/manage/users/{id}/keys", id=id)),
     )
 
 
 async def change_user(desk: Desk, id: int, form: fields.Form) -> None:
     """Raises Refusal."""
     await desk.ask("PATCH", "/manage/users/{id}", fields.body(form, _USER), id=id)
+
+
+async def revoke_key(desk: Desk, id: int, key_id: int) -> None:
+    """Raises Refusal."""
+    await desk.ask("DELETE", "/manage/users/{id}/keys/{key_id}", id=id, key_id=key_id)
 
 
 async def remove_user(desk: Desk, id: int) -> None:
@@ -196,12 +216,18 @@ async def _withdraw(visit: Visit) -> Answer:
 
 
 async def _user(visit: Visit) -> Answer:
-    return Html("user", {"one": await user(visit.desk, _id(visit, "user"))})
+    return Html("user", {"one": await user(visit.desk, _id(visit, "user")), "now": now()})
 
 
 async def _change_user(visit: Visit) -> Answer:
     await change_user(visit.desk, _id(visit, "user"), visit.form)
     return Lead("/users", "changed")
+
+
+async def _revoke_key(visit: Visit) -> Answer:
+    id = _id(visit, "user")
+    await revoke_key(visit.desk, id, fields.identity("API key", visit.form.get("key")))
+    return Lead(f"/users/{id}", "revoked")
 
 
 async def _remove_user(visit: Visit) -> Answer:
@@ -253,7 +279,14 @@ _MEMBERS: Final = {"joined": "Is in the team from the next call on.", "left": "I
 
 PAGES: Final = (
     Page("/users", Access.ADMIN, "Users", _users, {"invite": _invite, "withdraw": _withdraw}, "Users", 70, _USERS),
-    Page("/users/{id}", Access.ADMIN, "Change an account", _user, {"save": _change_user, "delete": _remove_user}),
+    Page(
+        "/users/{id}",
+        Access.ADMIN,
+        "Change an account",
+        _user,
+        {"save": _change_user, "revoke": _revoke_key, "delete": _remove_user},
+        said={"revoked": "The key is revoked: it opens nothing any more."},
+    ),
     Page("/teams", Access.ADMIN, "Teams", _teams, {"make": _make_team}, "Teams", 75, _TEAMS),
     Page(
         "/teams/{id}",

@@ -14,6 +14,7 @@ from llm_proxy.gateway.routes import Access
 from llm_proxy.gateway.screens import fields
 from llm_proxy.gateway.screens.desk import Desk
 from llm_proxy.gateway.screens.page import Answer, Html, Lead, Page, Visit
+from llm_proxy.gateway.screens.steps import steps
 from llm_proxy.web import words
 from llm_proxy.wire.aws_regions import REGIONS
 
@@ -107,7 +108,8 @@ async def remove(desk: Desk, id: int, *, force: bool) -> None:
 
 
 async def _all(visit: Visit) -> Answer:
-    return Html("provider_keys", {"cards": await cards(visit.desk), "providers": PROVIDERS, "words": words})
+    values = {"cards": await cards(visit.desk), "providers": PROVIDERS, "words": words}
+    return Html("provider_keys", {**values, "steps": await steps(visit.desk)})
 
 
 async def _new(visit: Visit) -> Answer:
@@ -151,7 +153,7 @@ _SAID: Final = {
 }
 
 PAGES: Final = (
-    Page("/providers", Access.SESSION, "Provider keys", _all, {"test": _test}, "Provider keys", 30, _SAID),
+    Page("/providers", Access.SESSION, "Provider keys", _all, {"test": _test}, "Provider keys", 20, _SAID),
     Page("/providers/new", Access.SESSION, "New provider key", _new, {"add": _add}),
     Page("/providers/{id}", Access.SESSION, "Change a provider key", _edit, {"save": _change, "delete": _remove}),
 )

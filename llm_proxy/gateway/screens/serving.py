@@ -202,9 +202,15 @@ class _Serving:
     def refused(self, refusal: Refusal) -> web.Response:
         if self.page is not None and self.page.machine:
             return said(refusal)
-        heading = _HEADINGS.get(refusal.status, "This did not work")
-        response = self.html("error", {"title": heading, "refusal": refusal}, refusal.status)
+        heading, passing = _HEADINGS.get(refusal.status, "This did not work"), refusal.status == 503
+        values = {
+            **{"title": heading, "refusal": refusal, "sent": self.request.method == "POST"},
+            "again": self.request.rel_url.raw_path_qs if passing else "",
+        }
+        response = self.html("error", values, refusal.status)
         response.headers.update(refusal.headers)
+        if passing and not values["sent"]:
+            response.headers["Refresh"] = refusal.headers.get("Retry-After", "5")  # what that is to programs
         return response
 
 
@@ -213,12 +219,15 @@ class Link:
     href: str
     label: str
     path: str
+    admin: bool
 
 
 @cache
 def _all_links() -> tuple[tuple[Access, Link], ...]:
     shown = sorted((page for page in pages() if page.nav), key=lambda page: page.order)
-    return tuple((page.access, Link(ROOT + page.path, page.nav, page.path)) for page in shown)
+    return tuple(
+        (page.access, Link(ROOT + page.path, page.nav, page.path, page.access is Access.ADMIN)) for page in shown
+    )
 
 
 def _links(caller: Caller) -> list[Link]:

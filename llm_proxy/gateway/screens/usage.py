@@ -17,6 +17,7 @@ from llm_proxy.gateway.routes import Access
 from llm_proxy.gateway.screens.charts import Chart, Series, chart
 from llm_proxy.gateway.screens.desk import Desk
 from llm_proxy.gateway.screens.page import Answer, File, Html, Page, Visit
+from llm_proxy.gateway.screens.steps import steps
 from llm_proxy.gateway.store.schema import now
 from llm_proxy.web import words
 
@@ -32,7 +33,7 @@ BY: Final = {
 }
 _DAYS: Final = {"7d": 7, "30d": 30, "90d": 90, "12m": 365}
 _ADMINS: Final = frozenset({"user", "team"})  # of these a member has one only
-_QUERY: Final = ("range", "by", "of", "from", "to", "said")
+_QUERY: Final = ("range", "by", "of", "from", "to", "before", "said")
 _LONGEST: Final = 3660  # days
 _MOST_HOURS: Final = 2  # days, whose hours have a bar each
 _MOST_DAYS: Final = 92  # that have a bar each; of more, months have
@@ -70,8 +71,8 @@ class Sums:
 
     @property
     def money(self) -> str:
-        """`unpriced` where no price is known of any."""
-        return money(None if self.requests and self.unpriced == self.requests else self.cost)
+        """`unpriced` where no price is known of any that cost something."""
+        return money(None if self.unpriced and not self.cost else self.cost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +95,17 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """`unit` is hour or day; `since` and `until` are in the API's words; `dated`: they were asked for by days."""
+    """`unit` is hour or day; `since` and `until` are in the API's words; `dated`: they were asked for by days.
+
+    `running`: the last span has not ended.
+    """
 
     unit: str
     since: str
     until: str
     spans: tuple[Span, ...]
     dated: bool
+    running: bool
 
     @property
     def step(self) -> str:
@@ -116,7 +121,9 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """`of` is whose: "me", "all", or a user's id."""
+    """`of` is whose: "me", "all", or a user's id. `before` is the cursor of these calls, `older` of those behind them,
+    "" where there are none.
+    """
 
     range: str
     by: str
@@ -127,6 +134,8 @@ class View:
     charts: tuple[Chart, ...]
     rows: tuple[Row, ...]
     calls: tuple[Any, ...]  # manage.usage_calls.Attempt
+    before: str
+    older: str
     people: tuple[Person, ...]
     choices: Mapping[str, str]
 
@@ -141,9 +150,10 @@ class View:
 async def view(desk: Desk, query: Mapping[str, str], at: datetime) -> View:
     """Raises Refusal: what is wrong in the query, or not for the caller."""
     by, of, time, told = _asked(desk, query, at)
+    before = query.get("before", "")
     found = await desk.ask("GET", "/manage/usage", query={**told, "group_by": f"{time.unit},{by}"})
     rows = _rows(await desk.ask("GET", "/manage/usage", query={**told, "group_by": by}), by)
-    calls = await desk.ask("GET", "/manage/usage/calls", query={**told, "limit": _RECENT})
+    calls = await desk.ask("GET", "/manage/usage/calls", query={**told, "limit": _RECENT, "before": before})
     people = [Person(user.id, user.email) for user in await desk.ask("GET", "/manage/users")] if desk.admin else []
     return View(
         range=_range(query),
@@ -155,6 +165,8 @@ async def view(desk: Desk, query: Mapping[str, str], at: datetime) -> View:
         charts=tuple(_charts(found, by, rows, time)),
         rows=tuple(rows),
         calls=tuple(calls.calls),
+        before=before,
+        older=calls.next or "",
         people=tuple(people),
         choices=_choices(desk),
     )
@@ -211,7 +223,7 @@ def _time(query: Mapping[str, str], at: datetime) -> Time:
     if not dated and named == "24h":
         end = at.replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
         since = end - timedelta(hours=24)
-        return Time("hour", _moment(since), _moment(end), _hours(since, end), dated)
+        return Time("hour", _moment(since), _moment(end), _hours(since, end), dated, running=True)
     last = last or at.date()
     first = first or last - timedelta(days=_DAYS.get(named, 30) - 1)
     if first > last:
@@ -224,7 +236,7 @@ def _time(query: Mapping[str, str], at: datetime) -> Time:
         spans, unit = _hours(midnight, midnight + timedelta(days=number)), "hour"
     else:
         spans, unit = _days([first + timedelta(days=one) for one in range(number)]), "day"
-    return Time(unit, first.isoformat(), last.isoformat(), spans, dated)
+    return Time(unit, first.isoformat(), last.isoformat(), spans, dated, running=last == at.date() and unit == "day")
 
 
 def _day(query: Mapping[str, str], name: str) -> date | None:
@@ -348,7 +360,9 @@ def figure(unit: str, value: float) -> str:
 
 async def _show(visit: Visit) -> Answer:
     found = await view(visit.desk, visit.query, now())
-    return Html("usage", {"view": found, "ranges": RANGES, "by": BY, "words": words, "money": money, "figure": figure})
+    first = () if found.totals.sums.requests else await steps(visit.desk)
+    values = {"view": found, "ranges": RANGES, "by": BY, "words": words, "money": money, "figure": figure}
+    return Html("usage", {**values, "steps": first})
 
 
 async def _csv(visit: Visit) -> Answer:
