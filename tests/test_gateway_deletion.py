@@ -12,7 +12,6 @@ from datetime import datetime
 import pytest
 
 from llm_proxy.keeper import retention
-from llm_proxy.keeper.deleting import STANDS
 from llm_proxy.keeper.options import Options, Retention
 from llm_proxy.keeper.store import Store
 from llm_proxy.sinks.outbox import Outbox
@@ -57,7 +56,8 @@ def said(serial, account, words, *, session="", wall=WALL, request="", **more):
 def place(tmp_path):
     (tmp_path / "asked").mkdir()
     index = str(tmp_path / "state/index.db")
-    return Place(tmp_path, Options(index=index, projects=False, posts=True, deletions=str(tmp_path / "asked")))
+    given = {"deletions": str(tmp_path / "asked"), "rules_stand": 0.2}
+    return Place(tmp_path, Options(index=index, projects=False, posts=True, **given))
 
 
 def write(place, *calls):
@@ -231,7 +231,7 @@ def test_killed_anywhere_it_is_done_in_the_end(place):
     for _ in range(KILLS):
         keeper = place.start()
         wait(lambda: (place.folder / "asked/rules.json").exists())
-        time.sleep(STANDS + rng.random() * 0.6)  # the moment at which it is killed is the point
+        time.sleep(place.options.rules_stand + rng.random() * 0.6)  # the moment at which it is killed is the point
         keeper.send_signal(signal.SIGKILL)
         keeper.wait()
         keeper.stdout.close()

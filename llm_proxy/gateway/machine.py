@@ -32,7 +32,7 @@ log = logging.getLogger("llm_proxy.gateway")
 
 BEAT: Final = 10.0  # seconds between two signs of life
 LOOK: Final = 0.5  # seconds between two looks whether the keeper has done what it was asked for
-ASK, PART, DONE = ".ask", ".part", ".done"
+ASK, DONE = ".ask", ".done"
 _ID: Final = re.compile(r"[0-9a-f]{16,64}")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -142,9 +142,9 @@ class Machine:
     def _tidy(self, waiting: Collection[str]) -> None:
         """What is reported needs no files any more; the question goes first, because alone it would be asked again."""
         ours = _name(self._store.account(0), "*")
-        for ending in (ASK, PART, DONE):
-            for path in self._folder.glob(ours + ending):
-                if path.stem not in waiting:
+        for pattern in (ours + ASK, ours):
+            for path in self._folder.glob(pattern):
+                if path.name.partition(".")[0] not in waiting:
                     path.unlink(missing_ok=True)
 
 

@@ -1,8 +1,9 @@
 """Deletes a gateway's user's conversations from this machine, as the gateway asks for by files in a folder.
 
-`ID.ask` says whose and begun before when; `ID.done` is our answer, and the gateway takes both away. Whatever is killed,
-the next keeper begins anew with what is still there. What `rules.json` says holds for good: a call that was under way
-is not written when it ends. Leaves out what was sent elsewhere: the answer names it.
+The files stand in `sinks.deletions`. First come the session logs and the index; then sinks that can delete what they
+have written say that they have, and the question is answered. Whatever is killed, the next keeper begins anew with
+what is still there. What `rules.json` says holds for good: a call that was under way is not written when it ends.
+Leaves out what was sent elsewhere: the answer names it.
 """
 
 from __future__ import annotations
@@ -22,34 +23,18 @@ from uuid import UUID
 import msgspec
 
 from llm_proxy.keeper.indexing import Indexing
-from llm_proxy.keeper.retention import sync_folder, write_beside
+from llm_proxy.keeper.options import Options
+from llm_proxy.keeper.retention import write_beside
 from llm_proxy.keeper.store import Store
 from llm_proxy.records import privacy, understood
-from llm_proxy.sinks import log_reader
+from llm_proxy.sinks import deletions, log_reader
+from llm_proxy.sinks.deletions import CALLS, DONE, LOGS, PART, Order, Report, put, sync_folder
 from llm_proxy.sinks.log_reader import COMPRESSED, PLAIN
 from llm_proxy.wire.attribution import Attribution
 
-ASK, PART, DONE = ".ask", ".part", ".done"
 RULES, LOCK = "rules.json", "lock"
-STANDS = 1.5  # seconds for which a rule has stood before files are looked through: all keepers know it by then
-_SOON = 0.1  # seconds between two attempts
+_SOON, _NOT_AS_SOON = 0.1, 0.25  # seconds between two attempts, two looks for sinks' answers
 _CALLS = frozenset({"request", "response", "price"})
-
-
-class Order(msgspec.Struct, frozen=True):
-    """`before` is in nanoseconds since 1970. `id` names its files."""
-
-    id: str
-    account: str
-    before: int
-
-
-class Report(msgspec.Struct, frozen=True):
-    """`at` is in seconds since 1970; `left` says what could not be deleted, "" where that is nothing."""
-
-    at: float
-    conversations: int
-    left: str
 
 
 class _Meta(msgspec.Struct):
@@ -72,7 +57,7 @@ class _Found(msgspec.Struct):
 
 
 _read_found = msgspec.json.Decoder(_Found).decode
-_read_order = msgspec.json.Decoder(Order).decode
+_read_report = msgspec.json.Decoder(Report).decode
 _read_rules = msgspec.json.Decoder(dict[str, int]).decode
 
 
@@ -100,14 +85,16 @@ class _Pass:
 
 
 class Deleting:
-    """For the log folder `root`. Without a `folder` nobody asks for anything."""
+    """For the log folder `root`. Without a folder in `options` nobody asks for anything."""
 
-    def __init__(self, folder: str, root: Path, sent: Iterable[str]) -> None:
-        """`sent` says in words where else calls go."""
-        self._folder = Path(folder)
-        self._on = bool(folder)
+    def __init__(self, options: Options, root: Path) -> None:
+        self._folder = Path(options.deletions)
+        self._on = bool(options.deletions)
         self._root = root
-        self._sent = tuple(sent)
+        self._sent = options.sent
+        self._answers = tuple(deletions.answer(sink, options.lanes) for sink in options.deleting_sinks)
+        self._stands = options.rules_stand
+        self._awaited = False  # some sink's answer
         self._rules: dict[str, int] = {}
         self._known: tuple[int, int] | None = None
         self._pass: _Pass | None = None
@@ -120,7 +107,9 @@ class Deleting:
     @property
     def pause(self) -> float | None:
         """Seconds until there is something to do; None where nothing is under way."""
-        return None if self._pass is None else max(_SOON, self._pass.due - time.monotonic())
+        if self._pass is None:
+            return _NOT_AS_SOON if self._awaited else None
+        return max(_SOON, self._pass.due - time.monotonic())
 
     def step(self, store: Store, indexing: Indexing, changed: Callable[[], None]) -> bool:
         """Do one thing; False where there is nothing to do now. `changed` is called when lines have gone from files.
@@ -151,7 +140,12 @@ class Deleting:
     # -- what is asked
 
     def _begin(self) -> _Pass | None:
-        orders = list(self._orders())
+        asked = list(deletions.orders(self._folder))
+        self._awaited = False
+        for order, files in asked:
+            if LOGS in files:
+                self._conclude(order)
+        orders = [order for order, files in asked if LOGS not in files]
         if not orders:
             return None
         lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -163,25 +157,13 @@ class Deleting:
         try:
             for order in orders:
                 self._rules[order.account] = max(order.before, self._rules.get(order.account, 0))
-            _put(self._folder / RULES, msgspec.json.encode(self._rules))
+            put(self._folder / RULES, msgspec.json.encode(self._rules))
             counts = {order.id: _counted(self._folder / (order.id + PART)) for order in orders}
             _remove_drafts(self._root)
         except BaseException:
             os.close(lock)
             raise
-        return _Pass(orders, lock, time.monotonic() + STANDS, _groups(self._root), counts)
-
-    def _orders(self) -> Iterator[Order]:
-        try:
-            names = {one.name for one in os.scandir(self._folder)}
-        except FileNotFoundError:
-            return
-        for name in sorted(names):
-            if name.endswith(ASK) and name.removesuffix(ASK) + DONE not in names:
-                with suppress(OSError, msgspec.MsgspecError):  # taken back, or none of the gateway's
-                    order = _read_order((self._folder / name).read_bytes())
-                    if order.account and order.id + ASK == name:
-                        yield order
+        return _Pass(orders, lock, time.monotonic() + self._stands, _groups(self._root), counts)
 
     def _look_at_rules(self) -> None:
         """Another keeper may have been asked."""
@@ -202,7 +184,7 @@ class Deleting:
         for order in now.orders:
             if order.account == account:
                 now.counts[order.id] += 1
-                _put(self._folder / (order.id + PART), str(now.counts[order.id]).encode())
+                put(self._folder / (order.id + PART), str(now.counts[order.id]).encode())
 
     def _finish(self, now: _Pass, store: Store, indexing: Indexing) -> bool:
         if not indexing.forget():
@@ -213,11 +195,35 @@ class Deleting:
         left = "; ".join((*strays, *unread, *(f"what was passed on: {words}" for words in self._sent)))
         for order in now.orders:
             report = Report(time.time(), now.counts[order.id], left)
-            _put(self._folder / (order.id + DONE), msgspec.json.encode(report))
-            (self._folder / (order.id + PART)).unlink(missing_ok=True)
+            put(self._folder / (order.id + LOGS), msgspec.json.encode(report))
+            self._conclude(order)
         os.close(now.lock)
         self._pass = None
         return True
+
+    def _conclude(self, order: Order) -> None:
+        """Answer the question, once all sinks have."""
+        answers = [self._folder / (order.id + ending) for ending in self._answers]
+        try:
+            told = [path.read_text(encoding="utf-8", errors="replace") for path in answers]
+            report = _read_report((self._folder / (order.id + LOGS)).read_bytes())
+        except FileNotFoundError:  # or another keeper has answered
+            self._awaited = True
+            return
+        except msgspec.MsgspecError:  # no keeper's: all of it once more
+            (self._folder / (order.id + LOGS)).unlink(missing_ok=True)
+            return
+        left = "; ".join(filter(None, (report.left, *told)))
+        put(self._folder / (order.id + DONE), msgspec.json.encode(Report(time.time(), report.conversations, left)))
+        for path in (*answers, *(self._folder / (order.id + ending) for ending in (LOGS, CALLS, PART))):
+            path.unlink(missing_ok=True)
+
+    def _name(self, gone: dict[str, str], now: _Pass) -> None:
+        """Which calls go, for sinks whose files do not say whose they are. Before their logs do."""
+        for order in now.orders if self._answers else ():
+            calls = [call for call, account in gone.items() if account == order.account]
+            if calls:
+                deletions.add_calls(self._folder / (order.id + CALLS), calls)
 
     # -- what is done
 
@@ -235,6 +241,7 @@ class Deleting:
         gone = _gone((line for found in lines.values() for line in found), now.orders)
         if not gone:
             return set()
+        self._name(gone, now)
         kept = {file: [line for line in found if line.call not in gone] for file, found in lines.items()}
         if not any(line.found.type in _CALLS for found in kept.values() for line in found):
             kept = {file: [] for file in files}
@@ -321,9 +328,7 @@ def _lines(path: Path) -> Iterator[_Line]:
 
 def _gone(lines: Iterable[_Line], orders: Iterable[Order]) -> dict[str, str]:
     """Ids of the calls that are to go, and whose they are."""
-    rules: dict[str, int] = {}
-    for order in orders:
-        rules[order.account] = max(order.before, rules.get(order.account, 0))
+    rules = deletions.rules(orders)
     gone = {}
     for _, _, found in lines:
         whose = found.gateway
@@ -375,14 +380,3 @@ def _counted(path: Path) -> int:
         return int(path.read_bytes())
     except (OSError, ValueError):
         return 0
-
-
-def _put(path: Path, data: bytes) -> None:
-    draft = path.with_name(f"{path.name}.new")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    sync_folder(path.parent)

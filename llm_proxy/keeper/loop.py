@@ -180,7 +180,7 @@ class Keeper:
         self.logs = Logs(logs)
         self.database = state / "sessions.db"
         self.indexing = Indexing(options.index, logs)
-        self.deleting = Deleting(options.deletions, logs, options.sent)
+        self.deleting = Deleting(options, logs)
         self.snapshot = Snapshot(journal / "keeper.json")
         self.tally = Tally()
         self.machine = machine()

@@ -30,6 +30,8 @@ class Options:
     redact_off_for: tuple[str, ...] = ()  # projects by name, folders by glob
     metadata_only: bool = False
     deletions: str = ""  # the folder in which the gateway asks for conversations to be deleted, "" for none
+    deleting_sinks: tuple[str, ...] = ()  # by name: those that delete by themselves, and are waited for
+    rules_stand: float = 1.5  # seconds between asking all keepers to keep no more of somebody's and deleting the rest
     sent: tuple[str, ...] = ()  # where else calls go, in words: what is there cannot be deleted from here
     gateway_privacy: str = "full"  # the most that is kept of calls that the gateway makes for somebody
     prices: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()  # (model, ((class, USD), ...))

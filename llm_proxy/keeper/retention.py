@@ -23,6 +23,7 @@ from llm_proxy.keeper.store import Store
 from llm_proxy.records import understood
 from llm_proxy.records.redaction import without_content
 from llm_proxy.sinks import log_reader, session_jsonl
+from llm_proxy.sinks.deletions import sync_folder
 from llm_proxy.sinks.log_reader import COMPRESSED, PLAIN, WINDOW_LOG
 from llm_proxy.sinks.session_jsonl import Entry
 
@@ -315,11 +316,3 @@ def _packer(size: int) -> Any:
     packer = zstd.ZstdCompressor(options=options)
     packer.set_pledged_input_size(size)
     return packer
-
-
-def sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from llm_proxy.lanes.cursors import Cursors
+from llm_proxy.lanes.deleting import Deletions
 from llm_proxy.lanes.lane import Lane, State
 from llm_proxy.lanes.options import TABLES, Options, options
 from llm_proxy.lanes.sink import UnknownSink, Unusable, make
@@ -54,7 +55,9 @@ class Lanes:
                 why = str(error) if isinstance(error, Unusable | UnknownSink) else repr(error)
                 self.broken[name] = State("broken", last_error=why, last_error_at=time.time())
             else:
-                self.lanes.append(Lane(name, sink, self.outbox, self.cursors, self.place / "parked", all_calls))
+                asked = Deletions(given.deletions, name, given.name)
+                parking = self.place / "parked"
+                self.lanes.append(Lane(name, sink, self.outbox, self.cursors, parking, all_calls, asked))
 
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

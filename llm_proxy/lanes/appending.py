@@ -2,18 +2,27 @@
 
 How far a file was when the cursor was committed stands in the sink's ledger. After a crash, lines beyond that which
 are the very ones to be written are not written again. A file that was moved, cut, or opened and saved by somebody
-else meanwhile is just gone on with. Leaves out what lines say.
+else meanwhile is just gone on with. Where lines have to go, the rest takes the file's place. Leaves out what lines say.
 """
 
 from __future__ import annotations
 
+import fcntl
+import gzip
 import os
 import stat
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from llm_proxy.sinks.deletions import sync_folder
+
+PACKED = ".gz"  # how the name of a file ends in which each line is packed by itself
+Records = Callable[[IO[bytes]], Iterable[bytes]]  # a file's lines, or what it has instead; joined they are the file
 _BEGUN = "begun"  # in a ledger: its lane has written, or may have been killed while it did
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_FOR_READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class Appender:
@@ -36,7 +45,7 @@ class Appender:
         Of `lines`, the first begins on a line of its own, whatever others have left at the end of the file.
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(path, _FLAGS, 0o600)
+        fd = _locked(path, _FLAGS)
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
@@ -58,7 +67,40 @@ class Appender:
         finally:
             os.close(fd)
 
-    def forget(self, keep: int = 64) -> None:
+    def take_out(self, path: Path, gone: Callable[[bytes], object], records: Records = iter) -> str:
+        """Of a file, all records that are `gone`, at once or not at all; without one it stays as it is. Raises OSError.
+
+        A file of which nothing is left goes. Gives in words why nothing can be taken out of this one, "" where it can.
+        """
+        draft = path.with_name(f".new-{path.name}")
+        try:
+            fd = _locked(path, _FOR_READING)
+        except FileNotFoundError:
+            return ""
+        try:
+            draft.unlink(missing_ok=True)  # somebody was killed
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                return f"{path} is no regular file"
+            if not any(map(gone, records_of(path, records))):
+                return ""
+            kept = (record for record in records_of(path, records) if not gone(record))
+            size, inode = _write_beside(draft, kept, found)
+            self.ledger.pop(str(path), None)
+            if size:
+                draft.replace(path)
+                self.ledger[str(path)] = [inode, size]
+            else:
+                path.unlink()
+                draft.unlink()
+            sync_folder(path.parent)
+            return ""
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            return f"{path} cannot be read: {error}"
+        finally:
+            os.close(fd)
+
+    def remember_last(self, keep: int = 64) -> None:
         """Only the last files written to are remembered."""
         for path in [name for name in self.ledger if name.startswith("/")][:-keep]:
             del self.ledger[path]
@@ -74,6 +116,45 @@ class Appender:
             return 0
         beyond = os.pread(fd, len(data) + 1, size)
         return len(beyond) if data.startswith(beyond) else 0
+
+
+def _locked(path: Path, flags: int) -> int:
+    """The file of that name, which nobody puts another in the place of while it is open here. Raises OSError."""
+    while True:
+        fd = os.open(path, flags, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            found = path.lstat()
+            if (found.st_dev, found.st_ino) == (os.fstat(fd).st_dev, os.fstat(fd).st_ino):
+                return fd
+        except FileNotFoundError:
+            if not flags & os.O_CREAT:
+                os.close(fd)
+                raise
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def records_of(path: Path, records: Records = iter) -> Iterator[bytes]:
+    """Raises OSError, EOFError, zlib.error."""
+    with gzip.open(path) if path.name.endswith(PACKED) else path.open("rb") as file:
+        yield from records(file)  # type: ignore[arg-type]
+
+
+def _write_beside(draft: Path, kept: Iterable[bytes], like: os.stat_result) -> tuple[int, int]:
+    """Size and inode of what is on the disk now, with mode and time of another file."""
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as out:
+        for record in kept:
+            out.write(gzip.compress(record, mtime=0) if draft.name.endswith(PACKED) else record)
+        out.flush()
+        os.fchmod(out.fileno(), stat.S_IMODE(like.st_mode))
+        os.utime(out.fileno(), ns=(like.st_atime_ns, like.st_mtime_ns))
+        os.fsync(out.fileno())
+        found = os.fstat(out.fileno())
+    return found.st_size, found.st_ino
 
 
 def _at_end(fd: int, size: int, data: bytes) -> int:

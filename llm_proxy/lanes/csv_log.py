@@ -1,17 +1,20 @@
 """The CSV sink: one row per call, `METHOD,URL,"REQUEST","RESPONSE"` unless other columns are asked for.
 
 RFC 4180 but for the line end, which is `\\n` as the log it replaces has it. Bodies are decoded. Leaves out who makes
-the file smaller: it grows, and may be moved or emptied at any time.
+the file smaller: it grows, and may be moved or emptied at any time. Who wants his calls deleted has his rows taken out
+where they have a cell with the call's `id`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from llm_proxy.formats.call import Call
 from llm_proxy.lanes.appending import Appender
+from llm_proxy.lanes.deleting import Gone
 
 # What a cell may tell.
 COLUMNS: dict[str, Callable[[Call], str]] = {
@@ -39,6 +42,23 @@ REFERENCE = ("method", "url", "request", "response")
 _ALWAYS_QUOTED = ("request", "response")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
+_CELL = re.compile(rb'(?:^|,)("[^"]*+(?:""[^"]*+)*+"|[^,"\r\n]*+)')
+_ID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def _rows(file: IO[bytes]) -> Iterator[bytes]:
+    """A line end within quotes ends no row."""
+    row: list[bytes] = []
+    quoted = False
+    for line in file:
+        row.append(line)
+        quoted ^= line.count(b'"') % 2 == 1
+        if not quoted:
+            yield b"".join(row)
+            row = []
+    if row:
+        yield b"".join(row)
+
 
 def _count(call: Call, name: str) -> str:
     return "" if call.row.usage is None else str(getattr(call.row.usage, name))
@@ -56,6 +76,18 @@ class CsvLog(Appender):
 
     def write(self, calls: Sequence[Call]) -> None:
         self.append(self._path, b"".join(self._row(call) for call in calls), self._head)
+
+    def forget(self, gone: Gone) -> str:
+        unnamed = False
+
+        def is_gone(row: bytes) -> bool:
+            nonlocal unnamed
+            ids = {cell.decode() for cell in _CELL.findall(row) if _ID.fullmatch(cell)}
+            unnamed |= not ids and row != self._head
+            return any(gone.covers(id, None, None) for id in ids)
+
+        trouble = self.take_out(self._path, is_gone, _rows)
+        return trouble or (f"{self._path}: rows without the column id" if unnamed else "")
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -4,6 +4,7 @@
     streams/session_<model>_YYYYMMDD.jsonl
 
 A client's `X-Session-ID` takes the place of `session_<model>`. Whatever a name holds, it never leaves the folder.
+Records of the gateway's calls have one field more, `gateway`, which says whose they are.
 Leaves out training data, which is an export (`formats.dataset`).
 """
 
@@ -12,7 +13,9 @@ from __future__ import annotations
 import gzip
 import re
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +25,8 @@ import msgspec
 
 from llm_proxy.formats.call import Call, headers_of
 from llm_proxy.formats.jsonl import body_field
-from llm_proxy.lanes.appending import Appender
+from llm_proxy.lanes.appending import PACKED, Appender, records_of
+from llm_proxy.lanes.deleting import Gone, id_of, whose
 
 _encode = msgspec.json.Encoder().encode
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -44,14 +48,26 @@ class DatasetLog(Appender):
     def write(self, calls: Sequence[Call]) -> None:
         for call in calls:
             session = session_of(call)
-            line = _encode(as_object(call, session)) + b"\n"
+            line = _encode(as_object(call, session) | whose(call.request)) + b"\n"
             data = gzip.compress(line, mtime=0) if self._compress else line
             self.append(self._file(session, call, len(data)), data, lines=not self._compress)
             pieces = b"".join(_encode(piece) + b"\n" for piece in stream(call, session))
             if pieces:
                 day = time.strftime("%Y%m%d", time.localtime(call.row.started_ns // 10**9))
                 self.append(self._folder / "streams" / f"{session}_{day}.jsonl", pieces)
-        self.forget()
+        self.remember_last()
+
+    def forget(self, gone: Gone) -> str:
+        """Pieces of streams first: only the records know whose calls they are of."""
+        files = [path for path in sorted(self._folder.glob("*/*")) if _is_ours(path)]
+        records = [path for path in files if path.parent.name != "streams"]
+        ids = set(gone.calls)
+        for path in records:
+            with suppress(EOFError, zlib.error, gzip.BadGzipFile):  # it is named below
+                ids.update(filter(None, (id_of(line, gone) for line in records_of(path))))
+        known = Gone(gone.rules, ids)
+        ordered = sorted(files, key=lambda path: path.parent.name != "streams")
+        return "; ".join(filter(None, [self.take_out(path, lambda line: id_of(line, known)) for path in ordered]))
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -75,6 +91,10 @@ class DatasetLog(Appender):
             path = self._folder / session / f"{name}_{number}{ending}"
         self.ledger[f"now {session}"] = [str(path), period]
         return path
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name.endswith((".jsonl", ".jsonl" + PACKED)) and path.is_file() and not path.is_symlink()
 
 
 def session_of(call: Call) -> str:

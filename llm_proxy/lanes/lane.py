@@ -20,6 +20,7 @@ from typing import Any
 
 from llm_proxy.formats.call import Call
 from llm_proxy.lanes.cursors import Cursors
+from llm_proxy.lanes.deleting import Deletions
 from llm_proxy.lanes.reading import Gone, Reader
 from llm_proxy.lanes.sink import Declined, Pace, Refused, Sink
 from llm_proxy.sinks.outbox import Outbox, Waiting
@@ -109,6 +110,7 @@ class Lane:
     cursors: Cursors
     parking: Path
     all_calls: bool = False  # a new sink begins with what is there, not with what comes from now on
+    deletions: Deletions = field(default_factory=Deletions)
     state: State = field(default_factory=State)
 
     def __post_init__(self) -> None:
@@ -148,6 +150,8 @@ class Lane:
                 if position is None:
                     position = self._begin()
                 reached = self._step(position)
+                position = position if reached is None else reached
+                self._forget(position)  # behind a step: what a killed one has written is known now
                 if reached is None and not self._gathers_until:
                     self._tend()
             except Exception as error:  # whatever it is: this lane's trouble alone
@@ -158,13 +162,12 @@ class Lane:
                 self._stop.wait(self._pause(error))
                 continue
             if reached is not None:
-                position = reached
-            elif self._stop.is_set():
+                continue
+            if self._stop.is_set():
                 self.sink.close()
                 return
-            else:
-                self.news.wait(max(0.0, self._gathers_until - time.monotonic()) if self._gathers_until else None)
-                self.news.clear()
+            self.news.wait(max(0.0, self._gathers_until - time.monotonic()) if self._gathers_until else None)
+            self.news.clear()
 
     def _begin(self) -> int:
         """Where this lane is. A new sink's place is taken before it says since when it gets calls: none is nobody's."""
@@ -204,6 +207,15 @@ class Lane:
         self._failures, self.state.state = 0, "ok"
         self.state.passed += passed
         return reached
+
+    def _forget(self, position: int) -> None:
+        """Be rid of what users want to be deleted. Its log has gone, so that nothing of it is still to come."""
+        forget = getattr(self.sink, "forget", None)
+        if forget is None or self._stop.is_set() or not (asked := self.deletions.asked()):
+            return
+        left = forget(self.deletions.gone(asked))
+        self.cursors.set(self.name, position, getattr(self.sink, "ledger", {}))
+        self.deletions.answer(asked, left if isinstance(left, str) else "")
 
     def _tend(self) -> None:
         """Nothing waits: what the sink does by itself."""

@@ -18,6 +18,7 @@ TABLES = "LLM_PROXY_LANES"  # the environment variable
 class Options:
     """`sinks` are (name, options); `state` the state folder, `folder` where sinks put their files.
 
+    In `deletions` it is asked for conversations to be deleted, "" for nowhere.
     `name` is empty for the lanes of all usual daemons; others, of runs with sinks of their own, have their own calls,
     cursors and lock.
     """
@@ -26,6 +27,7 @@ class Options:
     folder: str
     sinks: tuple[tuple[str, dict[str, Any]], ...] = field(default=(), repr=False)
     name: str = ""
+    deletions: str = ""
 
     @property
     def place(self) -> Path:

@@ -25,6 +25,7 @@ SESSIONS = "sessions"  # the session logs, which the keeper writes
 LOKI = "loki"
 OTLP = "otlp"  # goes by its settings, listed or not
 SHARED_INDEX, S3 = "shared-index", "s3"  # so do these
+DELETING = ("daily", "csv", "dataset")  # take out what they have written where users want it to be deleted
 
 
 def sinks(settings: Settings) -> tuple[str, ...]:
@@ -55,6 +56,22 @@ def of_journal(folder: str) -> str:
     """Whose lanes get what stands in a journal, by its folder's name: that of the lanes, or of a role, and a number."""
     lanes = folder.rpartition("-")[0]
     return lanes if "-" in lanes else ""
+
+
+def deletions() -> str:
+    """The folder in which the gateway asks for conversations to be deleted."""
+    return f"{paths.data_folder()}/gateway/deletions"
+
+
+def deleting(settings: Settings) -> tuple[str, ...]:
+    """The sinks that delete by themselves."""
+    return tuple(name for name in sinks(settings) if name in DELETING)
+
+
+def sent(settings: Settings) -> tuple[str, ...]:
+    """In words, where calls go from where they cannot be deleted."""
+    told = zip(sinks(settings), lines(settings), strict=True)
+    return tuple(line for name, line in told if name not in DELETING)
 
 
 def lines(settings: Settings) -> tuple[str, ...]:
@@ -110,7 +127,13 @@ def options(settings: Settings, door: str = "") -> Options:
     }
     own = {name: dict(table) for name, table in settings.own_sinks}
     listed = tuple((name, told.get(name) or own.get(name, {})) for name in sinks(settings))
-    return Options(state=paths.state_folder(), folder=settings.log_dir, sinks=listed, name=name(settings, door))
+    return Options(
+        state=paths.state_folder(),
+        folder=settings.log_dir,
+        sinks=listed,
+        name=name(settings, door),
+        deletions=deletions(),
+    )
 
 
 def machine(settings: Settings) -> str:
