@@ -59,6 +59,7 @@ def _raw(site: Site, route: Route) -> _Serve:
             caller = await _caller(site, route, request)
             return await serve(site, caller, request)
         except Refusal as refusal:
+            site.refused[refusal.code] += 1
             return speaking.refusal(route.dialect, refusal)
         except StoreAway:
             return speaking.refusal(route.dialect, STORE_AWAY)
@@ -83,6 +84,7 @@ def _managed(site: Site, route: Route) -> _Serve:
             accept = ",".join(request.headers.getall("Accept", ()))
             given = await serve(Ask(site, caller, request.match_info, request.query, body, address, accept))
         except Refusal as refusal:
+            site.refused[refusal.code] += 1
             return said(refusal)
         except StoreAway:
             return said(STORE_AWAY)

@@ -40,15 +40,15 @@ async def _live(ask: Ask) -> Health:
 async def _ready(ask: Ask) -> Readiness:
     """Raises Refusal 503."""
     away = time.monotonic() - ask.site.store.seen_at
-    if against := _against(ask.site, away):
-        raise Refusal(503, "not_ready", "; ".join(against), headers={"Retry-After": "1"})
+    if reasons := against(ask.site, away):
+        raise Refusal(503, "not_ready", "; ".join(reasons), headers={"Retry-After": "1"})
     version = ask.site.options.version
     if away > AWAY:
         return Readiness("degraded", version, [f"{_gone(away)}: who called in the last minute is served"])
     return Readiness("ready", version, [])
 
 
-def _against(site: Site, away: float) -> list[str]:
+def against(site: Site, away: float) -> list[str]:
     """Why nobody should come here."""
     found = (
         (site.draining.is_set(), "the gateway is stopping"),

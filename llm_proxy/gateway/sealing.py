@@ -120,6 +120,7 @@ class Sealer:
 
     secrets: Secrets = field(repr=False)
     others: Callable[[], Sequence[str]] = tuple
+    failures: int = field(init=False, default=0)  # how often a key was wanted that does not open
     _keys: tuple[_Key, ...] = field(init=False, repr=False)
     _opened: dict[tuple[int, int, int, str], str] = field(init=False, repr=False, default_factory=dict)
 
@@ -142,7 +143,11 @@ class Sealer:
 
     def open(self, key: ProviderKey) -> str:
         """The provider's key in clear. Raises Unreadable."""
-        return self.unsealed(key.sealed, row=key.id, user=key.user_id, version=key.key_version)
+        try:
+            return self.unsealed(key.sealed, row=key.id, user=key.user_id, version=key.key_version)
+        except Unreadable:
+            self.failures += 1
+            raise
 
     def unsealed(self, text: str, *, row: int, user: int, version: int) -> str:
         """What `seal` was given for this place. Raises Unreadable."""

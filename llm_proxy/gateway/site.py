@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Site:
     sender: Sender
     limiter: Limiter
     usage: UsageLog
+    refused: Counter[str] = field(default_factory=Counter)  # requests that we refused ourselves, by the code
     draining: asyncio.Event = field(default_factory=asyncio.Event)  # we are about to stop: nobody new should come
 
 

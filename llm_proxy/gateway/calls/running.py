@@ -380,6 +380,7 @@ class Call:
         return speaking.whole(body, 200, self._headers | {"x-llm-proxy-model": model, "x-llm-proxy-estimated": "true"})
 
     def _refused(self, refused: Refusal) -> web.Response:
+        self._site.refused[refused.code] += 1
         self._note_unsent(refused.status, "refused", refused.code)
         return speaking.refusal(self._dialect, refused, self.id, self._headers)
 
