@@ -54,9 +54,10 @@ def named(object: str, people: Mapping[int, str]) -> str:
     return people.get(int(number), object) if kind == "user" and number.isdecimal() and len(number) < 19 else object
 
 
-def said(detail: Mapping[str, Any]) -> str:
+def said(detail: Mapping[str, Any], people: Mapping[int, str]) -> str:
     """What an act's detail tells, on one line."""
-    return ", ".join(f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in detail.items())
+    told = {name: named(f"user:{value}", people) if name == "user" else _plain(value) for name, value in detail.items()}
+    return ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in told.items())
 
 
 def _plain(value: Any) -> str:

@@ -28,6 +28,12 @@ PLACE: Final = "/llm-proxy"  # the explorer, which is below it too, asks us who 
 SCHEME: Final = "X-LLM-Proxy-Scheme"  # http or https: how it came to the proxy; nobody else can send it
 
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253})(?::[0-9]{1,5})?", re.ASCII)
+_TWO: Final = Refusal(
+    400,
+    "two_sessions",
+    "your browser brings two sessions of this gateway, so another page at this host has set one: "
+    "delete the cookies of this site, then sign in again",
+)
 _ELSEWHERE: Final = Refusal(403, "other_site", "this came from another site's page; open ours and try there")
 
 
@@ -99,6 +105,19 @@ class Forms:
 
     def token(self, session_id: str | None) -> str:
         return hmac.new(self._key, (session_id or "").encode(), sha256).hexdigest()
+
+
+def brought(request: web.Request) -> str:
+    """The session's cookie, "" where there is none.
+
+    Raises Refusal 400 for two that differ: a page at another port of this host has set one, and which is whose nobody
+    can say.
+    """
+    pairs = (pair.strip().partition("=") for line in request.headers.getall("Cookie", ()) for pair in line.split(";"))
+    found = {value for name, _, value in pairs if name == COOKIE and value}
+    if len(found) > 1:
+        raise _TWO
+    return found.pop() if found else ""
 
 
 def cookie(value: str, *, secure: bool) -> str:

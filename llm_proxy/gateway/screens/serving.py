@@ -148,7 +148,7 @@ class _Serving:
 
     async def _visitor(self) -> Caller:
         """NOBODY on a public page, where nobody has signed in. Raises Refusal 401."""
-        cookie = self.request.cookies.get(door.COOKIE, "")
+        cookie = door.brought(self.request)
         page = self.page
         try:
             return await self.site.identifier.visitor(cookie)
@@ -203,13 +203,11 @@ class _Serving:
         if self.page is not None and self.page.machine:
             return said(refusal)
         heading, passing = _HEADINGS.get(refusal.status, "This did not work"), refusal.status == 503
-        values = {
-            **{"title": heading, "refusal": refusal, "sent": self.request.method == "POST"},
-            "again": self.request.rel_url.raw_path_qs if passing else "",
-        }
+        sent, again = self.request.method == "POST", self.request.rel_url.raw_path_qs if passing else ""
+        values = {"title": heading, "refusal": refusal, "sent": sent, "again": again}
         response = self.html("error", values, refusal.status)
         response.headers.update(refusal.headers)
-        if passing and not values["sent"]:
+        if passing and not sent:
             response.headers["Refresh"] = refusal.headers.get("Retry-After", "5")  # what that is to programs
         return response
 
