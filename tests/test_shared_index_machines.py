@@ -26,7 +26,7 @@ from llm_proxy.index.postgres import open_shared
 from llm_proxy.index.postgres_write import SharedIndexer
 from llm_proxy.index.queries import Filter, IndexUnavailable, open_index
 from llm_proxy.sinks import log_reader, s3_client
-from tests.explored import record
+from tests.explored import gemini, record
 from tests.fakes3 import FakeS3
 from tests.lokibed import Bed, Lanes, until
 from tests.postgresbed import SERVER
@@ -313,6 +313,64 @@ def test_an_entry_is_looked_for_where_it_can_be(tmp_path, storage):
     assert kept.entry(there) == wanted
     with pytest.raises(ValueError):
         kept.entry(there._replace(length=place.length - 2))
+
+
+# --- while it is away
+
+
+def _filled(url, machine, logs):
+    with closing(SharedIndexer(url, machine, logs)) as indexer:
+        indexer.fill()
+
+
+ALONE = "cannot be asked just now: this is what east alone has recorded"
+
+
+def _hang(database):
+    SERVER.freeze()
+
+
+def _refuse(database):
+    asyncio.run(SERVER.execute(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS false'))
+    asyncio.run(SERVER.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"))
+
+
+def _back(database):
+    SERVER.thaw()
+    asyncio.run(SERVER.execute(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS true'))
+
+
+@pytest.mark.parametrize("go", [_hang, _refuse])
+async def test_while_it_is_away_a_machine_shows_its_own_record_and_says_so(east, shared, go):
+    """Pages and JSON of this machine alone, with words; only who comes first waits; all of it again by itself."""
+    database = shared.rpartition("/")[2]
+    folder = Path(east.made.logs).parent / "others"
+    folder.mkdir()
+    other = record(folder, scenes=[gemini])
+    for file in other.logs.rglob("*.jsonl"):
+        file.write_text(file.read_text().replace("-0000000", "-1000000"))  # sessions of its own
+    await asyncio.to_thread(_filled, shared, "other", other.logs)
+    theirs = next(iter(other.sessions.values())).replace("-0000000", "-1000000")
+    status, page = await east.get("/")
+    assert status == 200 and theirs in page and ALONE not in page
+    await asyncio.to_thread(go, database)
+    try:
+        for patience in (15, 3):
+            began = time.monotonic()
+            status, page = await east.get("/")
+            assert status == 200 and ALONE in page and theirs not in page and east.made.sessions["ledger"] in page
+            assert time.monotonic() - began < patience
+        status, page = await east.get(f"/sessions/{east.made.sessions['ledger']}")
+        assert status == 200 and ALONE in page and "def test_reconcile_groups_match" in page
+        address = east.server.make_url("/llm-proxy/api/sessions")
+        async with ClientSession(headers=guard.bearer(east.secret)) as session, session.get(address) as answer:
+            assert answer.headers["X-LLM-Proxy-Record"] == "east only"
+    finally:
+        await asyncio.to_thread(_back, database)
+    async with asyncio.timeout(30):
+        while ALONE in page or theirs not in page:
+            status, page = await east.get("/")
+            assert status == 200
 
 
 # --- the whole of it

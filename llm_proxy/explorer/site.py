@@ -78,16 +78,24 @@ class Site:
             await self.run(self._fresh)
 
     def _asked(self, viewer: Viewer, question: Callable[[Record], T], limit: float) -> T:
-        with self._records.open(viewer) as record:
+        def asked(record: Record) -> T:
             record.index.stop_at(time.monotonic() + limit)
             if viewer.sees_everything:
                 self.standing.count(record)
             return question(record)
 
+        return self._records.ask(viewer, asked)
+
     def html(self, name: str, asked: Asked, **values: Any) -> str:
         """A whole page."""
         status = self.standing.status(asked.now, outlined=not asked.viewer.sees_everything)
-        return render.page(self.templates, name, asked, status=status, **{"api": "", **values})
+        return render.page(self.templates, name, asked, status=status, alone=self.alone, **{"api": "", **values})
+
+    @property
+    def alone(self) -> str:
+        """This machine's name while its own record is shown in place of that of several machines, else ""."""
+        shared = self.options.shared
+        return shared.machine if shared is not None and self._records.away else ""
 
     def fragment(self, name: str, asked: Asked, **values: Any) -> str:
         """A template that is no whole page."""
@@ -138,6 +146,7 @@ def application(
         app.router.add_get(path, _lead_home)
     app.router.add_get(f"{render.ROOT}/api", _lead_to_api)
     app.on_response_prepare.append(guard.add_headers)
+    app.on_response_prepare.append(_tell_alone)
     app.on_cleanup.append(_close)
     return app
 
@@ -204,6 +213,11 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         status, heading = 500, "A defect of ours"
         text = "This page could not be made. The record is untouched; explorer-*.err in the state folder tells more."
     return _answer(request, Trouble(status, heading, text))
+
+
+async def _tell_alone(request: web.Request, response: web.StreamResponse) -> None:
+    if alone := request.app[SITE].alone:
+        response.headers["X-LLM-Proxy-Record"] = f"{alone} only"
 
 
 async def _close(app: web.Application) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import asyncpg  # type: ignore[import-untyped]
 
 CONNECTING, ANSWERING = 5.0, 30.0  # seconds
+# Who waits for a page waits no longer before it is said that PostgreSQL is away.
+_READER_CONNECTING, _STILL_THERE = 3.0, 1.0  # seconds
 _ROWS = 500  # read at once
 _MOST_IDLE = 8  # connections
 # One that hangs in the middle of a transaction must not keep the others from writing.
@@ -43,8 +45,10 @@ class Connection:
     Questions are in SQLite's SQL (`postgres_sql.translated`). Raises Unreachable; TookTooLong behind `stop_at`.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience: float = CONNECTING) -> None:
+        """`patience`: seconds for it to answer at all."""
         self.deadline: float | None = None
+        self._patience = patience
         self._loop = asyncio.new_event_loop()
         try:
             self._link = self._connected(url)
@@ -56,17 +60,21 @@ class Connection:
         import asyncpg
 
         async def connect() -> asyncpg.Connection[Any]:
-            link = await asyncpg.connect(url, timeout=CONNECTING, server_settings=_SETTINGS)
+            link = await asyncpg.connect(url, timeout=self._patience, server_settings=_SETTINGS)
             # Sums of whole numbers, or of none.
             await link.set_type_codec("numeric", schema="pg_catalog", encoder=str, decoder=_number, format="text")
             return link
 
         with _told():
-            return self._loop.run_until_complete(asyncio.wait_for(connect(), 2 * CONNECTING))
+            return self._loop.run_until_complete(asyncio.wait_for(connect(), 2 * self._patience))
 
     def close(self) -> None:
         with suppress(Exception):
             self._loop.run_until_complete(asyncio.wait_for(self._link.close(timeout=1), 2))
+        self.drop()
+
+    def drop(self) -> None:
+        """Without a word to one that may not answer."""
         self._link.terminate()
         self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
@@ -185,10 +193,21 @@ class Pool:
             raise IndexUnavailable(str(error)) from error
         try:
             yield SharedIndex(link, seen)
+        except (IndexUnavailable, TookTooLong):
+            link.drop()
+            raise
         except BaseException:
             link.close()
             raise
         self._give_back(seen, link)
+
+    def answers(self) -> bool:
+        """Whether a new question would be answered now."""
+        try:
+            Connection(self._url, _READER_CONNECTING).close()
+        except Unreachable:
+            return False
+        return True
 
     def addresses(self) -> dict[str, Address]:
         """Where the machines that fill it are asked. Raises IndexUnavailable."""
@@ -211,10 +230,15 @@ class Pool:
                     return None
                 _, link = self._idle.pop(at)
             try:
+                link.deadline = time.monotonic() + _STILL_THERE
                 link.execute("SELECT 1")
+            except TookTooLong as error:
+                link.drop()
+                raise Unreachable("the shared index does not answer") from error
             except Unreachable:
-                link.close()
+                link.drop()
             else:
+                link.deadline = None
                 return link
 
     def _give_back(self, viewer: Viewer, link: Connection) -> None:
@@ -232,7 +256,7 @@ def _narrowed(viewer: Viewer) -> Viewer:
 
 
 def _opened(url: str, viewer: Viewer) -> Connection:
-    link = Connection(url)
+    link = Connection(url, _READER_CONNECTING)
     try:
         for view in views(viewer, SCHEMA):
             link.run(view)
