@@ -454,7 +454,7 @@ def test_grafana_finds_sources_and_dashboards():
     assert [one["isDefault"] for one in sources["datasources"] if "isDefault" in one] == [True]
     (provider,) = yaml.safe_load((provisioning / "dashboards/llm-proxy.yaml").read_text())["providers"]
     targets = [target for source, target, _ in mounts(SERVICES["grafana"]) if source.endswith(".json")]
-    assert len(targets) == len(list((ROOT / "packaging/grafana").glob("*.json"))) == 2
+    assert len(targets) == len(list((ROOT / "packaging/grafana").glob("*.json"))) == 3
     assert all(target.startswith(provider["options"]["path"] + "/") for target in targets)
     assert SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] in targets
 
