@@ -1,6 +1,7 @@
 """A gateway of several processes and machines: who serves when one is killed, stopped, drained or replaced by a newer one.
 
-Clients keep a count of their own, which the usage log is held against.
+Clients keep a count of their own, which the usage log is held against. What is started is started at once, and serves
+all tests of this module in their order: the last of each part ends what it shares, or leaves it changed.
 """
 
 from __future__ import annotations
@@ -13,26 +14,34 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import llm_proxy
 from llm_proxy import unix
 from llm_proxy.proxy.gateway import Gateway as Door
-from tests.fakeprovider import FakeProvider
-from tests.gatewaybed import SECRETS, Gateway, gateways
-from tests.gatewaystore import an_empty_url
+from tests import postgresbed
+from tests.gatewaybed import SECRETS, Gateway, a_gateway
 from tests.redisbed import a_redis
 from tests.test_gateway_door import Team, ask, team
-from tests.test_gateway_whole import CHAT, HELLO, eventually, furnished
+from tests.test_gateway_whole import CHAT, HELLO, eventually
 
-__all__ = ["gateways", "team"]
+__all__ = ["team"]
+
+ROOT = Path(__file__).parent.parent
+TWO = {"LLM_PROXY_GATEWAY_WORKERS": "2"}
+VERSION = llm_proxy.__version__
 
 
 class Load:
@@ -104,138 +113,23 @@ def up(gateway: Gateway) -> list[int]:
     return [int(line[-1]) for line in lines if line.startswith("llm_proxy_gateway_worker_up{")]
 
 
-def logged(gateway: Gateway) -> int:
-    """Successful requests in the usage log."""
-    rows = gateway.want(200, "GET", "/manage/usage", None, gateway.admin)
+def logged(gateway: Gateway, key: int) -> int:
+    """Successful requests in the usage log that came by this key."""
+    rows = gateway.want(200, "GET", f"/manage/usage?key={key}", None, gateway.admin)
     return sum(row["requests"] - row.get("failures", 0) for row in rows)
 
 
-TWO = {"LLM_PROXY_GATEWAY_WORKERS": "2"}
+def a_key(gateway: Gateway, name: str, **more: Any) -> tuple[str, int]:
+    """A new one and its id, which tells its calls from those of other tests."""
+    token = gateway.key(name=name, **more)
+    (listed,) = (one for one in gateway.want(200, "GET", "/auth/key", None, gateway.admin) if one["name"] == name)
+    return token, listed["id"]
 
 
-# --- several processes on one port
-
-
-async def test_a_process_that_is_killed_or_hangs_is_passed_over(gateways: Any, fake: FakeProvider) -> None:
-    """Of two, mid-load: the other serves at once, what the hanging one has not read goes on, and both serve in the end."""
-
-    def play() -> None:
-        gateway = gateways(env=TWO, allow=(fake.url,))
-        eventually(lambda: up(gateway) == [1, 1], 30.0)
-        key, before = furnished(gateway, fake), processes(gateway)
-        assert len(before) == 2
-        with Load([gateway.port], key) as load:
-            load.more(50)
-            for pid in before:
-                assert busy(pid, load) > 0, "both serve"
-            os.kill(before[0], signal.SIGKILL)
-            load.more(100)
-            assert load.counts.total() - load.counts[200] <= 6, load.told  # those that it was about to answer
-            failed = load.counts.total() - load.counts[200]
-            eventually(lambda: len(processes(gateway)) == 2 and up(gateway) == [1, 1], 30.0)
-
-            os.kill(before[1], signal.SIGSTOP)
-            try:
-                eventually(lambda: up(gateway) == [1, 0], 10.0)
-                load.more(100)
-            finally:
-                os.kill(before[1], signal.SIGCONT)
-            eventually(lambda: up(gateway) == [1, 1], 10.0)
-            load.more(50)
-        assert load.counts.total() - load.counts[200] == failed, load.told
-        assert gateway.daemon.stop() == 0
-
-    await asyncio.to_thread(play)
-
-
-def busy(pid: int, load: Load) -> float:
-    """Processor time that it takes for some calls."""
-
-    def used() -> int:
-        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-
-    before = used()
-    load.more(40)
-    return used() - before
-
-
-async def test_a_stop_is_seen_before_it_comes(gateways: Any, fake: FakeProvider) -> None:
-    """SIGTERM: not ready at once, alive and serving for the delay, then what is under way ends, and nobody was refused."""
-
-    def play() -> None:
-        gateway = gateways(env=TWO | {"LLM_PROXY_GATEWAY_DRAIN_DELAY": "1"}, allow=(fake.url,))
-        key = furnished(gateway, fake)
-        assert gateway.want(200, "GET", "/health/ready") == {"status": "ready", "version": VERSION, "why": []}
-        assert gateway.want(200, "GET", "/health/live") == {"status": "live", "version": VERSION}
-        slow = {"model": "slow", "messages": HELLO["messages"]}
-        gateway.alias("slow", "gpt-4o-mini", gateway.provider("openai", f"{fake.url}/fake=delay=2000"))
-        with ThreadPoolExecutor(1) as pool:
-            under_way = pool.submit(gateway.ask, "POST", CHAT, slow, key)
-            eventually(lambda: gateway.daemon.health()["gateway"]["open"] == 1, 10.0)
-            began = time.monotonic()
-            gateway.daemon.signal(signal.SIGTERM)
-            eventually(lambda: gateway.ask("GET", "/health/ready").status == 503, 0.5)
-            answer = gateway.ask("GET", "/health/ready")
-            assert (answer.code, answer.headers["Retry-After"]) == ("not_ready", "1")
-            assert answer.json["error"]["message"] == "the gateway is stopping"
-            assert gateway.ask("GET", "/health/live").status == 200
-            while time.monotonic() - began < 0.8:
-                assert gateway.ask("POST", CHAT, HELLO, key).status == 200
-            assert under_way.result(30).status == 200
-        assert gateway.daemon.wait() == 0
-
-    await asyncio.to_thread(play)
-
-
-VERSION = llm_proxy.__version__
-
-
-# --- many machines
-
-
-@contextlib.asynccontextmanager
-async def a_team(tmp_path: Path, fake: FakeProvider) -> Any:
-    """What machines are told that share a PostgreSQL and a Redis."""
-    async with an_empty_url("postgresql", tmp_path) as url:
-        with a_redis(tmp_path) as redis:
-            yield SECRETS | {"DATABASE_URL": url, "REDIS_URL": redis.url, "LLM_PROXY_UPSTREAMS_ALLOW": fake.url}
-
-
-def machine(start: Any, home: Path, env: dict[str, str], **more: Any) -> Gateway:
-    home.mkdir(exist_ok=True)
-    return Gateway(start("gateway", "--port", "0", env=env | {"HOME": str(home)}, **more))
-
-
-async def test_a_revoked_key_is_refused_by_every_process_of_every_machine(
-    start: Any, fake: FakeProvider, tmp_path: Path
-) -> None:
-    """At most a second after the answer to its revoking, though each had just served it."""
-
-    def play(env: dict[str, str]) -> None:
-        one, two = (machine(start, tmp_path / name, env | TWO) for name in ("one", "two"))
-        for gateway in (one.wait(), two.wait()):
-            eventually(lambda gateway=gateway: up(gateway) == [1, 1], 30.0)
-        key = furnished(one, fake)
-        sockets = [path for home in ("one", "two") for path in (tmp_path / home).glob(".local/state/llm-proxy/*.sock")]
-        sockets = [path for path in sockets if not path.name.endswith(".up.sock") and path.name.startswith("gateway-")]
-        assert len(sockets) == 4
-        body = json.dumps(HELLO)
-
-        def status(path: Path) -> int:
-            with contextlib.closing(Direct(path)) as link:
-                link.request("POST", CHAT, body, {"Authorization": f"Bearer {key}", "Content-Type": "application/json"})
-                return int(link.getresponse().status)
-
-        assert [status(path) for path in sockets] == [200] * 4
-        session = one.admin
-        (listed,) = one.want(200, "GET", "/auth/key", None, session)
-        one.want(204, "DELETE", f"/auth/key/{listed['id']}", None, session)
-        revoked = time.monotonic()
-        eventually(lambda: [status(path) for path in sockets] == [401] * 4, 1.5)
-        assert time.monotonic() - revoked <= 1.2
-
-    async with a_team(tmp_path, fake) as env:
-        await asyncio.to_thread(play, env)
+def sockets(gateway: Gateway) -> list[Path]:
+    """Of its processes, in their order."""
+    found = [path for path in gateway.daemon.state.glob("gateway-*.sock") if not path.name.endswith(".up.sock")]
+    return sorted(found, key=lambda path: (len(path.name), path))
 
 
 class Direct(http.client.HTTPConnection):
@@ -253,74 +147,264 @@ class Direct(http.client.HTTPConnection):
             os.close(folder)
 
 
-async def test_a_restart_of_the_database_fails_no_call_and_loses_no_usage(
-    start: Any, fake: FakeProvider, tmp_path: Path
-) -> None:
-    """PostgreSQL is ended at once and comes back, under the load of two machines that know the caller."""
-    from tests.postgresbed import Server
+def status(path: Path, key: str, model: str = "fast") -> int:
+    """Of a call to one process; 0 where it does not listen."""
+    with contextlib.suppress(ConnectionError), contextlib.closing(Direct(path)) as link:
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        link.request("POST", CHAT, json.dumps(HELLO | {"model": model}), headers)
+        return int(link.getresponse().status)
+    return 0
 
-    server = Server()
-    name = await server.create()
+
+def known(gateways: Sequence[Gateway], key: str, model: str = "fast") -> None:
+    """Until each of their processes serves it: the others than the one that was told hear of it a little later."""
+    paths = [path for gateway in gateways for path in sockets(gateway)]
+    eventually(lambda: {status(path, key, model) for path in paths} == {200}, 30.0)
+
+
+# --- what is shared
+
+
+@dataclass
+class Begun:
+    """A gateway of two processes on SQLite; and two machines, the first of two processes, on a PostgreSQL and a Redis.
+
+    Everything is on its way when the first test begins.
+    """
+
+    provider: str
+    pair: Gateway
+    server: postgresbed.Server
+    env: dict[str, str]
+    one: Gateway
+    two: Gateway
+    newer: Path
+
+    def serving(self) -> tuple[Gateway, Gateway]:
+        """The two machines, with the model `fast`."""
+        for gateway in (self.one.wait(), self.two.wait()):
+            eventually(lambda gateway=gateway: set(up(gateway)) == {1}, 30.0)
+        if not self.one.want(200, "GET", "/manage/aliases", None, self.one.admin):
+            self.one.alias("fast", "gpt-4o-mini", self.one.provider("openai", self.provider))
+            known((self.one, self.two), self.one.key())
+        return self.one, self.two
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begun]:
+    folder = tmp_path_factory.mktemp("machines")
+    homes = {name: folder / name for name in ("pair", "one", "two", "redis")}
+    for home in homes.values():
+        home.mkdir()
+    with contextlib.ExitStack() as stack:
+        provider = stack.enter_context(a_provider())
+        delay = {"LLM_PROXY_GATEWAY_DRAIN_DELAY": "1"}
+        pair = stack.enter_context(a_gateway(homes["pair"], (provider,), TWO | delay))
+        server = postgresbed.Server()
+        stack.callback(server.end)
+        name = asyncio.run(server.create())
+        asyncio.run(server.execute(f'ALTER DATABASE "{name}" SET synchronous_commit TO on'))  # a commit is one
+        redis = stack.enter_context(a_redis(homes["redis"]))
+        env = SECRETS | {"DATABASE_URL": server.url(name), "REDIS_URL": redis.url}
+        env |= {"LLM_PROXY_UPSTREAMS_ALLOW": provider}
+        one = stack.enter_context(a_gateway(homes["one"], (provider,), env | TWO))
+        two = stack.enter_context(a_gateway(homes["two"], (provider,), env))
+        yield Begun(provider, pair, server, env, one, two, newer(folder))
+
+
+@contextlib.contextmanager
+def a_provider() -> Iterator[str]:
+    """The URL of one in a process of its own, which no test's loop holds up."""
+    words = [sys.executable, "-P", "-m", "tests.fakeprovider"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}) as process:
+        try:
+            assert process.stdout is not None
+            yield f"http://127.0.0.1:{int(process.stdout.readline().removeprefix('PORT '))}"
+        finally:
+            process.kill()
+
+
+# --- several processes on one port
+
+
+def test_a_process_that_is_killed_or_hangs_is_passed_over(begun: Begun) -> None:
+    """Of two, mid-load: the other serves at once, what the hanging one has not read goes on, and both serve in the end."""
+    gateway = begun.pair.wait()
+    eventually(lambda: up(gateway) == [1, 1], 30.0)
+    gateway.alias("fast", "gpt-4o-mini", gateway.provider("openai", begun.provider))
+    key, before = gateway.key(), processes(gateway)
+    assert len(before) == 2
+    known([gateway], key)
+    with Load([gateway.port], key) as load:
+        load.more(50)
+        for pid in before:
+            assert busy(pid, load) > 0, "both serve"
+        os.kill(before[0], signal.SIGKILL)
+        load.more(100)
+        assert load.counts.total() - load.counts[200] <= 6, load.told  # those that it was about to answer
+        failed = load.counts.total() - load.counts[200]
+        known([gateway], key)  # the new one is there
+        eventually(lambda: up(gateway) == [1, 1], 10.0)
+
+        os.kill(before[1], signal.SIGSTOP)
+        try:
+            eventually(lambda: up(gateway) == [1, 0], 10.0)
+            load.more(100)
+        finally:
+            os.kill(before[1], signal.SIGCONT)
+        eventually(lambda: up(gateway) == [1, 1], 10.0)
+        load.more(50)
+    assert load.counts.total() - load.counts[200] == failed, load.told
+
+
+def busy(pid: int, load: Load) -> float:
+    """Processor time that it takes for some calls."""
+
+    def used() -> int:
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+    before = used()
+    load.more(40)
+    return used() - before
+
+
+def test_metrics_are_of_all_processes_whichever_is_asked(begun: Begun) -> None:
+    """Each sample says whose it is and none jumps; a process that does not answer is left out, and that is said."""
+    gateway = begun.pair.wait()
+    eventually(lambda: up(gateway) == [1, 1], 30.0)
+    key = gateway.key(name="Prometheus", scopes=["usage"])
+
+    def told(query: str = "") -> dict[tuple[str, str], float]:
+        """By the name of the sample and the process; each series once."""
+        answer = gateway.ask("GET", f"/manage/metrics{query}", None, key)
+        assert answer.status == 200, answer
+        families = list(text_string_to_metric_families(answer.body.decode()))
+        assert len({one.name for one in families}) == len(families)
+        samples = [one for family in families for one in family.samples]
+        assert len({(one.name, *sorted(one.labels.items())) for one in samples}) == len(samples)
+        return {(one.name, one.labels.get("worker", "")): one.value for one in samples}
+
+    noted, here = "llm_proxy_gateway_usage_noted_total", "llm_proxy_gateway_worker_told"
+    models = gateway.key()
+    for number, path in enumerate(sockets(gateway), 1):
+        before = told()
+        status(path, models)
+        after = [told() for _ in range(4)]
+        assert {one[noted, str(number)] for one in after} == {before[noted, str(number)] + 1}
+        assert {one[noted, str(3 - number)] for one in after} == {before[noted, str(3 - number)]}
+        assert all((one[here, "1"], one[here, "2"]) == (1, 1) for one in after)
+    assert {worker for _, worker in told()} == {"1", "2"}
+    assert {worker for _, worker in told("?of=process")} == {""}
+    assert gateway.ask("GET", "/manage/metrics?of=2", None, key).code == "invalid_request"
+
+    _, second = processes(gateway)
+    os.kill(second, signal.SIGSTOP)
     try:
-        with a_redis(tmp_path) as redis:
-            env = SECRETS | {"DATABASE_URL": server.url(name), "REDIS_URL": redis.url}
-            env |= {"LLM_PROXY_UPSTREAMS_ALLOW": fake.url}
-            await asyncio.to_thread(_restarted, start, fake, tmp_path, env, server)
+        eventually(lambda: up(gateway) == [1, 0], 10.0)
+        began = time.monotonic()
+        left = told()
+        assert time.monotonic() - began < 5.0
+        assert (left[here, "1"], left[here, "2"]) == (1, 0)
+        assert {name for name, worker in left if worker == "2"} == {here}
     finally:
-        await asyncio.to_thread(server.end)
+        os.kill(second, signal.SIGCONT)
+    eventually(lambda: up(gateway) == [1, 1] and told()[here, "2"] == 1, 10.0)
 
 
-def _restarted(start: Any, fake: FakeProvider, tmp_path: Path, env: dict[str, str], server: Any) -> None:
-    machines = [machine(start, tmp_path / name, env) for name in ("one", "two")]
-    one, two = (gateway.wait() for gateway in machines)
-    key = furnished(one, fake)
-    for gateway in machines:
-        gateway.want(200, "POST", CHAT, HELLO, key)
+def test_a_stop_is_seen_before_it_comes(begun: Begun) -> None:
+    """SIGTERM: not ready at once, alive and serving for the delay, then what is under way ends, and nobody was refused."""
+    gateway = begun.pair.wait()
+    assert gateway.want(200, "GET", "/health/ready") == {"status": "ready", "version": VERSION, "why": []}
+    assert gateway.want(200, "GET", "/health/live") == {"status": "live", "version": VERSION}
+    slow, quick = (HELLO | {"model": name} for name in ("slow", "quick"))
+    gateway.alias("slow", "gpt-4o-mini", gateway.provider("openai", f"{begun.provider}/fake=delay=2000"))
+    gateway.alias("quick", "gpt-4o-mini", gateway.provider("openai", begun.provider))
+    key = gateway.key()
+    known([gateway], key, "quick")
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(gateway.ask, "POST", CHAT, slow, key)
+        eventually(lambda: gateway.daemon.health()["gateway"]["open"] == 1, 10.0)
+        began = time.monotonic()
+        gateway.daemon.signal(signal.SIGTERM)
+        eventually(lambda: gateway.ask("GET", "/health/ready").status == 503, 0.5)
+        answer = gateway.ask("GET", "/health/ready")
+        assert (answer.code, answer.headers["Retry-After"]) == ("not_ready", "1")
+        assert answer.json["error"]["message"] == "the gateway is stopping"
+        assert gateway.ask("GET", "/health/live").status == 200
+        while time.monotonic() - began < 0.8:
+            assert gateway.ask("POST", CHAT, quick, key).status == 200
+        assert under_way.result(30).status == 200
+    assert gateway.daemon.wait() == 0
+
+
+# --- many machines
+
+
+def test_a_revoked_key_is_refused_by_every_process_of_every_machine(begun: Begun) -> None:
+    """At most a second after the answer to its revoking, though each had just served it."""
+    one, two = begun.serving()
+    key, number = a_key(one, "revoked")
+    paths = [*sockets(one), *sockets(two)]
+    assert len(paths) == 3
+    assert [status(path, key) for path in paths] == [200] * 3
+    one.want(204, "DELETE", f"/auth/key/{number}", None, one.admin)
+    revoked = time.monotonic()
+    eventually(lambda: [status(path, key) for path in paths] == [401] * 3, 1.5)
+    assert time.monotonic() - revoked <= 1.2
+
+
+def test_one_process_tells_of_itself_alone(begun: Begun) -> None:
+    """Metrics of a machine with one have no label that says so."""
+    _, two = begun.serving()
+    text = two.ask("GET", "/manage/metrics", None, begun.one.admin).body.decode()
+    assert "llm_proxy_gateway_usage_noted_total " in text and "worker" not in text
+
+
+def test_a_restart_of_the_database_fails_no_call_and_loses_no_usage(begun: Begun) -> None:
+    """PostgreSQL is ended at once and comes back, under the load of two machines that know the caller."""
+    one, two = begun.serving()
+    key, number = a_key(one, "restart")
+    assert [status(path, key) for path in (*sockets(one), *sockets(two))] == [200] * 3
     with Load([one.port, two.port], key) as load:
         load.more(50)
-        server.halt()
+        begun.server.halt()
         eventually(lambda: one.want(200, "GET", "/health/ready")["status"] == "degraded", 15.0)
         assert one.ask("GET", "/health/live").status == 200 and one.ask("GET", "/health/gateway").status == 503
         load.more(50)
-        server.resume()
+        begun.server.resume()
         eventually(lambda: one.want(200, "GET", "/health/ready")["status"] == "ready", 30.0)
         load.more(50)
     assert set(load.counts) == {200}, load.told[:5]
-    eventually(lambda: logged(one) == load.counts[200] + 2, 15.0, lambda: (logged(one), load.counts))
+    total = load.counts[200] + 3
+    eventually(lambda: logged(one, number) == total, 15.0, lambda: (logged(one, number), total))
 
 
-async def test_a_newer_version_takes_over_under_load(start: Any, fake: FakeProvider, tmp_path: Path) -> None:
+def test_a_newer_version_takes_over_under_load(begun: Begun, start: Any, tmp_path: Path) -> None:
     """Old and new serve from one migrated store, one of the old restarts in it, and not a single call fails."""
-
-    def play(env: dict[str, str]) -> None:
-        machines = [machine(start, tmp_path / name, env) for name in ("one", "two")]
-        one, two = (gateway.wait() for gateway in machines)
-        key = furnished(one, fake)
-        for gateway in machines:
-            gateway.want(200, "POST", CHAT, HELLO, key)
-        with Load([two.port], key, clients=4) as load:
+    one, two = begun.serving()
+    key, number = a_key(one, "upgrade")
+    for gateway in (one, two):
+        gateway.want(200, "POST", CHAT, HELLO, key)
+    (tmp_path / "three").mkdir()
+    environ = begun.env | {"HOME": str(tmp_path / "three"), "PYTHONPATH": str(begun.newer)}
+    with Load([one.port], key, clients=4) as load:
+        load.more(30)
+        three = Gateway(start("gateway", "--port", "0", env=environ, isolated=False)).wait()
+        assert three.want(200, "GET", "/health/ready")["version"] == "99.0"
+        with Load([three.port], key, clients=2) as others:
+            others.more(30)
             load.more(30)
-            three = machine(
-                start, tmp_path / "three", env | {"PYTHONPATH": str(newer(tmp_path))}, isolated=False
-            ).wait()
-            assert three.want(200, "GET", "/health/ready")["version"] == "99.0"
-            with Load([three.port], key, clients=2) as others:
-                others.more(30)
-                load.more(30)
-                (pid,) = processes(one)  # it comes back in a store that is newer than itself
-                os.kill(pid, signal.SIGKILL)
-                eventually(lambda: processes(one) not in ([], [pid]), 30.0)
-                one.wait()
-                assert one.want(200, "GET", "/health/ready")["status"] == "ready", one.log.read_text()
-                one.want(200, "POST", CHAT, HELLO, key)
-                others.more(30)
-                load.more(30)
-        assert set(load.counts | others.counts) == {200}, (load.told + others.told)[:5]
-        total = load.counts[200] + others.counts[200] + 3
-        eventually(lambda: logged(one) == total, 15.0, lambda: (logged(one), total))
-
-    async with a_team(tmp_path, fake) as env:
-        await asyncio.to_thread(play, env)
+            (pid,) = processes(two)  # it comes back in a store that is newer than itself
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda: processes(two) not in ([], [pid]), 30.0)
+            two.wait()
+            assert two.want(200, "GET", "/health/ready")["status"] == "ready", two.log.read_text()
+            two.want(200, "POST", CHAT, HELLO, key)
+            others.more(30)
+            load.more(30)
+    assert set(load.counts | others.counts) == {200}, (load.told + others.told)[:5]
+    total = load.counts[200] + others.counts[200] + 3
+    eventually(lambda: logged(one, number) == total, 15.0, lambda: (logged(one, number), total))
 
 
 MIGRATION = '''"""One thing more, that programs before need not know of."""
@@ -343,7 +427,7 @@ def newer(tmp_path: Path) -> Path:
 
     folder = tmp_path / "newer"
     package = folder / "llm_proxy"
-    shutil.copytree(Path(llm_proxy.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(llm_proxy.__file__).parent, package)  # compiled already
     for path, old, new in (
         (package / "gateway/store/database.py", f'VERSION = "{BEFORE}"', 'VERSION = "9001"'),
         (package / "__init__.py", f'__version__ = "{VERSION}"', '__version__ = "99.0"'),

@@ -167,6 +167,8 @@ class Gatewaying:
         marks = ["", *(f"-{number}" for number in range(2, settings.gateway_workers + 1))]
         self.sockets = tuple(f"{paths.state_folder()}/gateway-{name}{mark}.sock" for mark in marks)
         told = options(settings, socket=self.sockets[0], upstream=self.upstream)
+        if len(marks) > 1:
+            told = replace(told, workers=self.sockets)
         self._options, self._database = told, database_url(settings)
         self._counts_alone = len(marks) > 1 and not settings.gateway_redis_url
         self.drain_delay = settings.gateway_drain_delay

@@ -55,6 +55,35 @@ def histograms(name: str, text: str, each: Iterable[tuple[Mapping[str, str], His
         yield from one.lines(name, labels)
 
 
+def together(label: str, texts: Mapping[str, str]) -> Iterator[str]:
+    """Several texts as one, by the value of the label that each of their samples gets: families must not come twice."""
+    families: dict[str, list[str]] = {}
+    for value, text in texts.items():
+        told = f'{label}="{value.translate(_ESCAPES)}"'
+        samples: list[str] = []
+        head = ""
+        for line in text.splitlines():
+            if line.startswith("# HELP "):
+                head = line
+            elif line.startswith("# TYPE "):
+                samples = families.setdefault(f"{head}\n{line}", [])
+            else:
+                samples.append(_labelled(line, told))
+    for head, samples in families.items():
+        yield head
+        yield from samples
+
+
+def _labelled(line: str, told: str) -> str:
+    """Of a sample as `_line` writes it: neither a name nor a value has a space or a brace."""
+    inside, brace, value = line.rpartition("} ")
+    if brace:
+        name, _, labels = inside.partition("{")
+        return f"{name}{{{told},{labels}}} {value}"
+    name, _, value = line.partition(" ")
+    return f"{name}{{{told}}} {value}"
+
+
 def _head(name: str, kind: str, text: str) -> tuple[str, str]:
     return f"# HELP {name} {text}", f"# TYPE {name} {kind}"
 
