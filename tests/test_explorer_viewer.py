@@ -345,6 +345,55 @@ async def test_with_none_an_administrator_is_like_everybody(told, tmp_path):
         assert status == 200 and json.loads(text)["total"] == 0
 
 
+async def test_whose_it_is_stands_where_several_peoples_calls_are_shown(told, tmp_path):
+    """For the owner and administrators: in the list, as a filter, as groups of figures; for nobody else."""
+    admin = {"token": told.tokens["admin"], "admin_sees": "metadata"}
+    for who in ({}, admin):
+        async with _explorer(told, tmp_path, **who) as client:
+            home = json.loads((await _ask(client, "/api/sessions?n=200"))[1])
+            users = {one["id"]: one["users"] for group in home["groups"] for one in group["sessions"]}
+            for id, owners in told.sessions.items():
+                if id in users:
+                    assert users[id] == [f"{name}@example.com" for name in NAMES if name in owners]
+            (facet,) = [one for one in home["facets"] if one["name"] == "user"]
+            assert {one["value"]: one["count"] for one in facet["values"]} == {
+                f"{name}@example.com": sum(name in owners for owners in told.sessions.values()) for name in NAMES
+            }
+            chosen = json.loads((await _ask(client, "/api/sessions?n=200&user=Bob@example.com"))[1])
+            found = {one["id"] for group in chosen["groups"] for one in group["sessions"]}
+            assert found == {id for id, owners in told.sessions.items() if "bob" in owners}
+            page = (await _ask(client, "/?user=bob@example.com"))[1]
+            assert "user: bob@example.com" in page and "User of the gateway" in page
+            groups = {one["key"]: one for one in json.loads((await _ask(client, "/api/figures?by=user"))[1])["groups"]}
+            for name in NAMES:
+                assert groups[f"{name}@example.com"]["sums"]["calls"] == list(told.calls.values()).count(name)
+            assert ("" in groups) == (not who)
+            assert "gateway’s project" in (await _ask(client, "/figures?by=team"))[1]
+            assert (await _ask(client, "/figures?by=gateway_project"))[0] == 200
+            assert "bob@example.com" in (await _ask(client, "/values?of=user"))[1]
+            assert "bob@example.com" in (await _ask(client, "/sessions.csv"))[1]
+    for who in ({"token": told.tokens["alice"]}, {"token": told.tokens["admin"], "admin_sees": "none"}):
+        async with _explorer(told, tmp_path, **who) as client:
+            home = json.loads((await _ask(client, "/api/sessions?n=200"))[1])
+            assert not [one for one in home["facets"] if one["name"] == "user"]
+            assert not [one["users"] for group in home["groups"] for one in group["sessions"] if one["users"]]
+            assert json.loads((await _ask(client, "/api/sessions?user=bob@example.com"))[1])["count"] == 0
+            assert "gateway’s project" not in (await _ask(client, "/figures"))[1]
+            assert "bob@" not in (await _ask(client, "/api/figures?by=user"))[1]
+
+
+async def test_where_no_gateway_called_nothing_is_new(tmp_path):
+    """One user's daemon: no facet, no column, no groups of users."""
+    made = record(tmp_path / "record", scenes=(_scene("owner", "owner"),))
+    (state := tmp_path / "state").mkdir(mode=0o700)
+    secret = guard.bearer(guard.new_secret(state))
+    app = site.application(Options(state=str(state), index=str(made.index), logs=str(made.logs)))
+    async with TestClient(TestServer(app), headers=secret) as client:
+        home, figures = (await _ask(client, "/"))[1], (await _ask(client, "/figures"))[1]
+        assert "canary-owner" in home and "gateway" not in home and "gateway" not in figures
+        assert "user" not in [one["name"] for one in json.loads((await _ask(client, "/api/sessions"))[1])["facets"]]
+
+
 # --- who comes in
 
 
@@ -477,6 +526,20 @@ async def test_live_pages_tell_of_ones_own_calls_alone(told, tmp_path):
         came = await until_admin(str(calls["alice"].id))
         came = re.sub("canary-[a-z]+-(project|program)", "", came)
         assert str(calls["bob"].id) in came and "canary-" not in came and str(calls["owner"].id) not in came
+
+
+async def test_of_a_session_of_two_no_stream_tells_what_it_is_called(told):
+    """Its first words and its project are another's; in a session of one's own they stand."""
+    from llm_proxy.explorer.live.hub import Flight, _apart, _places
+    from llm_proxy.index.record import Record
+
+    with open_index(told.made.index) as index:
+        found = dict(_places(Record(index, told.made.logs), [told.made.calls["mixed"][1], told.made.calls["bob"][1]]))
+    mixed, own = (Flight(None, place, row) for row, place in found.values())
+    assert mixed.place.title and mixed.place.project
+    shown = _apart(mixed)
+    assert (shown.place.title, shown.project, shown.row.project) == ("", "", "")
+    assert _apart(own) == own and own.place.title
 
 
 async def test_a_stream_ends_with_the_session_it_began_with(told, tmp_path, monkeypatch):

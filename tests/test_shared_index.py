@@ -115,6 +115,7 @@ WANTED = {
     "ok": Wanted(status=("ok",), client=("claude", "python")),
     "time": Wanted(since_ns=(END - 3 * DAY) * 10**9, until_ns=END * 10**9),
     "provider": Wanted(provider=("openai",), model=("gpt-4.1",)),
+    "user": Wanted(user=("U@example.com",)),
     "nothing": Wanted(branch=("no such",)),
 }
 ASKED = {
@@ -133,7 +134,7 @@ EDGES = [
 ]
 BROWSED = {
     "count": browse.count,
-    "facets": lambda index, wanted: [browse.facet(index, wanted, name) for name in browse.FACETS],
+    "facets": lambda index, wanted: [browse.facet(index, wanted, name) for name in (*browse.FACETS, "user")],
     "without": browse.without,
     "days": lambda index, wanted: browse.days_of_sessions(index, wanted, _day),
     "last days": lambda index, wanted: browse.last_days_of_sessions(index, wanted, _day),
@@ -141,7 +142,7 @@ BROWSED = {
     "paces": lambda index, wanted: [figures.paces(index, edges, wanted) for edges in EDGES],
     **{
         f"groups by {by}": lambda index, wanted, by=by: [figures.groups(index, edges, wanted, by) for edges in EDGES]
-        for by in ("model", "project", "session")
+        for by in ("model", "project", "session", "user", "team", "gateway_project")
     },
 }
 

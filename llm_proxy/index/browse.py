@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from llm_proxy.dialects.digest import TOKEN_CLASSES, Usage
+from llm_proxy.index import viewer
 from llm_proxy.index.queries import Cost, Index
 from llm_proxy.index.sums import ORDERS, QUARTER, SUMS
 
@@ -36,6 +37,7 @@ class Wanted:
     branch: tuple[str, ...] = ()
     client: tuple[str, ...] = ()
     status: tuple[str, ...] = ()
+    user: tuple[str, ...] = ()  # of the gateway, who made one of its calls
     since_ns: int | None = None
     until_ns: int | None = None
 
@@ -71,6 +73,7 @@ class Listed:
     last_ns: int
     took_ms: int
     sums: Totals
+    users: tuple[str, ...] = ()  # of the gateway, whose calls are in it; told whom it may be (`tells_users`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ STATUSES = {
 }
 _COLUMNS = {"provider": "provider", "project": "project", "branch": "branch", "client": "program"}
 FACETS = ("project", "status", "model", "provider", "client", "branch")
+USER = "user"  # a facet of a gateway's record
 
 
 def page(
@@ -132,14 +136,28 @@ def count(index: Index, wanted: Wanted) -> int:
     return int(found)
 
 
+def tells_users(index: Index) -> bool:
+    """Whether there are calls of a gateway's users, and the viewer sees those of several."""
+    if not index.viewer.sees_everything and index.viewer.others == viewer.NONE:
+        return False
+    return any(index.rows("SELECT 1 FROM session_accounts LIMIT 1", {}))
+
+
 def facet(index: Index, wanted: Wanted, name: str) -> list[Value]:
-    """The values of one of the FACETS, the most frequent first, among sessions that are as wanted in all else."""
+    """The values of one of the FACETS or of USER, the most frequent first, among sessions that are as wanted else."""
     rest: dict[str, Any] = {name: ()}
     where, values = conditions(replace(wanted, **rest))
     if name == "status":
         columns = ", ".join(f"count(*) FILTER (WHERE {condition})" for condition in STATUSES.values())
         (row,) = index.rows(f"SELECT {columns} FROM sessions WHERE {_all(where)}", values)
         return [Value(status, found) for status, found in zip(STATUSES, row, strict=True) if found]
+    if name == USER:
+        tables = "calls JOIN sessions ON sessions.key = calls.session" if where else "calls"
+        query = f"""
+            SELECT calls.gateway_user, count(DISTINCT calls.session) FROM {tables}
+            WHERE {_all([*where, "calls.gateway_user IS NOT NULL"])} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT :limit
+        """
+        return [Value(user, found) for user, found in index.rows(query, values | {"limit": _MOST_VALUES})]
     if name == "model":
         tables = "session_models JOIN sessions ON key = session" if where else "session_models"
         column = "session_models.model"
@@ -211,6 +229,9 @@ def conditions(wanted: Wanted) -> tuple[list[str], dict[str, Any]]:
         where.append(
             f"sessions.key IN (SELECT session FROM session_models WHERE model IN ({one_of('model', wanted.model)}))"
         )
+    if wanted.user:
+        users = f"calls.gateway_user IN ({one_of('user', (name.lower() for name in wanted.user))})"
+        where.append(f"sessions.key IN (SELECT calls.session FROM calls WHERE {users})")
     if wanted.status:
         where.append("(" + " OR ".join(f"({STATUSES[status]})" for status in wanted.status) + ")")
     if wanted.since_ns is not None:
@@ -243,10 +264,25 @@ def _listed(index: Index, rows: Sequence[tuple[Any, ...]]) -> list[Listed]:
     ids = {f"id{number}": row[2] for number, row in enumerate(rows)}
     query = f"SELECT parent, count(*) FROM sessions WHERE parent IN ({', '.join(f':{id}' for id in ids)}) GROUP BY 1"
     children: Mapping[str, int] = dict(index.rows(query, ids))
-    return [_row(row, models.get(row[0], []), children.get(row[2], 0)) for row in rows]
+    users = _users(index, keys) if rows and tells_users(index) else {}
+    return [_row(row, models.get(row[0], []), children.get(row[2], 0), users.get(row[0], [])) for row in rows]
 
 
-def _row(row: tuple[Any, ...], models: Sequence[str], children: int) -> Listed:
+def _users(index: Index, sessions: str) -> dict[int, list[str]]:
+    """By session. An account has one address, which any of its calls tells."""
+    query = f"""
+        SELECT shares.session, (
+            SELECT calls.gateway_user FROM calls WHERE calls.account = shares.account ORDER BY calls.started LIMIT 1
+        ) FROM session_accounts AS shares WHERE shares.session IN ({sessions}) ORDER BY 1, 2
+    """
+    found: dict[int, list[str]] = {}
+    for session, user in index.rows(query, {}):
+        if user:
+            found.setdefault(session, []).append(user)
+    return found
+
+
+def _row(row: tuple[Any, ...], models: Sequence[str], children: int, users: Sequence[str]) -> Listed:
     id, title, project, branch, client, provider, parent, agent = (value or "" for value in row[2:10])
     forked, started, last = row[10:13]
     return Listed(
@@ -265,6 +301,7 @@ def _row(row: tuple[Any, ...], models: Sequence[str], children: int) -> Listed:
         last_ns=last or 0,
         took_ms=((last or 0) - (started or 0)) // 10**6,
         sums=totals(row[13:]),
+        users=tuple(dict.fromkeys(users)),
     )
 
 

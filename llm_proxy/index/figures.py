@@ -20,7 +20,15 @@ from llm_proxy.index.browse import Totals, Wanted, totals
 from llm_proxy.index.queries import Index
 from llm_proxy.index.sums import QUARTER, SUMS
 
-By = Literal["model", "project", "session"]
+By = Literal["model", "project", "session", "user", "team", "gateway_project"]
+_KEYS: dict[By, str] = {
+    "model": "calls.model",
+    "project": "sessions.project",
+    "session": "sessions.id",
+    "user": "calls.gateway_user",
+    "team": "calls.gateway_team",
+    "gateway_project": "calls.gateway_project",
+}
 MOST_GROUPS = 50
 _SUMMED = ", ".join(f"sum({name})" for name in SUMS)
 _ADDED = ", ".join(f"coalesce(sum({of.format('calls')}), 0)" for of in SUMS.values())
@@ -109,13 +117,13 @@ def groups(index: Index, edges: Sequence[int], wanted: Wanted, by: By) -> tuple[
     """The dearest MOST_GROUPS of all spans together, and how many there are."""
     where, values = browse.conditions(_of_sessions(wanted))
     models = _models("calls", wanted, values)
-    key = {"model": "calls.model", "project": "sessions.project", "session": "sessions.id"}[by]
+    key = _KEYS[by]
     between = f"{_between(edges)} AND {models}"
     if by == "model" and not where:
         (found,) = sums(index, [edges[0], edges[-1]], wanted)
         rows = [(name, "", one) for name, one in found.items()]
     else:
-        kept = by != "model" and not wanted.model
+        kept = key.startswith("sessions.") and not wanted.model
         source = _mostly_kept(key, edges, where) if kept else _of_calls(key, between, where)
         summed = ", ".join(f"sum({name})" for name in SUMS)
         query = f"SELECT name, max(title), {summed} FROM ({source}) AS found GROUP BY 1"

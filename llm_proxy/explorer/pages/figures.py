@@ -15,7 +15,7 @@ from llm_proxy.dialects.digest import Usage
 from llm_proxy.explorer.asking import Asked, BadValue, choice, day
 from llm_proxy.explorer.page import Extra, Page
 from llm_proxy.explorer.pages import home
-from llm_proxy.index import figures
+from llm_proxy.index import browse, figures
 from llm_proxy.index.browse import NONE, Totals
 from llm_proxy.index.figures import Group, Pace
 from llm_proxy.index.queries import Cost
@@ -80,6 +80,7 @@ class Figures:
     groups: tuple[Group, ...]
     group_count: int
     filters: tuple[home.Filtered, ...]
+    users: bool  # whether there are several users of a gateway to group by
 
 
 def view(record: Record, asked: Asked) -> Figures:
@@ -108,6 +109,7 @@ def view(record: Record, asked: Asked) -> Figures:
         groups=tuple(groups),
         group_count=count,
         filters=tuple(one for one in home.filtered(asked) if one.name not in ("from", "to")),
+        users=browse.tells_users(index),
     )
 
 
@@ -301,12 +303,13 @@ def _group_rows(found: Figures) -> list[Sequence[object]]:
 
 LIMIT = 5.0
 _PANELS = ("spend", "equivalent", "tokens", "requests", "first_token", "latency", "cache", "errors", "groups")
+_GATEWAYS = ("user", "team", "gateway_project")
 _FILTERS = tuple(one for one in home.FILTERS if one.name not in ("from", "to"))
 PARAMS = (
     choice("range", "The last hours, days or months.", "24h", "7d", "30d", "12m", default="30d"),
     day("from", "The first day, instead of a range."),
     day("to", "The last day, instead of a range."),
-    choice("by", "The rows of the last table.", "day", "model", "project", "session"),
+    choice("by", "The rows of the last table.", "day", "model", "project", "session", *_GATEWAYS),
     *_FILTERS,
     choice("tab", "`table` shows the figures of `of` instead of its chart.", "chart", "table"),
     choice("of", "The panel that is meant.", *_PANELS, default=""),

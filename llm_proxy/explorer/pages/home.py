@@ -38,6 +38,7 @@ FILTERS = (
         text(name, f"Only sessions with this {name}; repeat it for another one.", many=True)
         for name in ("provider", "model", "project", "branch", "client")
     ),
+    text("user", "Only sessions with calls of this user of the gateway; repeat it for another one.", many=True),
     choice("status", "Only sessions that are so; repeat it for another one.", *browse.STATUSES, many=True),
     day("from", "Only sessions used on this day or later."),
     day("to", "Only sessions used last on this day or earlier."),
@@ -108,7 +109,7 @@ class AllValues:
 
 def wanted(asked: Asked) -> Wanted:
     """The sessions that a page's filters choose."""
-    given = {name: asked[name] for name in ("provider", "model", "project", "branch", "client", "status")}
+    given = {name: asked[name] for name in ("provider", "model", "project", "branch", "client", "status", "user")}
     return Wanted(**given, since_ns=asked.moment("from"), until_ns=asked.moment("to", end=True))
 
 
@@ -136,6 +137,7 @@ def view(record: Record, asked: Asked) -> Home:
     filters = filtered(asked)
     if not count:
         filters = _without(index, chosen, filters)
+    users = (browse.USER,) if chosen.user or browse.tells_users(index) else ()
     index.stop_at(time.monotonic() + FACETS_TAKE)
     return Home(
         today=days[-1].sums,
@@ -144,7 +146,7 @@ def view(record: Record, asked: Asked) -> Home:
         total=total,
         filters=filters,
         histogram=_histogram(index, chosen, asked),
-        facets=tuple(_facet(index, chosen, name) for name in browse.FACETS),
+        facets=tuple(_facet(index, chosen, name) for name in (*browse.FACETS, *users)),
         groups=groups,
         next=after,
         lost=_lost(index, asked, days[-1].sums.calls),
@@ -251,7 +253,7 @@ def facet_view(record: Record, asked: Asked) -> AllValues:
 _CSV = (
     *("id", "title", "project", "branch", "client", "provider", "models", "started", "last", "took_ms", "calls"),
     *("errors", "cut", "open", "input", "cache_read", "cache_write", "output", "reasoning"),
-    *("usd", "subscription_equivalent_usd", "unpriced_calls"),
+    *("usd", "subscription_equivalent_usd", "unpriced_calls", "users"),
 )
 
 
@@ -301,11 +303,11 @@ def _cells(one: Listed) -> tuple[object, ...]:
         *(one.id, one.title, one.project, one.branch, one.client, one.provider, " ".join(one.models)),
         *(words.iso(one.started_ns), words.iso(one.last_ns), one.took_ms, sums.calls, sums.errors, sums.cut, sums.open),
         *(usage.input, usage.cache_read, usage.cache_write_5m + usage.cache_write_1h, usage.output, usage.reasoning),
-        *(f"{sums.cost.usd:f}", f"{sums.cost.equivalent:f}", sums.cost.unpriced),
+        *(f"{sums.cost.usd:f}", f"{sums.cost.equivalent:f}", sums.cost.unpriced, " ".join(one.users)),
     )
 
 
-_OF: Param = choice("of", "The facet.", *browse.FACETS)
+_OF: Param = choice("of", "The facet.", *browse.FACETS, browse.USER)
 PAGES = (
     Page("/", "home", "Sessions, newest first, with what they come to, and what there is to filter by.", PARAMS, view),
     Page("/values", "values", "All values of one field, with the number of sessions.", (_OF, *FILTERS), facet_view),
