@@ -11,11 +11,11 @@ ACCESS, SECRET, REGION = "AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKE
 
 
 class FakeS3:
-    """`objects` by "bucket/key"; `refusing` answers 503 to everything."""
+    """`objects` by "bucket/key"; `refusing` answers 503 to everything; `versions`: it keeps what is deleted."""
 
     def __init__(self):
         self.objects = {}
-        self.refusing = False
+        self.refusing = self.versions = False
         self.asked = []
         fake = self
 
@@ -65,7 +65,7 @@ class FakeS3:
             return 200, b"", {"ETag": '"x"'}
         if method == "DELETE":
             self.objects.pop(name, None)
-            return 204, b"", {}
+            return 204, b"", {"x-amz-delete-marker": "true", "x-amz-version-id": "v1"} if self.versions else {}
         if name not in self.objects:
             return 404, _error("NoSuchKey"), {}
         data, span = self.objects[name], re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("Range", ""))

@@ -25,6 +25,7 @@ from llm_proxy.index.ingest import Indexer
 from llm_proxy.index.postgres import open_shared
 from llm_proxy.index.postgres_write import SharedIndexer
 from llm_proxy.index.queries import Filter, IndexUnavailable, open_index
+from llm_proxy.service import passing
 from llm_proxy.sinks import log_reader, s3_client
 from tests.explored import gemini, record
 from tests.fakes3 import FakeS3
@@ -169,6 +170,53 @@ def test_files_that_rest_are_copied_and_what_is_deleted_goes_there_too(bed, stor
     with pytest.raises(Refused, match="SignatureDoesNotMatch"):
         wrong.tend()
     wrong.close()
+
+
+# --- what users want to be deleted
+
+
+def test_what_is_deleted_is_answered_when_the_shared_index_and_storage_are_rid_of_it(bed, shared, storage, monkeypatch):
+    """Not while either cannot be asked; copies of changed files go at once; a bucket that keeps versions is named."""
+    from llm_proxy.index.postgres import Unreachable
+    from llm_proxy.lanes import s3, shared_index
+    from llm_proxy.lanes.deleting import Gone
+    from llm_proxy.lanes.sink import Refused
+
+    assert {"shared-index", "s3"} <= set(passing.DELETING)
+    bed.make(12, per_session=4)
+    files = sorted(bed.logs.rglob("*.jsonl"))
+    for file in files:
+        os.utime(file, (time.time() - 100,) * 2)
+    index = shared_index.SharedIndex(bed.logs, {"url": shared, "machine": "m1"})
+    copies = s3.S3(bed.logs, {"bucket": storage.bucket(), "machine": "m1", "after": 60, "state": str(bed.state)})
+    index.tend()
+    copies.tend()
+    assert counted(shared) == 12 and len(storage.objects) == 3
+    files[0].unlink()
+    lines = files[1].read_bytes().splitlines(keepends=True)
+    beside = files[1].with_name("new")
+    beside.write_bytes(b"".join(lines[:3]))  # its session's beginning and one call
+    beside.replace(files[1])
+    gone = Gone({}, ())
+    database = shared.rpartition("/")[2]
+    _refuse(database)
+    storage.refusing = True
+    with pytest.raises(Unreachable):
+        index.forget(gone)
+    with pytest.raises(Refused):
+        copies.forget(gone)
+    _back(database)
+    storage.refusing = False
+    assert index.forget(gone) == copies.forget(gone) == ""
+    assert counted(shared) == 5
+    kept = f"kept/team/m1/{files[2].relative_to(bed.logs)}"
+    assert list(storage.objects) == [kept]
+    files[2].unlink()
+    storage.versions = True
+    assert "older versions of copies in the bucket kept" in copies.forget(gone)
+    assert not storage.objects
+    index.close()
+    copies.close()
 
 
 # --- bodies

@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple
 
 from llm_proxy.formats.call import Call
 from llm_proxy.index.bodies import object_of
+from llm_proxy.lanes.deleting import Gone
 from llm_proxy.lanes.sink import Refused, Unusable
 from llm_proxy.sinks import log_reader, s3_client
 
@@ -45,6 +46,7 @@ class S3:
         self._after = float(options["after"])
         self._ledger = Path(options["state"], "copies.db")
         self._next = 0.0
+        self._versions = False  # whether the bucket keeps what is overwritten or deleted, as far as it has said
         self.counted = {"copied": 0, "deleted": 0}
         try:
             self._client = s3_client.client(self._bucket)
@@ -65,13 +67,22 @@ class S3:
             if self._bring(ledger, now + _SLICE):
                 self._next = time.monotonic() + PAUSE
 
+    def forget(self, gone: Gone) -> str:
+        """Copies of what has changed or gone here go; those of files that are still there come again when they rest."""
+        with closing(sqlite3.connect(self._ledger, timeout=30, isolation_level=None)) as ledger:
+            ledger.execute(_TABLE)
+            known, present = self._known(ledger), self._present()
+            for name, seen in known.items():
+                if name not in present or _look(self._folder / present[name]) != seen:
+                    self._delete(ledger, name)
+        return f"older versions of copies in the bucket {self._bucket.name}, which keeps them" if self._versions else ""
+
     def close(self) -> None:
         self._client.close()
 
     def _bring(self, ledger: sqlite3.Connection, deadline: float) -> bool:
         """Whether it came to the end."""
-        known = {row[0]: _Seen(*row[1:]) for row in ledger.execute("SELECT * FROM copies")}
-        present = {object_of(self._prefix, file): file for file in log_reader.files(self._folder)}
+        known, present = self._known(ledger), self._present()
         resting = (time.time() - self._after) * 1e9
         for name, file in present.items():
             seen = _look(self._folder / file)
@@ -84,12 +95,22 @@ class S3:
                 return False
         # Behind the copies: what was compressed is there before its plain copy goes.
         for name in known.keys() - present.keys():
-            self._do(lambda name=name: self._client.delete_object(Bucket=self._bucket.name, Key=name))
-            ledger.execute("DELETE FROM copies WHERE object = ?", (name,))
-            self.counted["deleted"] += 1
+            self._delete(ledger, name)
             if time.monotonic() > deadline:
                 return False
         return True
+
+    def _known(self, ledger: sqlite3.Connection) -> dict[str, _Seen]:
+        return {row[0]: _Seen(*row[1:]) for row in ledger.execute("SELECT * FROM copies")}
+
+    def _present(self) -> dict[str, str]:
+        """File by object."""
+        return {object_of(self._prefix, file): file for file in log_reader.files(self._folder)}
+
+    def _delete(self, ledger: sqlite3.Connection, name: str) -> None:
+        self._do(lambda: self._client.delete_object(Bucket=self._bucket.name, Key=name))
+        ledger.execute("DELETE FROM copies WHERE object = ?", (name,))
+        self.counted["deleted"] += 1
 
     def _copy(self, name: str, file: str) -> None:
         with log_reader.opened(self._folder / file) as lines:
@@ -108,9 +129,10 @@ class S3:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            action()
+            answer = action()
         except (BotoCoreError, ClientError) as error:
             raise Refused(f"storage does not take it: {error}") from error
+        self._versions |= answer.get("VersionId", "null") != "null"
 
 
 def _look(path: Path) -> _Seen | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from llm_proxy.formats.call import Call
 from llm_proxy.index.postgres_write import SharedIndexer
+from llm_proxy.lanes.deleting import Gone
 from llm_proxy.lanes.sink import Unusable
 
 PAUSE = 30.0  # seconds between two looks at all files
@@ -52,6 +53,11 @@ class SharedIndex:
             self._announced = now + ANNOUNCED
         if self._indexer.catch_up_all(lambda: time.monotonic() < now + _SLICE):
             self._next = time.monotonic() + PAUSE
+
+    def forget(self, gone: Gone) -> str:
+        """The session logs are rid of it: their rows go with the lines. Raises OSError."""
+        self._indexer.fill()
+        return ""
 
     def close(self) -> None:
         self._indexer.close()

@@ -25,7 +25,8 @@ SESSIONS = "sessions"  # the session logs, which the keeper writes
 LOKI = "loki"
 OTLP = "otlp"  # goes by its settings, listed or not
 SHARED_INDEX, S3 = "shared-index", "s3"  # so do these
-DELETING = ("daily", "csv", "dataset")  # take out what they have written where users want it to be deleted
+# Take out what they have written where users want it to be deleted.
+DELETING = ("daily", "csv", "dataset", SHARED_INDEX, S3)
 
 
 def sinks(settings: Settings) -> tuple[str, ...]:
