@@ -106,7 +106,7 @@ def test_the_first_administrator_is_led_to_a_call_and_to_what_was_said(gateway, 
         assert time.monotonic() < until, page.locator("main").inner_text()
         page.reload()
     judge(page)
-    page.get_by_role("link", name=ADMIN).click()
+    page.get_by_role("link", name=ADMIN, exact=True).click()
     page.get_by_role("heading", name="My account").wait_for()
     page.get_by_role("link", name="Sessions").click()
     page.get_by_role("navigation", name="Main").get_by_role("link", name="Team").click()

@@ -157,15 +157,15 @@ def test_all_calls_are_gone_through_page_by_page(screens, used, look):
     """Each once, the newest first, and back to them."""
     page = look("/usage?range=90d", ADMIN)
     seen = []
-    while True:
+    for _ in range(1 + len(used) // 20):
         rows = page.locator("[aria-labelledby=h-calls] tbody tr")
         seen += [row.locator("time").get_attribute("datetime") for row in rows.all()]
-        judge(page)
         older = page.get_by_role("link", name="Older calls")
         if not older.count():
             break
         older.click()
     assert len(seen) == len(used) and seen == sorted(seen, reverse=True)
+    judge(page)
     page.get_by_role("link", name="Newest").click()
     assert page.locator("[aria-labelledby=h-calls] time").first.get_attribute("datetime") == seen[0]
     assert screens.person(ADMIN).get("/usage?before=nonsense").status == 400
