@@ -355,13 +355,14 @@ def test_whoever_is_shut_out_is_out_within_seconds(ours):
     """Switched off, deleted, signed out, with a new password, a revoked key: no page and no open stream goes on. An
     administrator who is one no longer sees no more than his own."""
     gateway = ours.gateway
-    names = ("off", "deleted", "out", "password", "key", "streaming")
+    names = ("off", "deleted", "out", "password", "key")
     came = {name: ours.person(f"{name}@ends.example") for name in names}
     visitors = {name: visitor for name, (visitor, _) in came.items()}
     ids = {name: ours.id_of(f"{name}@ends.example") for name in names}
     revoked, key = gateway.new_key(came["key"][1], scopes=["conversations"])
     visitors["key"] = by_bearer(gateway, key)
     person, visitors["out"] = by_form(gateway, "out@ends.example")
+    own = gateway.key(came["out"][1], scopes=["models"])
     demoted, _ = ours.person("demoted@ends.example")
     promoted = gateway.want(
         200, "PATCH", f"/manage/users/{ours.id_of('demoted@ends.example')}", {"role": "admin"}, gateway.admin
@@ -369,11 +370,10 @@ def test_whoever_is_shut_out_is_out_within_seconds(ours):
     demoted = by_form(gateway, "demoted@ends.example")[1]
     assert demoted.json("/sessions")["total"] > 0 and promoted["role"] == "admin"
     assert {visitor.ask("/api/sessions").status for visitor in visitors.values()} == {200}
-    with live(visitors["streaming"]) as stream:
+    with live(visitors["out"]) as stream:
         stream.until("event: hello")
         gateway.want(200, "PATCH", f"/manage/users/{ids['off']}", {"active": False}, gateway.admin)
         gateway.want(204, "DELETE", f"/manage/users/{ids['deleted']}", token=gateway.admin)
-        gateway.want(200, "PATCH", f"/manage/users/{ids['streaming']}", {"active": False}, gateway.admin)
         assert person.post("/log-out", {}).status == 303
         change = {"current_password": PASSWORD, "new_password": "another long and private one"}
         gateway.want(204, "POST", "/auth/password", change, came["password"][1])
@@ -385,8 +385,9 @@ def test_whoever_is_shut_out_is_out_within_seconds(ours):
         until(lambda: {visitor.ask("/api/sessions").status for visitor in visitors.values()} == {401}, SHUT_OUT)
         until(lambda: demoted.json("/sessions")["total"] == 0, SHUT_OUT)
         assert time.monotonic() - began < SHUT_OUT
-        ours.call("alice", "canary-alicelater")
-        assert "later" not in stream.until("never"), "the stream has ended"
+        body = {"model": "ours", "messages": [{"role": "user", "content": "canary-outlater"}], "stream": True}
+        assert gateway.ask("POST", "/v1/chat/completions", body, own).status == 200
+        assert "canary-outlater" not in stream.until("no such mark"), "what he says by a key goes to no stream of then"
 
 
 def test_a_new_user_with_an_old_address_sees_nothing_of_the_former(ours):

@@ -310,6 +310,7 @@ class Trouble(NamedTuple):
     text: str
     holds: str = ""
     again: int = 0
+    inner: str = ""  # told to whoever runs the machine alone
 
 
 def _words(error: Exception) -> Trouble:
@@ -333,16 +334,19 @@ def _words(error: Exception) -> Trouble:
             return Trouble(503, "Nothing is indexed yet", text, "This page looks again by itself.", 2)
         case _:
             holds = "The log files are untouched; `llm-proxy reindex` makes the index new."
-            return Trouble(503, "The index cannot be read", str(error), holds, 5)
+            return Trouble(503, "The index cannot be read", "", holds, 5, str(error))
 
 
 def _answer(request: web.Request, trouble: Trouble) -> web.Response:
     """What went wrong, as the page or the JSON that was asked for."""
+    viewer = request.get(guard.VIEWER, NOBODY)
+    if viewer.sees_everything and trouble.inner:
+        trouble = trouble._replace(text=trouble.inner)
     status, headers = trouble.status, {"Retry-After": str(trouble.again)} if trouble.again else {}
     if _wants_json(request):
         body = as_json({"error": trouble.heading, "message": f"{trouble.text} {trouble.holds}".strip()})
         return web.Response(body=body, status=status, content_type="application/json", headers=headers)
-    asked = Asked(_path_of(request), {"utc": "0"}, viewer=request.get(guard.VIEWER, NOBODY))
+    asked = Asked(_path_of(request), {"utc": "0"}, viewer=viewer)
     page = request.app[SITE].html("error", asked, trouble=trouble)
     if trouble.again:
         headers["Refresh"] = str(trouble.again)  # what Retry-After is to programs
