@@ -928,7 +928,7 @@ class Settings:
         "index.machine",
         "",
         _text(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_' and '-', 64 at most"),
-        "This machine's name there, which must not change; empty: the host's name.",
+        "This machine's name there; empty: the host's name.",
     )
     index_address: str = _setting(
         "index.address",

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -170,6 +172,61 @@ def test_files_that_rest_are_copied_and_what_is_deleted_goes_there_too(bed, stor
     with pytest.raises(Refused, match="SignatureDoesNotMatch"):
         wrong.tend()
     wrong.close()
+
+
+# --- names of machines
+
+
+def test_a_machine_with_another_name_is_the_same_and_two_of_one_name_are_said(bed, shared, tmp_path):
+    """Its files go by the new name, none is read again; who has the same name by chance is told, and writes nothing."""
+    from llm_proxy.lanes import shared_index
+
+    bed.make(12, per_session=4)
+    options = {"url": shared, "machine": "old.lan", "state": str(bed.state)}
+    for name in ("old.lan", "new.lan", "new.lan"):
+        sink = shared_index.SharedIndex(bed.logs, options | {"machine": name})
+        sink.tend()
+        sink.close()
+        with open_shared(shared) as index:
+            assert {path.partition("/")[0] for path in _files(shared)} == {name}
+            assert list(index.rows("SELECT name FROM machines", {})) == [(name,)]
+            keys = list(index.rows("SELECT key FROM calls ORDER BY 1", {}))
+            assert keys == [(key,) for key in range(1, 13)]
+    (tmp_path / "clone").mkdir()
+    clone = shared_index.SharedIndex(bed.logs, options | {"machine": "new.lan", "state": str(tmp_path / "clone")})
+    with pytest.raises(OSError, match=r"another machine is called 'new.lan'.*set index.machine"):
+        clone.tend()
+    clone.close()
+
+
+def test_a_machine_that_is_gone_is_forgotten_and_older_versions_too(bed, shared, environ, tmp_path):
+    """By the command, which takes out no machine that lives, nor this one, and drops no newer version's schema."""
+    bed.make(12, per_session=4)
+    for machine in ("gone", "stays"):
+        with closing(SharedIndexer(shared, machine, bed.logs)) as indexer:
+            if machine == "gone":
+                indexer.fill()
+            indexer.announce("", "k", time.time() - 3600 * (machine == "gone"))
+    with closing(SharedIndexer(shared, "stays", record(tmp_path).logs)) as indexer:
+        indexer.fill()
+    database = shared.rpartition("/")[2]
+    for schema in ("llm_proxy_index_2", "llm_proxy_index_3_9", "llm_proxy_index_999_1", "llm_proxy_indexes"):
+        asyncio.run(SERVER.execute(f"CREATE SCHEMA {schema}", database))
+    there = counted(shared)
+    config = configured(environ, f'[index]\ndatabase_url = "{shared}"\nmachine = "this"\n')
+
+    def run(*words):
+        command = [sys.executable, "-m", "llm_proxy", "reindex", *words, "--config", config]
+        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+    for name, said in (("stays", "was there"), ("this", "is this machine"), ("no such", "knows no machine")):
+        done = run("--forget-machine", name)
+        assert done.returncode == 2 and said in done.stderr, done
+    done = run("--forget-machine", "gone", "--forget-versions", "--json")
+    assert json.loads(done.stdout) == {"files": 3, "schemas": ["llm_proxy_index_2", "llm_proxy_index_3_9"]}, done
+    assert counted(shared) == there - 12
+    assert {path.partition("/")[0] for path in _files(shared)} == {"stays"}
+    assert run("--forget-versions").stdout == "no older version has left anything\n"
 
 
 # --- what users want to be deleted

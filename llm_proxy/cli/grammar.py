@@ -498,7 +498,11 @@ COMMANDS = (
         "reindex",
         "care",
         "make the index anew from the logs",
-        _ASKING,
+        (
+            Option(("--forget-machine",), "take a machine that is gone for good out of the shared index", "NAME"),
+            Option(("--forget-versions",), "drop what older versions have left in the shared index"),
+            *_ASKING,
+        ),
     ),
     Command(
         "retention",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,10 @@ from llm_proxy.service import upkeep
 
 
 def reindex(arguments: Sequence[str]) -> int:
-    """A new index from the logs. Raises UsageError, ConfigError, IndexTrouble."""
+    """A new index from the logs, or less in the shared one. Raises UsageError, ConfigError, IndexTrouble."""
     given = usage.parse("reindex", arguments)
+    if given.forget_machine or given.forget_versions:
+        return _forget(given)
     where = filters.places_from(given)
     with _bar() as told:
         calls = upkeep.reindex(where, told)
@@ -24,6 +27,23 @@ def reindex(arguments: Sequence[str]) -> int:
         show.print_json({"calls": calls, "index": str(where.index), "logs": str(where.logs)})
     else:
         print(f"{calls} calls indexed, from {show.line(str(where.logs))}")
+    return 0
+
+
+def _forget(given: argparse.Namespace) -> int:
+    configured = settings.load({}, os.environ, given.config).settings
+    told: dict[str, Any] = {}
+    if given.forget_machine:
+        told["files"] = upkeep.forget_machine(configured, given.forget_machine)
+    if given.forget_versions:
+        told["schemas"] = upkeep.forget_versions(configured)
+    if given.json:
+        show.print_json(told)
+        return 0
+    if "files" in told:
+        print(f"{show.line(given.forget_machine)} is forgotten, with {told['files']} session files")
+    if "schemas" in told:
+        print(f"dropped {', '.join(told['schemas'])}" if told["schemas"] else "no older version has left anything")
     return 0
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from llm_proxy.index import database, text
 
 SCHEMAS = "llm_proxy_index_"  # what the names of all versions' begin with
-_SHAPE = 2  # of what stands here beside SQLite's tables
+_SHAPE = 3  # of what stands here beside SQLite's tables
 SCHEMA = f"{SCHEMAS}{len(database.MIGRATIONS)}_{_SHAPE}"
 
 # What a tsvector takes (PostgreSQL, "Limitations" of text search), with room for what stands between the words.
@@ -45,7 +45,9 @@ _FUNCTIONS = """
 _TABLES = """
     CREATE TABLE removals (number bigint NOT NULL);
     INSERT INTO removals VALUES (0);
-    CREATE TABLE machines (name text PRIMARY KEY, address text NOT NULL, secret text NOT NULL, seen_at bigint NOT NULL);
+    CREATE TABLE machines (
+        name text PRIMARY KEY, address text NOT NULL, secret text NOT NULL, seen_at bigint NOT NULL, id text NOT NULL
+    );
 """
 _WORDS = """
     ALTER TABLE texts ADD COLUMN vector tsvector NOT NULL;

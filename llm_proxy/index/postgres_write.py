@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from llm_proxy.index.ingest import Indexer
 from llm_proxy.index.lines import Line
 from llm_proxy.index.postgres import Connection, Unreachable
 from llm_proxy.index.postgres_join import Joiner
-from llm_proxy.index.postgres_sql import SCHEMA
+from llm_proxy.index.postgres_sql import SCHEMA, SCHEMAS
 from llm_proxy.index.rows import CallFact, Fact, SessionFact, Spoken
 from llm_proxy.index.write import CALL, FileRow, Writer, inserting, updating
 from llm_proxy.sinks import log_reader
@@ -215,13 +215,17 @@ class _Database:
 
 
 class SharedIndexer(Indexer):
-    """The shared index at `url`, filled from the log files of `machine`. Raises OSError; can be called again after."""
+    """The shared index at `url`, filled from the log files of `machine`. Raises OSError; can be called again after.
 
-    def __init__(self, url: str, machine: str, logs_root: Path) -> None:
+    By its `id` a machine is known again that has another name now; with "" it is not looked for.
+    """
+
+    def __init__(self, url: str, machine: str, logs_root: Path, id: str = "") -> None:
         if not _MACHINE.fullmatch(machine):
             raise ValueError(f"a machine's name is letters, digits, '.', '_' and '-', 64 at most, not {machine[:80]!r}")
         self._url = url
         self._machine = machine
+        self._id = id
         self._link: Connection | None = None
         self._removals = -1
         super().__init__(Path("shared"), logs_root)
@@ -241,8 +245,8 @@ class SharedIndexer(Indexer):
         self._look_after()
         assert self._link is not None
         self._link.execute(
-            f"INSERT INTO machines VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET {told}",
-            (self._machine, address, secret, int(now)),
+            f"INSERT INTO machines VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET {told}",
+            (self._machine, address, secret, int(now), self._id),
         )
 
     def _facts(self, writer: Writer, lines: Iterable[Line]) -> Iterator[Fact]:
@@ -259,6 +263,9 @@ class SharedIndexer(Indexer):
         link = Connection(self._url)
         try:
             _make(link)
+            if self._id:
+                with _locked(link):
+                    self._take_name(link)
         except BaseException:
             link.close()
             raise
@@ -266,38 +273,47 @@ class SharedIndexer(Indexer):
         self._writer = SharedWriter(_Database(link), self._machine)
         self._removals = -1
 
+    def _take_name(self, link: Connection) -> None:
+        """What this machine has recorded goes by its new name, and two machines never by the same."""
+        owner = link.execute("SELECT id FROM machines WHERE name = ? AND id NOT IN ('', ?)", (self._machine, self._id))
+        if owner:
+            raise Unreachable(
+                f"another machine is called {self._machine!r} in the shared index: set index.machine to a name of its"
+                f" own, or, where that one is gone, llm-proxy reindex --forget-machine {self._machine}"
+            )
+        for (old,) in link.execute("SELECT name FROM machines WHERE id = ? AND name != ?", (self._id, self._machine)):
+            path = "? || substr(path, ?)"
+            link.execute(f"UPDATE files SET path = {path} WHERE machine = ?", (self._machine, len(old) + 1, old))
+            link.execute("DELETE FROM machines WHERE name = ?", (old,))
+        link.execute(
+            "INSERT INTO machines VALUES (?, '', '', 0, ?) ON CONFLICT (name) DO UPDATE SET id = excluded.id",
+            (self._machine, self._id),
+        )
+
     @contextmanager
     def _transaction(self) -> Iterator[Writer]:
         self._look_after()
         link = self._link
         assert link is not None
         try:
-            link.run("BEGIN")
-            link.execute("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
-            ((removals,),) = link.execute("SELECT number FROM removals")
-            if removals != self._removals:
-                self._writer.forget()
-                self._removals = removals
-            yield self._writer
-            link.run("COMMIT")
+            with _locked(link):
+                ((removals,),) = link.execute("SELECT number FROM removals")
+                if removals != self._removals:
+                    self._writer.forget()
+                    self._removals = removals
+                yield self._writer
         except BaseException:
             self._writer.forget()
-            with suppress(Unreachable):
-                link.run("ROLLBACK")
             raise
 
 
-def _make(link: Connection) -> None:
-    """The schema, where nobody has made it."""
-    if _is_made(link):
-        return
+@contextmanager
+def _locked(link: Connection) -> Iterator[None]:
+    """A transaction beside which nobody writes."""
     link.run("BEGIN")
     try:
         link.execute("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
-        if not _is_made(link):
-            link.run(f"CREATE SCHEMA {SCHEMA}")
-            for statement in postgres_sql.schema():
-                link.run(statement)
+        yield
         link.run("COMMIT")
     except BaseException:
         with suppress(Unreachable):
@@ -305,5 +321,61 @@ def _make(link: Connection) -> None:
         raise
 
 
+def _make(link: Connection) -> None:
+    """The schema, where nobody has made it."""
+    if _is_made(link):
+        return
+    with _locked(link):
+        if not _is_made(link):
+            link.run(f"CREATE SCHEMA {SCHEMA}")
+            for statement in postgres_sql.schema():
+                link.run(statement)
+
+
 def _is_made(link: Connection) -> bool:
     return bool(link.execute("SELECT 1 FROM pg_namespace WHERE nspname = ?", (SCHEMA,)))
+
+
+# --- what is left behind
+
+LIVES = 900  # seconds after which a machine that has not been seen may be gone for good
+
+
+class StillThere(ValueError):
+    """What is to be forgotten is not gone."""
+
+
+def forget_machine(url: str, machine: str, now: float) -> int:
+    """Take a machine that is gone for good out of the shared index. Gives its number of files there.
+
+    Raises Unreachable, StillThere; ValueError where there is no such machine.
+    """
+    with closing(Connection(url)) as link:
+        _make(link)
+        with _locked(link):
+            seen = link.execute("SELECT seen_at FROM machines WHERE name = ?", (machine,))
+            files = link.execute("SELECT count(*) FROM files WHERE machine = ?", (machine,))[0][0]
+            if not seen and not files:
+                raise ValueError(f"the shared index knows no machine {machine!r}")
+            if seen and now - seen[0][0] < LIVES:
+                raise StillThere(f"{machine} was there {max(0, int(now - seen[0][0]))} seconds ago")
+            writer = SharedWriter(_Database(link), machine)
+            for row in writer.files().values():
+                writer.drop_file(row)
+            link.execute("DELETE FROM machines WHERE name = ?", (machine,))
+    return int(files)
+
+
+def forget_versions(url: str) -> list[str]:
+    """Drop the schemas of older versions than this one. Gives their names. Raises Unreachable."""
+    with closing(Connection(url)) as link:
+        names = [name for (name,) in link.execute("SELECT nspname::text FROM pg_namespace ORDER BY 1")]
+        old = [name for name in names if (place := _version(name)) is not None and place < (_version(SCHEMA) or ())]
+        for name in old:
+            link.run(f"DROP SCHEMA {name} CASCADE")
+    return old
+
+
+def _version(schema: str) -> tuple[int, ...] | None:
+    match = re.fullmatch(rf"{SCHEMAS}(\d+)(?:_(\d+))?", schema, re.ASCII)
+    return (int(match[1]), int(match[2] or 0)) if match is not None else None

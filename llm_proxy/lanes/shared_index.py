@@ -7,8 +7,11 @@ how rows are made (`index`).
 
 from __future__ import annotations
 
+import os
+import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,13 +27,15 @@ _SLICE = 2.0  # seconds of reading files, before calls have their turn
 
 
 class SharedIndex:
-    """`options`: `url` of the database, this `machine`'s name, its `address` for others, and the `key` they bring."""
+    """`options`: `url` of the database, this `machine`'s name, its `address` for others, the `key` they bring, and the
+    `state` folder, by which a machine is known again that has another name now.
+    """
 
     def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
         if find_spec("asyncpg") is None:
             raise Unusable("index.database_url needs asyncpg: install llm-proxy[gateway]")
         try:
-            self._indexer = SharedIndexer(options["url"], options["machine"], folder)
+            self._indexer = SharedIndexer(options["url"], options["machine"], folder, _id(options))
         except ValueError as error:
             raise Unusable(f"index.machine: {error}") from error
         self._address, self._key = str(options.get("address", "")), str(options.get("key", ""))
@@ -61,3 +66,15 @@ class SharedIndex:
 
     def close(self) -> None:
         self._indexer.close()
+
+
+def _id(options: Mapping[str, Any]) -> str:
+    """Made once, for good."""
+    if not options.get("state"):
+        return ""
+    path = Path(options["state"], "shared-index.id")
+    with suppress(FileExistsError):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(secrets.token_hex(16))
+    return path.read_text(encoding="ascii", errors="replace").strip()

@@ -162,6 +162,7 @@ def _shared_index(settings: Settings) -> dict[str, Any]:
         "machine": machine(settings),
         "address": settings.index_address,
         "key": key_of(state.secret(paths.state_folder())),
+        "state": paths.state_folder(),
     }
 
 

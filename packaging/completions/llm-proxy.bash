@@ -302,9 +302,10 @@ _llm_proxy() {
             ;;
         reindex)
             case $prev in
+                --forget-machine)  ;;
                 --log-dir) paths=-d ;;
                 --config) paths=-f ;;
-                *) flags='--json --log-dir --config -h --help' ;;
+                *) flags='--forget-machine --forget-versions --json --log-dir --config -h --help' ;;
             esac
             ;;
         retention)

@@ -268,6 +268,8 @@ complete -c llm-proxy -n '__llm_proxy_after reprice' -l json -d 'the answer as J
 complete -c llm-proxy -n '__llm_proxy_after reprice' -l log-dir -x -a '(__fish_complete_directories)' -d 'folder of the session logs (~/.llm-provider-logs)'
 complete -c llm-proxy -n '__llm_proxy_after reprice' -l config -r -F -d 'configuration, .toml, .json or .yaml (~/.config/llm-proxy/config.toml)'
 complete -c llm-proxy -n '__llm_proxy_after reprice' -s h -l help -d 'say what this command does and takes'
+complete -c llm-proxy -n '__llm_proxy_after reindex' -l forget-machine -x -d 'take a machine that is gone for good out of the shared index'
+complete -c llm-proxy -n '__llm_proxy_after reindex' -l forget-versions -d 'drop what older versions have left in the shared index'
 complete -c llm-proxy -n '__llm_proxy_after reindex' -l json -d 'the answer as JSON'
 complete -c llm-proxy -n '__llm_proxy_after reindex' -l log-dir -x -a '(__fish_complete_directories)' -d 'folder of the session logs (~/.llm-provider-logs)'
 complete -c llm-proxy -n '__llm_proxy_after reindex' -l config -r -F -d 'configuration, .toml, .json or .yaml (~/.config/llm-proxy/config.toml)'
