@@ -55,7 +55,7 @@ def local(store, clock=None, **limits):
 def asks(body=None, **more):
     """What a call of these words asks for."""
     body = {"model": "gpt-4o"} | (body or {})
-    return Demand(estimate=Estimate("chat", json.dumps(body).encode(), Prompt("chat", body), "gpt-4o", None), **more)
+    return Demand(estimate=Estimate("chat", json.dumps(body).encode(), Prompt("chat", body), None), **more)
 
 
 def attempt(tokens=0, cost=0.0):

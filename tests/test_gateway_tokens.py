@@ -327,3 +327,17 @@ def test_without_a_vocabulary_a_token_is_four_bytes(monkeypatch, caplog):
     finally:
         for cached in (_counter, sys.modules["llm_proxy.gateway.tokens"]._vocabularies):
             cached.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "text, letters", [("we measure how long this text is. ", 4), ("我們測量這段文字的長度。", 4 / 3)]
+)
+def test_the_length_of_a_prompt_tells_about_how_many(text, letters):
+    """Without a vocabulary: pictures are left out, and any script is told well enough."""
+    text *= 100
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
+    body = {"messages": [{"role": "user", "content": [{"type": "text", "text": text}, picture]}]}
+    about = Prompt("chat", json.dumps(body).encode()).about()
+    assert about == pytest.approx(len(text) / letters, rel=0.1)
+    assert 0.5 * about < Prompt("chat", body).tokens("gpt-4o") < 2 * about
+    assert Prompt("chat", b"no JSON").about() == 0

@@ -1,7 +1,8 @@
-"""What a call will use, guessed before it is made: the prompt's tokens counted, the answer's taken from what is asked.
+"""What a call will use, guessed before it is made: the prompt's tokens by its length, the answer's by what is asked.
 
-Callers ask for the most that a model can give and get a tenth of it, so more than `MOST_OUTPUT` is not believed. Leaves
-out what it used in the end.
+A vocabulary would say the first exactly, for 75 MB and more time than all else that a limit takes, and the second would
+be a guess still. Callers ask for the most that a model can give and get a tenth of it, so more than `MOST_OUTPUT` is
+not believed. Leaves out what it used in the end.
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ class Estimate:
     api: str
     body: bytes
     prompt: tokens.Prompt
-    model: str
     target: Target | None
 
 
@@ -57,16 +57,10 @@ class Estimates:
     def __init__(self, prices: Prices) -> None:
         self._prices = prices
         self._rates: dict[tuple[str, str, str], tuple[float, float, float]] = {}
-        self._loaded: set[str] = set()
 
     async def of(self, call: Estimate, *, priced: bool) -> tuple[int, int]:
         """Tokens, and billionths of a dollar where that is asked: 0 where no price is known."""
-        model = call.target.model if call.target else call.model
-        encoding = tokens.family(model).encoding
-        if encoding not in self._loaded:
-            await asyncio.to_thread(tokens.load, [model])
-            self._loaded.add(encoding)
-        went_in, comes_out = call.prompt.tokens(model), _output(call)
+        went_in, comes_out = call.prompt.about(), _output(call)
         if not priced or call.target is None:
             return went_in + comes_out, 0
         rate_in, rate_out = await self._rate(call.target, call.api)

@@ -116,10 +116,18 @@ class Prompt:
         _, encoding, factor = family(model)
         return round(self._count(encoding).up_to(None) * factor)
 
+    def about(self) -> int:
+        """How many it may have for any model, by the length of its texts: no vocabulary is loaded for that."""
+        self._decode()
+        return sum(one if isinstance(one, int) else _length(one) for one in _texts(self._api, self._body))
+
+    def _decode(self) -> None:
+        if not self._decoded:
+            self._body, self._decoded = _json(self._body), True
+
     def _count(self, encoding: str) -> _Count:
         if encoding not in self._counts:
-            if not self._decoded:
-                self._body, self._decoded = _json(self._body), True
+            self._decode()
             self._counts[encoding] = _Count(_counter(encoding), _pieces(_texts(self._api, self._body)))
         return self._counts[encoding]
 
@@ -177,6 +185,11 @@ def _counter(encoding: str) -> Callable[[str], int]:
             return count(text.encode("utf-8", "replace").decode())
 
     return counted
+
+
+def _length(text: str) -> int:
+    """Four bytes are a token: of Latin letters there are four in one, of Chinese ones, of three bytes, about one."""
+    return math.ceil(len(text.encode("utf-8", "replace")) / 4)
 
 
 def _json(body: bytes) -> Any:

@@ -170,7 +170,7 @@ class Call:
             missed = refused
         alias, estimate = catalog.aliases.get(arrived.model), None
         if targets and self._api != "count_tokens":  # which is free everywhere
-            estimate = Estimate(self._api, arrived.body, prompt, arrived.model, targets[0])
+            estimate = Estimate(self._api, arrived.body, prompt, targets[0])
         demand = Demand(self._dialect, alias, self._stream and bool(targets), estimate)
         self._held = await self._site.limiter.take(self._caller, demand, self.id)
         self._headers.update(self._held.headers)
