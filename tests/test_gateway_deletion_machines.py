@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import sqlite3
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -114,6 +116,18 @@ async def until(what, limit=20.0):
             await asyncio.sleep(0.02)
 
 
+async def test_until_now_is_by_the_stores_clock(store):
+    """Machines' clocks may differ; PostgreSQL is asked for its own."""
+    from llm_proxy.gateway.manage.deletions import _clock
+
+    async with store.writing() as connection:
+        before, found, after = schema.now(), await _clock(connection), schema.now()
+        assert before - timedelta(milliseconds=1) <= found <= after + timedelta(milliseconds=1)
+        if store.dialect == "postgresql":
+            (theirs,) = (await connection.exec_driver_sql("SELECT clock_timestamp()")).one()
+            assert found < theirs and theirs != await _clock(connection)
+
+
 # --- a whole gateway
 
 
@@ -165,8 +179,43 @@ def _whole(fake, home):
             one["action"] for one in gateway.want(200, "GET", "/manage/audit?limit=100", None, gateway.admin)["acts"]
         ]
         assert actions.count("conversations.delete") == actions.count("conversations.deleted") == 4
+        _gone_for_good(gateway, home, gateway.sign_up("eve@example.com"))
         assert gateway.daemon.stop() == 0
     assert _hits(home, b"canary of") == []
+
+
+def _gone_for_good(gateway, home, eve):
+    """A machine that is away holds up deletions until it is forgotten; one that serves cannot be."""
+    (here,) = gateway.want(200, "GET", "/manage/machines", None, gateway.admin)
+    assert (here["state"], here["address"]) == ("serving", "") and here["version"] and here["name"]
+    refused = gateway.ask("DELETE", f"/manage/machines/{here['id']}", None, gateway.admin)
+    assert (refused.status, refused.code) == (409, "machine_serves")
+    with closing(sqlite3.connect(next(home.rglob("gateway.db")), timeout=20)) as db, db:
+        seen = (datetime.now(UTC) - timedelta(hours=1)).strftime("%Y-%m-%d %H:%M:%S.%f")
+        db.execute("INSERT INTO machines VALUES ('ab', 'gone', '1', '', ?)", (seen,))
+    made = gateway.want(202, "DELETE", "/manage/me/conversations", None, eve)
+    _until_done(gateway, eve, made["id"], here["id"])
+    assert gateway.want(200, "GET", "/manage/deletions", None, eve)[0]["done"] is False
+    assert [one["state"] for one in gateway.want(200, "GET", "/manage/machines", None, gateway.admin)] == [
+        "away",
+        "serving",
+    ]
+    assert gateway.ask("DELETE", "/manage/machines/ab", None, eve).status == 403
+    gateway.want(204, "DELETE", "/manage/machines/ab", None, gateway.admin)
+    assert gateway.ask("DELETE", "/manage/machines/ab", None, gateway.admin).status == 404
+    assert gateway.want(200, "GET", "/manage/deletions", None, eve)[0]["done"] is True
+    noted = gateway.want(200, "GET", "/manage/audit?action=machine.delete", None, gateway.admin)["acts"]
+    assert [(one["object"], one["detail"]["name"]) for one in noted] == [("machine:ab", "gone")]
+
+
+def _until_done(gateway, session, number, machine):
+    deadline = time.monotonic() + 60
+    while True:
+        (found,) = (one for one in gateway.want(200, "GET", "/manage/deletions", None, session) if one["id"] == number)
+        if any(part["state"] == "done" for part in found["machines"] if part["machine"] == machine):
+            return
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
 
 
 def _who_may(gateway, member, ids):

@@ -98,6 +98,8 @@ EXPECTED = {
     ("GET", "/manage/audit"): ADMINS,
     ("GET", "/manage/metrics"): "401 403 403 403 200 403 403 200",
     ("GET", "/manage/deletions"): SIGNED_IN,
+    ("GET", "/manage/machines"): ADMINS,
+    ("DELETE", "/manage/machines/{id}"): "401 403 403 403 403 403 403 409",  # it serves
     ("DELETE", "/manage/me/conversations"): "401 403 403 403 403 202 202 202",
     ("DELETE", "/manage/users/{id}/conversations"): "401 403 403 403 403 403 403 202",
     **{("GET", f"/health/{what}"): ALL_200 for what in ("gateway", "live", "ready")},
@@ -156,6 +158,8 @@ def asking(ours, method, path):
         case _, "/manage/limits/{subject}/{id}":
             path = f"/manage/limits/user/{ours.ids.alice}"
             ours.want(200, "PUT", path, {}, ours.admin)
+        case "DELETE", "/manage/machines/{id}":
+            path = f"/manage/machines/{ours.want(200, 'GET', '/manage/machines', token=ours.admin)[0]['id']}"
         case "DELETE", "/manage/invitations/{id}":
             path = f"/manage/invitations/{ours.want(201, 'POST', '/manage/invitations', {}, ours.admin)['id']}"
     if "/manage/teams/{id}" in path:

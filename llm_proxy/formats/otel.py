@@ -166,7 +166,7 @@ def _asked_and_answered(call: Call, operation: str) -> dict[str, Value]:
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": _provider(row.upstream, row.api),
         "gen_ai.conversation.id": row.session,
-        "gen_ai.request.model": digest.asked.model,
+        "gen_ai.request.model": digest.asked.model or row.model,  # where the body is not kept
     }
     told |= _parameters(call, digest)
     if streamed:

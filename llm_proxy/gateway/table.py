@@ -11,6 +11,7 @@ from llm_proxy.gateway.manage import (
     deletions,
     invitations,
     limits,
+    machines,
     metrics,
     privacy,
     providers,
@@ -27,7 +28,7 @@ _MODULES = (
     *(api, models),
     *(auth, providers, aliases, usage, usage_calls, usage_series, privacy, users, teams, limits, invitations),
     *(audit, metrics),
-    *(deletions, viewing, health, openapi),
+    *(deletions, machines, viewing, health, openapi),
 )
 
 

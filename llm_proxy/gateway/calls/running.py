@@ -11,7 +11,10 @@ import asyncio
 import logging
 import math
 import random
+import re
+import sys
 import time
+import traceback
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -60,6 +63,7 @@ _SHOWN: Final = "[]():/@+"  # in a header, beside letters and digits
 _EVENTS: Final = "text/event-stream; charset=utf-8"
 _STREAM: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _DROP: Final = {"true": True, "false": False}
+_CODE: Final = re.compile(r"[a-z0-9_.-]{1,64}", re.ASCII)
 _RANDOM: Final = random.Random()
 _NO_USAGE: Final = Usage()
 
@@ -96,6 +100,12 @@ class _Failed(Exception):
         self.timed_out = timed_out
         self.stay_away = stay_away
         self.own = own
+
+    @property
+    def code(self) -> str:
+        """What can be said of it without anybody's words."""
+        told = self.problem.code or ""
+        return told if _CODE.fullmatch(told) else self.problem.kind
 
 
 @dataclass(slots=True)
@@ -147,10 +157,10 @@ class Call:
         except StoreAway:
             return self._refused(STORE_AWAY)
         except BadRequest as wrong:
-            self._note_unsent(400, "refused", str(wrong))
+            self._note_unsent(400, "refused", self._noted(str(wrong), Kind.INVALID))
             return speaking.problem(self._dialect, problem_of(wrong), self.id, self._headers)
         except Exception:
-            log.exception("request %s failed", self.id)
+            self._tell_fault("request %s failed")
             fault = Refusal(500, "internal_error", f"the gateway failed; its log says why ({self.id})")
             if self._number:  # the attempt at hand has been noted
                 return speaking.refusal(self._dialect, fault, self.id, self._headers)
@@ -240,7 +250,8 @@ class Call:
                 breakers.failed(key_id, model if failed.timed_out or retrying.of_model(failed.status) else "")
             else:
                 breakers.succeeded(key_id, model)
-            self._note(one, "timed_out" if failed.timed_out else "upstream_failed", str(failed))
+            ending = "timed_out" if failed.timed_out else "upstream_failed"
+            self._note(one, ending, self._noted(str(failed), failed.code))
             raise
         except asyncio.CancelledError:
             breakers.let_go(key_id, model)
@@ -318,13 +329,13 @@ class Call:
             except ConnectionError:
                 return response, _GONE
             except Exception:  # a head is out: no other answer can be given
-                log.exception("request %s failed in the middle of its stream", self.id)
+                self._tell_fault("request %s failed in the middle of its stream")
                 self._break_off()
                 return response, "internal_error"
             if feed.failure is None:
                 return response, ""  # its end is written once it is noted (by aiohttp): who has it finds it in usage
             self._break_off()
-            return response, feed.failure.message
+            return response, self._noted(feed.failure.message, feed.failure.kind)
         finally:
             one.usage = feed.usage if feed.over or not feed.begun else _so_far(feed, chosen)
 
@@ -410,6 +421,22 @@ class Call:
             project=self._project,
             privacy=recorded(caller.privacy, self._site.options),
         )
+
+    @property
+    def _in_full(self) -> bool:
+        return not recorded(self._caller.privacy, self._site.options)
+
+    def _noted(self, words: str, code: str) -> str:
+        """Words may repeat what was asked, so that only a code is noted where that is not kept as it is."""
+        return words if self._in_full else code
+
+    def _tell_fault(self, words: str) -> None:
+        """In our log, the fault at hand; what an exception says may be what was asked."""
+        if self._in_full:
+            log.exception(words, self.id)
+            return
+        kind, _, trace = sys.exc_info()
+        log.error(f"{words}: %s\n%s", self.id, kind.__name__ if kind else "", "".join(traceback.format_tb(trace)))
 
     def _note(self, one: _Try, ending: str, error: str = "") -> None:
         attempt = Attempt(

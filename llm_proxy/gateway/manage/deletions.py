@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
 import msgspec
-from sqlalchemy import exists, insert, or_, select
+from sqlalchemy import exists, func, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llm_proxy.gateway.facts import Role
@@ -20,7 +20,7 @@ from llm_proxy.gateway.store.audit import note
 from llm_proxy.gateway.store.schema import deletion_reports, deletions, machines, now, request_logs, users
 
 MOST: Final = 1000  # that are listed, the latest
-_AWAY: Final = timedelta(seconds=3 * BEAT)
+AWAY: Final = timedelta(seconds=3 * BEAT)
 
 
 class Wanted(msgspec.Struct, forbid_unknown_fields=True):
@@ -71,9 +71,9 @@ async def delete_of(ask: Ask) -> Deletion:
 
 async def order(ask: Ask, connection: AsyncConnection, user_id: int, before: datetime | None = None) -> int:
     """Have all machines delete what this user's calls have left; the deletion's id. Raises Refusal 400."""
-    moment = now()
     if before is not None and before.tzinfo is None:
         raise Refusal(400, "invalid_request", "before: must say its zone, as in 2026-01-31T12:00:00Z", param="before")
+    moment = await _clock(connection)
     until = min(before or moment, moment)
     made = insert(deletions).values(
         account=ask.site.store.account(user_id),
@@ -87,6 +87,14 @@ async def order(ask: Ask, connection: AsyncConnection, user_id: int, before: dat
     await ask.site.store.changed(connection)
     await note(connection, ask, "conversations.delete", f"user:{user_id}", deletion=number, before=until.isoformat())
     return int(number)
+
+
+async def _clock(connection: AsyncConnection) -> datetime:
+    """Now, by the one clock that all machines can ask."""
+    if connection.dialect.name != "postgresql":
+        return now()
+    moment: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
+    return moment
 
 
 async def list_deletions(ask: Ask) -> list[Deletion]:
@@ -126,7 +134,7 @@ def _part(id: str, machine: Any, report: Any) -> Part:
     name = machine.name if machine is not None else ""
     if report is not None:
         return Part(id, name, "done", report.done_at, report.conversations, report.left)
-    return Part(id, name, "away" if now() - machine.seen_at > _AWAY else "waiting", None, None, "")
+    return Part(id, name, "away" if now() - machine.seen_at > AWAY else "waiting", None, None, "")
 
 
 ROUTES = (
