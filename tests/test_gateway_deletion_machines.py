@@ -163,11 +163,12 @@ def _whole(fake, home):
         path = f"/manage/users/{ids['ann']}/conversations"
         assert gateway.ask("DELETE", path, {"before": "2026-01-01T00:00:00"}, gateway.admin).code == "invalid_request"
         second = gateway.want(202, "DELETE", path, early, gateway.admin)
+        _gone_for_good(gateway, home, gateway.sign_up("eve@example.com"))
         assert _done(gateway, gateway.admin, second["id"])["machines"][0]["conversations"] == 0
         assert _hits(home, b"canary of later")
 
         gateway.want(204, "DELETE", f"/manage/users/{ids['bob']}", None, gateway.admin)
-        assert len(gateway.want(200, "GET", "/manage/deletions", None, gateway.admin)) == 2
+        assert len(gateway.want(200, "GET", "/manage/deletions", None, gateway.admin)) == 3
         assert _hits(home, b"canary of bob")
         gateway.want(204, "DELETE", f"/manage/users/{ids['ann']}?conversations=true", None, gateway.admin)
         third = gateway.want(200, "GET", "/manage/deletions", None, gateway.admin)[0]
@@ -178,8 +179,7 @@ def _whole(fake, home):
         actions = [
             one["action"] for one in gateway.want(200, "GET", "/manage/audit?limit=100", None, gateway.admin)["acts"]
         ]
-        assert actions.count("conversations.delete") == actions.count("conversations.deleted") == 4
-        _gone_for_good(gateway, home, gateway.sign_up("eve@example.com"))
+        assert actions.count("conversations.delete") == actions.count("conversations.deleted") == 5
         assert gateway.daemon.stop() == 0
     assert _hits(home, b"canary of") == []
 
