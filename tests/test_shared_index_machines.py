@@ -14,6 +14,7 @@ import urllib.request
 from contextlib import closing
 from pathlib import Path
 
+import anthropic
 import psutil
 import pytest
 from aiohttp import ClientSession
@@ -496,6 +497,34 @@ def test_a_daemon_shares_what_it_records(start, environ, provider, shared):
     for process in psutil.Process(daemon.process.pid).children(recursive=True):
         assert SERVER.url("x").rpartition("@")[0] not in " ".join(process.cmdline())
     assert states(daemon)["shared-index"]["state"] == "ok"
+
+
+def test_a_conversation_whose_calls_alternate_between_daemons_is_one(start, environ, provider, shared, tmp_path):
+    """No id of the client's, no session file in common: each machine's keeper has a part, the explorer shows one."""
+    daemons = []
+    for name in ("east", "west"):
+        home = tmp_path / name
+        home.mkdir()
+        config = configured({"HOME": str(home)}, f'[index]\ndatabase_url = "{shared}"\nmachine = "{name}"\n')
+        daemons.append(start("--port", "0", "--config", config, env={"HOME": str(home)}))
+    said = [{"role": "user", "content": "Which animal has stripes?"}]
+    for turn in range(6):
+        daemon = daemons[turn % 2]
+        url = f"{daemon.url}/anthropic/127.0.0.1:{provider.port}"
+        with anthropic.Anthropic(base_url=url, api_key="sk-ant-api03-0123456789abcdef", max_retries=0) as client:
+            answer = client.messages.create(model="claude-sonnet-4-6", max_tokens=100, messages=said)
+        said += [{"role": "assistant", "content": answer.content}, {"role": "user", "content": f"And animal {turn}?"}]
+    until(lambda: counted(shared) == 6, lambda: [line for daemon in daemons for line in daemon.lines])
+    with open_shared(shared) as index:
+        (row,) = index.sessions(Filter())
+        assert row.calls == 6 and {file.partition("/")[0] for file in row.files} == {"east", "west"}
+        assert [call.seq for call in index.calls_of(row.id)] == [1, 2, 3, 4, 5, 6]
+    request = urllib.request.Request(f"{daemons[1].url}/llm-proxy/api/sessions/{row.id}")
+    request.add_header("Authorization", f"Bearer {(daemons[1].state / 'secret').read_text()}")
+    with urllib.request.urlopen(request, timeout=30) as told:
+        shown = json.loads(told.read())
+    assert shown["machines"] == ["east", "west"]
+    assert shown["figures"]["calls"] == len(shown["turns"]) == 6
 
 
 def _titles(request):

@@ -213,6 +213,7 @@ class Conversation:
     marks: tuple[str, ...]
     branch: int
     open: int
+    machines: tuple[str, ...] = ()  # that recorded it, where several share a record
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Leaves out bringing the index up to date (`ingest`) and the questions themselves
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,10 @@ class Record:
         """What a call meant; None where its log has gone."""
         request, response = self.entries(call)
         return understand(request, response) if request is not None else None
+
+    def machines(self, files: Iterable[str]) -> tuple[str, ...]:
+        """That have these files; none where the record is one machine's."""
+        return tuple(dict.fromkeys(file.partition("/")[0] for file in files)) if self.bodies is not None else ()
 
     def missing(self, call: CallRow) -> str:
         """Why there is no entry of a call, in words."""

@@ -87,6 +87,7 @@ def view(record: Record, asked: Asked) -> Conversation:
         marks=words_of(asked["q"]),
         branch=story.shape.branch,
         open=sum(call.open for call in story.rows),
+        machines=record.machines(story.session.files),
     )
 
 
