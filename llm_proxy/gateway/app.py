@@ -79,7 +79,7 @@ def _managed(site: Site, route: Route) -> _Serve:
         try:
             caller = await _caller(site, route, request)
             body = await _body(request, decode)
-            withdrawn.check(request)
+            withdrawn.check(site.options, request)
             address = peer(request, site.options.trusted_proxies)
             accept = ",".join(request.headers.getall("Accept", ()))
             given = await serve(Ask(site, caller, request.match_info, request.query, body, address, accept))

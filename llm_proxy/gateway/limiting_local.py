@@ -88,7 +88,7 @@ class LocalCounter:
             count = self._count(meter)
             count.let_go(id)
             span = meter.kind.span
-            if span is Span.NOW or (span.is_calendar and count.number != period(span, wall)):
+            if span is Span.NOW or (meter.kind.is_calendar and count.number != period(span, wall)):
                 continue
             count.add(now, amount, span)
 
@@ -110,7 +110,8 @@ class LocalCounter:
 
     async def _verdict(self, wants: Sequence[Want], id: str) -> Verdict:
         wall = self._wall()
-        while unknown := [want.meter for want in wants if self._is_unknown(want.meter, wall)]:
+        calendars = [want.meter for want in wants if want.meter.kind.is_calendar]
+        while unknown := [meter for meter in calendars if self._is_unknown(meter, wall)]:
             await asyncio.gather(*(self._learn(meter, wall) for meter in unknown))
             wall = self._wall()
         # From here on nothing waits, so no other call comes between looking and counting.
@@ -159,11 +160,8 @@ class LocalCounter:
 
     def _is_unknown(self, meter: Meter, wall: float) -> bool:
         """Whether it has to be waited for. What may have grown old is asked for, and waited for by nobody."""
-        span = meter.kind.span
-        if not span.is_calendar:
-            return False
         count = self._count(meter)
-        if count.number != period(span, wall):
+        if count.number != period(meter.kind.span, wall):
             return True
         age, seldom = self._clock() - count.asked, count.took * _SHARE
         if count.asking is None and age >= max(REFRESH, seldom):

@@ -8,6 +8,7 @@ after it, so it holds an estimate until then. Leaves out whose limits there are 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
@@ -40,17 +41,19 @@ class What(StrEnum):
     SPEND = "spend"
 
 
-class Kind(NamedTuple):
-    """`name` is the column of `limits`."""
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`name` is the column of `limits`. Calls under way hold some of what `is_held`; requests are counted at once."""
 
     name: str
     what: What
     span: Span
+    is_held: bool = field(init=False)  # as all of these, asked several times with every call
+    is_calendar: bool = field(init=False)
 
-    @property
-    def is_held(self) -> bool:
-        """Whether calls under way hold some of it. Requests are counted at once."""
-        return self.what is not What.REQUESTS
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_held", self.what is not What.REQUESTS)
+        object.__setattr__(self, "is_calendar", self.span.is_calendar)
 
 
 KINDS: Final = (
@@ -74,19 +77,22 @@ class Subject(StrEnum):
     ALIAS = "alias"
 
 
-class Meter(NamedTuple):
-    """`most` may be used at once or in a span; `name` is what people call the subject, where that is known."""
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """`most` may be used at once or in a span; `name` is what people call the subject, where that is known.
+
+    `key` is the same on every machine, whatever the limit is at the moment.
+    """
 
     subject: Subject
     id: int
     kind: Kind
     most: int
     name: str = ""
+    key: str = field(init=False)
 
-    @property
-    def key(self) -> str:
-        """The same on every machine, whatever the limit is at the moment."""
-        return f"{self.subject}:{self.id}:{self.kind.name}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", f"{self.subject}:{self.id}:{self.kind.name}")
 
 
 class Want(NamedTuple):

@@ -11,9 +11,15 @@ import select
 
 from aiohttp import web
 
+from llm_proxy.gateway.options import Options
 
-def check(request: web.Request) -> None:
-    """Raises CancelledError where its sender has left, which is what would come a moment later."""
+
+def check(options: Options, request: web.Request) -> None:
+    """Raises CancelledError where its sender has left, which is what would come a moment later. A process that is alone
+    does not look: nothing can have gone on to another.
+    """
+    if not options.workers:
+        return
     transport = request.transport
     if transport is None:
         raise asyncio.CancelledError

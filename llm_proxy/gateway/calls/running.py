@@ -146,7 +146,7 @@ class Call:
         """What the caller gets, whatever happens. Raises CancelledError where he has left."""
         try:
             body = await body_of(self._request)
-            withdrawn.check(self._request)
+            withdrawn.check(self._site.options, self._request)
             arrived = Arrived(body)
             self._asked = arrived.model
             self._project = self._project or arrived.project
