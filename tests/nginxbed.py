@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ def nginx_of(folder: Path, gateways: Sequence[int], *arguments: str, port: int =
         assert ours in told
         told = told.replace(ours, theirs)
     upstream = (FOLDER / "gateways.conf").read_text()
-    ways = "".join(f"    server 127.0.0.1:{one} max_fails=1 fail_timeout=2s;\n" for one in gateways)
+    ways = "".join(f"    server 127.0.0.1:{one} max_fails=1 fail_timeout=1s;\n" for one in gateways)
     kept = [line for line in upstream.splitlines(True) if not line.lstrip().startswith(("resolver", "server"))]
     (folder / "gateways.conf").write_text("".join(kept).replace("}", ways + "}"))
     workers = "user root;\n" if os.getuid() == 0 else ""  # another user has no way into a test's folder
@@ -53,6 +54,11 @@ class Nginx:
         while not self._accepts():
             assert time.monotonic() < deadline and self._process.poll() is None, self._log.read_text()
             time.sleep(0.02)
+
+    def said(self) -> str:
+        """Its log of calls that went wrong, and of what it saw of gateways."""
+        lines = self._log.read_text().splitlines(keepends=True)
+        return "".join(line for line in lines if not re.search(r" (200|429) [\d.]+ \S+$", line.rstrip()))
 
     def reload(self) -> None:
         assert self._process is not None

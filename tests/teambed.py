@@ -31,7 +31,7 @@ from tests.redisbed import Server as Redis
 from tests.redisbed import a_redis
 
 CHAT = "/v1/chat/completions"
-THINKING = 200  # milliseconds in which the provider thinks
+THINKING = 400  # milliseconds in which the provider thinks
 
 
 T = TypeVar("T")
@@ -65,9 +65,15 @@ class Machine:
         eventually(self._is_ready, 90.0, lambda: "".join(self.gateway.daemon.lines[-20:]))
 
     def restart(self) -> None:
-        assert self.gateway.daemon.stop() == 0, self.gateway.daemon.lines[-20:]
+        """What the keeper has no time for now, the next one writes."""
+        self.gateway.daemon.signal(signal.SIGTERM)
+        assert self.gateway.daemon.wait() == 0, self.gateway.daemon.lines[-20:]
         self.start()
         self.wait()
+
+    def stop(self) -> None:
+        """Everything is in the logs then."""
+        assert self.gateway.daemon.stop() == 0, self.gateway.daemon.lines[-20:]
 
     def end(self) -> None:
         if self.gateway.daemon.process.poll() is None:
@@ -120,7 +126,7 @@ class Call:
 class Crowd:
     """So many clients, each one call after the other on a connection of its own, whole answers and streams in turn."""
 
-    def __init__(self, url: str, clients: int, pause: float = 1.0) -> None:
+    def __init__(self, url: str, clients: int, pause: float = 1.5) -> None:
         self.calls: list[Call] = []
         self._url, self._count, self._pause = url, clients, pause
         self._tasks: list[asyncio.Task[None]] = []
@@ -199,6 +205,7 @@ class Bed:
         self.run: Callable[[Coroutine[Any, Any, Any]], Any]
         self.crowd: Crowd
         self.database = ""
+        self.killed = 0.0  # when a process was, by the clock of the calls
 
     @property
     def front(self) -> Gateway:
@@ -293,6 +300,7 @@ def a_team(folder: Path, clients: int = 200) -> Iterator[Bed]:
         redis = stack.enter_context(a_redis(folder))
         env = SECRETS | {"DATABASE_URL": postgres.url(database), "REDIS_URL": redis.url}
         env |= {"LLM_PROXY_UPSTREAMS_ALLOW": fake.url, "LLM_PROXY_GATEWAY_SIGNUP": "open"}
+        env |= {"LLM_PROXY_GATEWAY_DRAIN_DELAY": "2"}
         machines = []
         for name, processes in (("one", "2"), ("two", "1")):
             machines.append(Machine(folder / name, env | {"LLM_PROXY_GATEWAY_WORKERS": processes}))

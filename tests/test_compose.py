@@ -263,7 +263,8 @@ def test_the_gateway_finds_its_stores_by_name(folder, spec):
         assert gateway["env_file"] == [".env"] and set(gateway["networks"]) == {"outside", "inside"}
         assert gateway["command"] == ["gateway"] and "gateway" in usage.about(["all"])
         grace = int(gateway["stop_grace_period"].removesuffix("s"))
-        assert int(gateway["environment"]["LLM_PROXY_DRAIN_TIMEOUT"]) + 4 + 10 < grace
+        delay = int(gateway["environment"].get("LLM_PROXY_GATEWAY_DRAIN_DELAY", 0))
+        assert delay + int(gateway["environment"]["LLM_PROXY_DRAIN_TIMEOUT"]) + 4 + 10 < grace
 
 
 @GATEWAYS
