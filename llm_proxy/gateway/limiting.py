@@ -163,17 +163,23 @@ class Limiter:
             await self.counter.close()
 
     async def _wants(self, meters: Sequence[Meter], demand: Demand) -> list[Want]:
-        kinds = {meter.kind.what for meter in meters}
-        tokens = cost = 0
-        if demand.estimate is not None and (What.TOKENS in kinds or What.SPEND in kinds):
-            tokens, cost = await self._estimates.of(demand.estimate, priced=What.SPEND in kinds)
-        needs = {What.REQUESTS: 1, What.STREAMS: int(demand.stream), What.TOKENS: tokens, What.SPEND: cost}
-        free = demand.estimate is None  # it uses neither tokens nor money
-        return [
-            Want(meter, max(needs[meter.kind.what], 1))
-            for meter in meters
-            if meter.kind.what is What.REQUESTS or (demand.stream if meter.kind.what is What.STREAMS else not free)
-        ]
+        """What of these it needs: no tokens and no money where it has no estimate, because it is free."""
+        wants = []
+        guessed: tuple[int, int] | None = None
+        for meter in meters:
+            what, need = meter.kind.what, 1
+            if what is What.STREAMS:
+                if not demand.stream:
+                    continue
+            elif what is not What.REQUESTS:
+                if demand.estimate is None:
+                    continue
+                if guessed is None:
+                    priced = any(one.kind.what is What.SPEND for one in meters)
+                    guessed = await self._estimates.of(demand.estimate, priced=priced)
+                need = max(guessed[what is What.SPEND], 1)
+            wants.append(Want(meter, need))
+        return wants
 
     async def _settled(self, id: str, wants: Sequence[Want], attempts: Sequence[Attempt]) -> None:
         cost = 0

@@ -116,31 +116,12 @@ class LocalCounter:
             wall = self._wall()
         # From here on nothing waits, so no other call comes between looking and counting.
         now = self._clock()
-        standings = [self._standing(want, now, wall) for want in wants]
+        counted = [(want, self._count(want.meter)) for want in wants]
+        standings = [_standing(want, count, now, wall) for want, count in counted]
         passed = not any(standing.wait for standing in standings)
         if passed and id:
-            standings = [self._taken(id, want, now) for want in wants]
+            standings = [_taken(id, want, count, now) for want, count in counted]
         return Verdict(passed, tuple(standings), wall)
-
-    def _standing(self, want: Want, now: float, wall: float) -> Standing:
-        meter = want.meter
-        count, span = self._count(meter), meter.kind.span
-        if span is Span.MINUTE:
-            count.forget(now - MINUTE)
-        over = count.sum + count.held + want.amount - meter.most
-        if not want.need or over <= 0:
-            return Standing(count.sum, count.held)
-        if span.is_calendar:
-            return Standing(count.sum, count.held, left_of(span, wall))
-        return Standing(count.sum, count.held, count.wait(now, over))
-
-    def _taken(self, id: str, want: Want, now: float) -> Standing:
-        count, kind = self._count(want.meter), want.meter.kind
-        if kind.is_held:
-            count.hold(id, want.amount)
-        else:
-            count.add(now, want.amount, kind.span)
-        return Standing(count.sum, count.held)
 
     def _count(self, meter: Meter) -> _Count:
         key = meter.key
@@ -190,3 +171,24 @@ class LocalCounter:
         finally:
             count.asked = self._clock()
             count.asking = None
+
+
+def _standing(want: Want, count: _Count, now: float, wall: float) -> Standing:
+    kind = want.meter.kind
+    if kind.span is Span.MINUTE:
+        count.forget(now - MINUTE)
+    over = count.sum + count.held + want.amount - want.meter.most
+    if not want.need or over <= 0:
+        return Standing(count.sum, count.held)
+    if kind.is_calendar:
+        return Standing(count.sum, count.held, left_of(kind.span, wall))
+    return Standing(count.sum, count.held, count.wait(now, over))
+
+
+def _taken(id: str, want: Want, count: _Count, now: float) -> Standing:
+    kind = want.meter.kind
+    if kind.is_held:
+        count.hold(id, want.amount)
+    else:
+        count.add(now, want.amount, kind.span)
+    return Standing(count.sum, count.held)

@@ -23,6 +23,7 @@ _WHOSE: Final = {
 _PER: Final = {Span.MINUTE: "in a minute", Span.DAY: "in a day", Span.MONTH: "in a month", Span.NOW: "at once"}
 _VERBS: Final = {What.REQUESTS: "make", What.TOKENS: "use", What.STREAMS: "have", What.SPEND: "spend"}
 _TOLD: Final = (What.REQUESTS, What.TOKENS)  # that have headers of their own
+_NAMES: Final = {what: [f"x-ratelimit-{part}-{what}" for part in ("limit", "remaining", "reset")] for what in _TOLD}
 
 
 def headers(wants: Sequence[Want], verdict: Verdict, dialect: str) -> dict[str, str]:
@@ -44,11 +45,7 @@ def headers(wants: Sequence[Want], verdict: Verdict, dialect: str) -> dict[str, 
 
 
 def _of(what: What, most: int, left: int, reset: float, at: float, dialect: str) -> dict[str, str]:
-    told = {
-        f"x-ratelimit-limit-{what}": str(most),
-        f"x-ratelimit-remaining-{what}": str(left),
-        f"x-ratelimit-reset-{what}": duration(reset),
-    }
+    told = dict(zip(_NAMES[what], (str(most), str(left), duration(reset)), strict=True))
     if dialect == "anthropic":
         moment = datetime.fromtimestamp(math.ceil(at + reset), UTC)
         told |= {
