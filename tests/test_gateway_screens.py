@@ -140,14 +140,14 @@ def test_people_choose_what_is_kept_of_them_and_delete_it(screens, look):
 
 def test_only_administrators_see_what_is_theirs(screens, look):
     """In the navigation and by the address."""
-    theirs = {"Users", "Teams", "Audit"}
+    theirs = {"Users", "Teams", "Machines", "Audit"}
     shown = set(look("/keys", ADMIN).get_by_role("navigation", name="Main").get_by_role("link").all_inner_texts())
     assert theirs <= shown
     page = look("/keys", ADA)
     links = page.get_by_role("navigation", name="Main").get_by_role("link")
     assert set(links.all_inner_texts()) == shown - theirs
     assert links.get_by_text("API keys").count() == 1 and page.locator('nav a[aria-current="page"]').count() == 1
-    for path in ("/users", "/teams", "/audit"):
+    for path in ("/users", "/teams", "/machines", "/audit"):
         assert screens.person(ADA).get(path).status == 403
 
 

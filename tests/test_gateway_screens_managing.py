@@ -1,8 +1,12 @@
-"""The gateway's managing pages in a real browser: aliases, provider keys, users, teams, limits, the audit log."""
+"""The gateway's managing pages in a real browser: aliases, provider keys, users, teams, limits, machines,
+the audit log."""
 
 import http.server
 import json
+import sqlite3
 import threading
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -20,6 +24,7 @@ browser, visit, look, windows = (
 ADA = "ada@example.com"
 SECRET = "sk-of-the-team-0123456789"
 HOSTILE = '"><script>alert(1)</script>'
+GONE = "0123456789abcdef"  # a machine
 PAGES = {
     "aliases": (ADMIN, "/aliases"),
     "no aliases of one's own": (ADA, "/aliases"),
@@ -36,6 +41,7 @@ PAGES = {
     "limits": (ADMIN, "/limits"),
     "limits of a member": (ADA, "/limits"),
     "limit": (ADMIN, "/limits/edit?of=everybody:0"),
+    "machines": (ADMIN, "/machines"),
     "audit": (ADMIN, "/audit"),
 }
 
@@ -89,7 +95,24 @@ def made(screens, host):
     gateway.want(204, "PUT", f"/manage/teams/{team}/members/1", token=gateway.admin)
     gateway.want(201, "POST", "/manage/invitations", {"email": "bob@example.com"}, gateway.admin)
     gateway.want(200, "PUT", "/manage/limits/everybody/0", {"requests_day": 1000, "spend_month": 50}, gateway.admin)
+    _seen(screens, timedelta(hours=1))
+    number = gateway.want(202, "DELETE", "/manage/me/conversations", token=gateway.sign_in(ADA))["id"]
+    _keep(screens, "INSERT INTO deletion_reports VALUES (?, ?, ?, 3, ?)", number, "feed" * 4, _written(), HOSTILE)
     return {"key": key, "team": team}
+
+
+def _seen(screens, ago):
+    """A machine that shares the store said so long ago that it lives."""
+    _keep(screens, "INSERT OR REPLACE INTO machines VALUES (?, ?, '1', ?, ?)", GONE, HOSTILE, HOSTILE, _written(ago))
+
+
+def _written(ago=timedelta()):
+    return (datetime.now(UTC) - ago).strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+def _keep(screens, statement, *values):
+    with closing(sqlite3.connect(screens.gateway.log.with_name("gateway.db"), timeout=20)) as link, link:
+        link.execute(statement, values)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -345,6 +368,36 @@ def test_somebody_s_key_is_limited_and_revoked_on_his_page(screens, made, look):
     screens.gateway.want(204, "DELETE", f"/manage/limits/key/{key['id']}", token=screens.gateway.admin)
 
 
+def test_a_machine_that_is_gone_is_forgotten(screens, made, look):
+    """Asked about first, and refused where it serves after all; no deletion waits for it any more."""
+    page = look("/machines", ADMIN)
+    all_of_them = page.get_by_role("region", name="Machines, table")
+    gone = all_of_them.locator("tbody tr", has_text="away")
+    (here,) = all_of_them.locator("tbody tr", has_text="serving").all()
+    assert here.get_by_text("Forget").count() == 0 and GONE[:8] in gone.inner_text()
+    deletion = page.get_by_role("region", name="Deletions, table").locator("tbody tr")
+    assert ADA in deletion.inner_text() and "3 conversations, " in deletion.inner_text()
+    assert f"left: {HOSTILE}" in deletion.inner_text() and f"{HOSTILE}: away" in deletion.inner_text()
+    assert deletion.locator(".tag").inner_text() == "away"
+    gone.locator("summary").click()
+    assert "1 deletion does not wait for it any more" in gone.inner_text()
+    _seen(screens, timedelta())
+    gone.get_by_role("button").click()
+    assert f"machine {GONE} serves: stop it first" in page.get_by_role("alert").inner_text()
+    _seen(screens, timedelta(hours=1))
+    page.goto(f"{screens.url}/machines")
+    gone.locator("summary").click()
+    gone.get_by_role("button").click()
+    assert "The machine is forgotten" in page.get_by_role("status").inner_text() and gone.count() == 0
+    page.wait_for_function(
+        "() => { if (document.querySelector('section:last-of-type .tag.ok')) return true; location.reload(); }",
+        polling=500,
+    )
+    page.goto(f"{screens.url}/audit?action=machine")
+    assert f"machine:{GONE}" in page.locator("tbody tr").inner_text()
+    _seen(screens, timedelta(hours=1))
+
+
 def test_the_audit_log_is_looked_through(screens, made, look):
     """By kind, newest first, a page after the other; no secret is in it."""
     gateway = screens.gateway
@@ -369,7 +422,15 @@ def test_who_is_no_administrator_finds_nothing_of_others(screens, made):
     )["id"]
     gateway.alias("private", "gpt-5", private)
     ada = screens.person(ADA)
-    for path in ("/users", "/users/1", "/teams", f"/teams/{made['team']}", "/audit", "/limits/edit?of=everybody:0"):
+    for path in (
+        "/users",
+        "/users/1",
+        "/teams",
+        f"/teams/{made['team']}",
+        "/machines",
+        "/audit",
+        "/limits/edit?of=everybody:0",
+    ):
         assert ada.get(path).status == 403, path
         assert ada.post(path, {"token": ada.token("/limits"), "do": "save"}).status in (403, 405), path
     for path in (f"/providers/{private}", "/aliases/edit?alias=private", "/providers/x", "/providers/99999999999999"):

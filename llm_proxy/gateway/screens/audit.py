@@ -22,6 +22,8 @@ KINDS: Final = {
     "session": "Sessions",
     "limit": "Limits",
     "privacy": "Privacy",
+    "conversations": "Deletions",
+    "machine": "Machines",
 }
 _FILTERS: Final = ("action", "user", "from", "to")
 _PAGE: Final = "50"

@@ -14,6 +14,7 @@ from llm_proxy.gateway.screens import (
     entrance,
     keys,
     limits,
+    machines,
     people,
     provider_keys,
     usage,
@@ -22,7 +23,7 @@ from llm_proxy.gateway.screens.page import Page
 
 _MODULES: Final[tuple[ModuleType, ...]] = (
     *(entrance, keys, clients, account),
-    *(usage, aliases, provider_keys, people, limits, audit),
+    *(usage, aliases, provider_keys, people, limits, machines, audit),
 )
 
 
