@@ -95,18 +95,17 @@ class Identifier:
                 "or x-api-key, and make a new one, for this one is no secret any more",
             )
         token = _credential(headers)
-        return await self._remembered(sha256(token.encode()).digest(), lambda: self._finder(token))
+        name = sha256(token.encode()).digest()
+        return self._remembered(name) or await self._asked(name, lambda: self._finder(token))
 
     async def visitor(self, cookie: str) -> Caller:
         """Whose browser has this cookie, which opens pages and no route. Raises Refusal 401; StoreAway."""
         name = sha256(b"cookie " + cookie.encode("utf-8", "surrogateescape")).digest()
-        return await self._remembered(name, lambda: self._cookie_finder(cookie))
+        return self._remembered(name) or await self._asked(name, lambda: self._cookie_finder(cookie))
 
-    async def _remembered(self, name: bytes, finder: Callable[[], _Find]) -> Caller:
+    def _remembered(self, name: bytes) -> Caller | None:
         known = self._known.get(name)
-        if known is not None and self._clock() < known.until:
-            return known.caller
-        return await self._asked(name, finder)
+        return known.caller if known is not None and self._clock() < known.until else None
 
     def forget(self) -> None:
         """Something changed in the store."""
