@@ -9,13 +9,13 @@ import pytest
 from sqlalchemy import insert
 
 from llm_proxy.dialects.digest import Usage
-from llm_proxy.gateway import limiting
 from llm_proxy.gateway.facts import Attempt, Caller, Role
-from llm_proxy.gateway.limiting import Demand
-from llm_proxy.gateway.limiting_estimate import Estimate
-from llm_proxy.gateway.limiting_local import LocalCounter
-from llm_proxy.gateway.limiting_rules import Rules
-from llm_proxy.gateway.limiting_sums import Sums
+from llm_proxy.gateway.limiting import limiter as limiting
+from llm_proxy.gateway.limiting.estimate import Estimate
+from llm_proxy.gateway.limiting.limiter import Demand
+from llm_proxy.gateway.limiting.local import LocalCounter
+from llm_proxy.gateway.limiting.rules import Rules
+from llm_proxy.gateway.limiting.sums import Sums
 from llm_proxy.gateway.options import Options
 from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.store import schema

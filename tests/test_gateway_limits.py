@@ -11,9 +11,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import update
 
-from llm_proxy.gateway import limiting, limiting_local, limiting_shared
-from llm_proxy.gateway.limiting_meters import DAY
-from llm_proxy.gateway.limiting_shared import PATIENCE
+from llm_proxy.gateway.limiting import limiter as limiting
+from llm_proxy.gateway.limiting import local as limiting_local
+from llm_proxy.gateway.limiting import shared as limiting_shared
+from llm_proxy.gateway.limiting.meters import DAY
+from llm_proxy.gateway.limiting.shared import PATIENCE
 from llm_proxy.gateway.options import Options, Secrets
 from llm_proxy.gateway.store import schema
 from tests.gatewaystore import a_store_url, opened
@@ -353,9 +355,9 @@ async def test_two_machines_have_one_limit(patient, shared, redis, sqlite):
 
 MACHINE = """
 import asyncio, sys
-from llm_proxy.gateway import limiting_shared
+from llm_proxy.gateway.limiting import shared as limiting_shared
 from llm_proxy.gateway.facts import Caller, Role
-from llm_proxy.gateway.limiting import make
+from llm_proxy.gateway.limiting.limiter import make
 from llm_proxy.gateway.options import Options, Secrets
 from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.store.database import Store

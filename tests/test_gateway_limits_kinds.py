@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from llm_proxy.gateway import limiting_shared
 from llm_proxy.gateway.costing import Prices
 from llm_proxy.gateway.facts import Alias, Provider, ProviderKey, Target
-from llm_proxy.gateway.limiting import Demand
-from llm_proxy.gateway.limiting_estimate import MOST_OUTPUT, SOME_OUTPUT, Estimates
-from llm_proxy.gateway.limiting_meters import KINDS
+from llm_proxy.gateway.limiting import shared as limiting_shared
+from llm_proxy.gateway.limiting.estimate import MOST_OUTPUT, SOME_OUTPUT, Estimates
+from llm_proxy.gateway.limiting.limiter import Demand
+from llm_proxy.gateway.limiting.meters import KINDS
 from llm_proxy.gateway.store import schema
 from tests.gatewaystore import a_store_url, add_user, opened
 from tests.limitsbed import asks, attempt, caller, dollars, limit, log_requests, over, passes, refused, settled, spend

@@ -9,8 +9,8 @@ import time
 import pytest
 from sqlalchemy import update
 
-from llm_proxy.gateway import limiting_shared
-from llm_proxy.gateway.limiting_shared import PATIENCE
+from llm_proxy.gateway.limiting import shared as limiting_shared
+from llm_proxy.gateway.limiting.shared import PATIENCE
 from llm_proxy.gateway.store import schema
 from tests.gatewaystore import a_store_url, opened
 from tests.limitsbed import asks, attempt, caller, limit, over, passes, refused, settled, spend
@@ -18,8 +18,8 @@ from tests.redisbed import a_redis
 
 MACHINE = """
 import asyncio, json, sys, time
-from llm_proxy.gateway import limiting_shared
-from llm_proxy.gateway.limiting import make
+from llm_proxy.gateway.limiting import shared as limiting_shared
+from llm_proxy.gateway.limiting.limiter import make
 from llm_proxy.gateway.options import Options, Secrets
 from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.store.database import Store

@@ -10,12 +10,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from llm_proxy.gateway import limiting, model_lists
+from llm_proxy.gateway import model_lists
 from llm_proxy.gateway.breaker import Breakers
 from llm_proxy.gateway.catalog import Catalogs
 from llm_proxy.gateway.costing import Prices
 from llm_proxy.gateway.identity import Identifier
-from llm_proxy.gateway.limiting import Limiter
+from llm_proxy.gateway.limiting import limiter
+from llm_proxy.gateway.limiting.limiter import Limiter
 from llm_proxy.gateway.machine import Machine
 from llm_proxy.gateway.options import Options, Secrets, encryption_keys
 from llm_proxy.gateway.sealing import Sealer, guard
@@ -78,7 +79,7 @@ async def site(options: Options, secrets: Secrets) -> Site:
 def _limiter(store: Store, options: Options, secrets: Secrets, prices: Prices) -> Limiter:
     """Raises StoreUnusable."""
     try:
-        return limiting.make(store, options, secrets, prices)
+        return limiter.make(store, options, secrets, prices)
     except ValueError as error:  # about Redis' URL
         raise StoreUnusable(str(error)) from None
 

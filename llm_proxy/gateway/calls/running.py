@@ -32,8 +32,8 @@ from llm_proxy.gateway.calls.ids import request_id
 from llm_proxy.gateway.calls.project import of_headers
 from llm_proxy.gateway.calls.ways import DIALECTS, STREAMED, Feed, Passing, Unfit, Way, way
 from llm_proxy.gateway.facts import Attempt, Caller, ProviderKey, Target
-from llm_proxy.gateway.limiting import FREE, Demand
-from llm_proxy.gateway.limiting_estimate import Estimate
+from llm_proxy.gateway.limiting.estimate import Estimate
+from llm_proxy.gateway.limiting.limiter import FREE, Demand
 from llm_proxy.gateway.planning import plan
 from llm_proxy.gateway.privacy import recorded
 from llm_proxy.gateway.refusals import STORE_AWAY, Refusal

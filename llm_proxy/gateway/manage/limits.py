@@ -1,6 +1,6 @@
 """Limits: what everybody together, a team, a user, an API key or an alias may use, and how much of it is used.
 
-Leaves out which of them hold for a call (`limiting_rules`) and counting (`limiting`).
+Leaves out which of them hold for a call (`limiting.rules`) and counting (`limiting`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from sqlalchemy import ColumnElement, Table, delete, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llm_proxy.gateway.facts import Scope
-from llm_proxy.gateway.limiting import Usage
-from llm_proxy.gateway.limiting_meters import KINDS, Span, Subject, What
+from llm_proxy.gateway.limiting.limiter import Usage
+from llm_proxy.gateway.limiting.meters import KINDS, Span, Subject, What
 from llm_proxy.gateway.refusals import not_found
 from llm_proxy.gateway.routes import Access, Ask, Route
 from llm_proxy.gateway.store.audit import note

@@ -1,6 +1,6 @@
 """Limits and budgets: what holds for oneself and how much of it is used; for administrators all there are, and a form.
 
-Leaves out counting (`limiting`) and which limits hold (`limiting_rules`).
+Leaves out counting (`limiting`) and which limits hold (`limiting.rules`).
 """
 
 from __future__ import annotations

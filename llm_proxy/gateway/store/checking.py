@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llm_proxy.gateway.base_urls import BadBaseUrl, base_of
 from llm_proxy.gateway.facts import Provider
-from llm_proxy.gateway.limiting_shared import PATIENCE
+from llm_proxy.gateway.limiting.shared import PATIENCE
 from llm_proxy.gateway.sealing import CANARY, Sealer, Unreadable, WrongKey
 from llm_proxy.gateway.store import database, reaching, schema
 from llm_proxy.gateway.store.address import Address, StoreUnusable, address

@@ -2,7 +2,7 @@
 
 The table is read once and kept until something in the store changes. A user's own numbers and the settings are what
 holds for him where no row says another; a team's budget likewise. While the store is away, what was read last holds.
-Leaves out counting (`limiting_meters`) and changing limits (`manage.limits`).
+Leaves out counting (`limiting.meters`) and changing limits (`manage.limits`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import select
 
 from llm_proxy.gateway.facts import Alias, Caller
-from llm_proxy.gateway.limiting_meters import KINDS, Meter, Subject
+from llm_proxy.gateway.limiting.meters import KINDS, Meter, Subject
 from llm_proxy.gateway.store.schema import limits, teams
 
 if TYPE_CHECKING:

@@ -2,14 +2,14 @@
 
 A meter is a hash (`sum` of the last minute; `period`, `count` and when that was `seeded`; what is `held`), a list
 `:uses` of "microseconds amount" of the last minute, and a set `:holds` of "amount:call" by the microsecond at which the
-lease ends. Every key of one gateway has the same hash tag. Leaves out who runs them (`limiting_shared`).
+lease ends. Every key of one gateway has the same hash tag. Leaves out who runs them (`limiting.shared`).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from llm_proxy.gateway.limiting_meters import Span
+from llm_proxy.gateway.limiting.meters import Span
 
 SPANS: Final = {Span.MINUTE: "w", Span.DAY: "d", Span.MONTH: "m", Span.NOW: "n"}
 UNKNOWN: Final = -1  # of a calendar's meter: the store is to be asked for what it has held already

@@ -1,7 +1,7 @@
 """What somebody has used in a day or a month as the store knows it: requests, tokens or money, from `request_logs`.
 
 Where the store does not say in time it is 0: a limit never stops the traffic because something of ours is down. Leaves
-out what is counted since (`limiting_local`, `limiting_shared`).
+out what is counted since (`limiting.local`, `limiting.shared`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, distinct, func, not_, or_, select
 
-from llm_proxy.gateway.limiting_meters import Meter, Subject, What, bounds
+from llm_proxy.gateway.limiting.meters import Meter, Subject, What, bounds
 from llm_proxy.gateway.store.schema import model_aliases, request_logs
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """What is limited and counted: the kinds of limits, a meter for each that holds for somebody, what a call wants of it.
 
 A meter is what was used in its span, and what calls under way hold of it: a call's tokens and money are known only
-after it, so it holds an estimate until then. Leaves out whose limits there are (`limiting_rules`) and counting
-(`limiting_local`, `limiting_shared`).
+after it, so it holds an estimate until then. Leaves out whose limits there are (`limiting.rules`) and counting
+(`limiting.local`, `limiting.shared`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Nothing waits between looking and counting, so limits are exact. What a day or month has already held is the store's to
 say, at first and then every few seconds, because other processes may write there too. Leaves out how machines share
-meters (`limiting_shared`), which has the same rules in Redis.
+meters (`limiting.shared`), which has the same rules in Redis.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from llm_proxy.gateway.limiting_meters import MINUTE, Meter, Span, Standing, Verdict, Want, left_of, period
-from llm_proxy.gateway.limiting_sums import Sums
+from llm_proxy.gateway.limiting.meters import MINUTE, Meter, Span, Standing, Verdict, Want, left_of, period
+from llm_proxy.gateway.limiting.sums import Sums
 
 REFRESH: Final = 5.0  # seconds after which the store is asked again, while calls go on by what is known
 STALE: Final = 30.0  # seconds after which a call waits for what it says

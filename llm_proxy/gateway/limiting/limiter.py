@@ -1,8 +1,8 @@
 """What a call may use: requests, tokens, streams and money, by the limits of everybody, a user, team, key and alias.
 
 All that fit hold, and a call is counted on all or on none. Tokens and money are estimated before it and settled after
-it, also where its caller leaves. Leaves out which limits hold (`limiting_rules`), counting (`limiting_local`,
-`limiting_shared`), estimates (`limiting_estimate`) and words (`limiting_words`).
+it, also where its caller leaves. Leaves out which limits hold (`limiting.rules`), counting (`limiting.local`,
+`limiting.shared`), estimates (`limiting.estimate`) and words (`limiting.words`).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import uuid4
 
-from llm_proxy.gateway import limiting_words as words
 from llm_proxy.gateway.costing import Prices
 from llm_proxy.gateway.facts import Alias, Attempt, Caller
-from llm_proxy.gateway.limiting_estimate import Estimate, Estimates
-from llm_proxy.gateway.limiting_local import LocalCounter
-from llm_proxy.gateway.limiting_meters import KINDS, Meter, Standing, Subject, Verdict, Want, What, left_of, period
-from llm_proxy.gateway.limiting_rules import Rules
-from llm_proxy.gateway.limiting_sums import Sums
+from llm_proxy.gateway.limiting import words
+from llm_proxy.gateway.limiting.estimate import Estimate, Estimates
+from llm_proxy.gateway.limiting.local import LocalCounter
+from llm_proxy.gateway.limiting.meters import KINDS, Meter, Standing, Subject, Verdict, Want, What, left_of, period
+from llm_proxy.gateway.limiting.rules import Rules
+from llm_proxy.gateway.limiting.sums import Sums
 from llm_proxy.wire.exposition import Sample, family
 
 if TYPE_CHECKING:
-    from llm_proxy.gateway.limiting_shared import SharedCounter
+    from llm_proxy.gateway.limiting.shared import SharedCounter
     from llm_proxy.gateway.options import Options, Secrets
     from llm_proxy.gateway.store.database import Store
 
@@ -216,7 +216,7 @@ def over(rules: Rules, alone: LocalCounter, store: Store, redis_url: str, prices
     """By what counts here alone, or together in that Redis. Raises ValueError."""
     if not redis_url:
         return Limiter(rules, alone, prices)
-    from llm_proxy.gateway.limiting_shared import SharedCounter
+    from llm_proxy.gateway.limiting.shared import SharedCounter
 
     return Limiter(rules, SharedCounter(redis_url, alone, store.account(0)), prices)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from llm_proxy.gateway.limiting_meters import MINUTE, Meter, Span, Standing, Subject, Verdict, Want, What, left_of
+from llm_proxy.gateway.limiting.meters import MINUTE, Meter, Span, Standing, Subject, Verdict, Want, What, left_of
 from llm_proxy.gateway.refusals import Refusal
 from llm_proxy.gateway.store.schema import NANO
 

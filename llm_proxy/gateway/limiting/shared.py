@@ -3,7 +3,7 @@
 A Redis that answers nobody for 50 ms is away, and what it reads much later it does not count. Meanwhile each machine
 counts by itself, says so in its log and its metrics, and tells Redis when it is back; no call waits to find that out.
 What a call holds is leased: a machine that was killed gives it back within `LEASE`. Leaves out what is counted
-(`limiting_meters`), how that is told (`limiting`), and the scripts (`limiting_scripts`).
+(`limiting.meters`), how that is told (`limiting`), and the scripts (`limiting.scripts`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from llm_proxy.gateway.limiting_local import LocalCounter
-from llm_proxy.gateway.limiting_meters import Meter, Standing, Verdict, Want, What, period
-from llm_proxy.gateway.limiting_scripts import RENEW, SETTLE, SPANS, TAKE, TOO_LATE, UNKNOWN
+from llm_proxy.gateway.limiting.local import LocalCounter
+from llm_proxy.gateway.limiting.meters import Meter, Standing, Verdict, Want, What, period
+from llm_proxy.gateway.limiting.scripts import RENEW, SETTLE, SPANS, TAKE, TOO_LATE, UNKNOWN
 from llm_proxy.wire.exposition import Sample, family
 
 log = logging.getLogger("llm_proxy.gateway")
