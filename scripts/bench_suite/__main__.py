@@ -25,6 +25,7 @@ ROWS = (
     "keeper",
     "loki",
     "gateway",
+    "team",
     "env",
     "service",
     "micro",

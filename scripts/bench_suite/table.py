@@ -72,6 +72,12 @@ LIMITS = {
     "gateway, 500 translated streams at once, lost": Limit(0, None, " streams"),
     "gateway, memory over 200,000 requests": Limit(120, None, " MB"),
     "gateway, memory, last quarter beside the second": Limit(1.05, None, " ×"),
+    "team, requests over the limit, 200 clients": Limit(0, 0, " requests"),
+    "team, revoked key, refused by all": Limit(1, None, " s"),
+    "team, PostgreSQL restarts, usage lost": Limit(0, 0, " rows"),
+    "team, PostgreSQL restarts, failed calls": Limit(0, 0, " calls"),
+    "team, Redis away, longest extra of a call": Limit(50, None, " ms"),
+    "team, requests/s, shared stores beside SQLite": Limit(0.7, None, " × SQLite", at_least=True),
     "failed over an upgrade, socket activation": Limit(0, 0, " calls"),
 }
 
