@@ -60,6 +60,7 @@ class Terminal:
         after = f"\ndeclare -p GATEWAY JSON SESSION > {kept}; declare -f field >> {kept}\n"
         done = subprocess.run(
             ["bash", "-c", self._typed + before + script + after],
+            cwd=self._environ["HOME"],
             env=self._environ,
             capture_output=True,
             text=True,
