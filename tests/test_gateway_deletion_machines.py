@@ -85,6 +85,29 @@ async def test_the_keeper_is_asked_until_it_has_answered_and_what_it_says_is_rep
     assert not list((tmp_path / "deletions").iterdir()) and not await one.hand_over()
 
 
+class Slow(Machine):
+    """Meanwhile the other process hands over what was asked for since."""
+
+    other: Machine
+
+    async def _report(self, *told):
+        await super()._report(*told)
+        await asked(self._store, 18)
+        assert await self.other.hand_over()
+
+
+async def test_what_another_process_has_handed_over_meanwhile_stays(store, tmp_path):
+    """The keeper may be at it: only files are taken away that were there before it was asked what is reported."""
+    slow = Slow(store, told(tmp_path))
+    slow.other = Machine(store, told(tmp_path))
+    name = f"{store.account(17).partition('.')[0]}-{await asked(store, 17)}"
+    assert await slow.hand_over()
+    answer(tmp_path, name, conversations=1)
+    await slow.hand_over()
+    (path,) = await files(tmp_path / "deletions")
+    assert path.name != f"{name}.ask"
+
+
 async def test_a_machine_that_was_away_does_it_when_it_is_back(store, store_url, tmp_path):
     """And one that hears of it does so at once, by the store's counter, without looking all the time."""
     away = Machine(store, told(tmp_path / "away"))

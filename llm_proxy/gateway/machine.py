@@ -15,7 +15,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -97,6 +97,7 @@ class Machine:
     async def hand_over(self) -> bool:
         """Ask the keeper for what is to be deleted, report what is. Gives whether something is still to come."""
         ours = exists().where(deletion_reports.c.deletion_id == deletions.c.id, deletion_reports.c.machine == self.id)
+        there = await asyncio.to_thread(self._files)
         async with self._store.reading() as connection:
             rows = (await connection.execute(select(deletions).where(~ours).order_by(deletions.c.id))).all()
         waiting = set()
@@ -106,7 +107,7 @@ class Machine:
                 waiting.add(_name(row.account, row.id))
             else:
                 await self._report(row.id, report)
-        await asyncio.to_thread(self._tidy, waiting)
+        await asyncio.to_thread(_tidy, there, waiting)
         return bool(waiting)
 
     async def _report(self, deletion: int, report: Report) -> None:
@@ -139,13 +140,20 @@ class Machine:
             _put(path.with_name(path.name + ASK), msgspec.json.encode(asked))
         return None
 
-    def _tidy(self, waiting: Collection[str]) -> None:
-        """What is reported needs no files any more; the question goes first, because alone it would be asked again."""
+    def _files(self) -> list[Path]:
+        """Those there are; the question stands before the answer."""
         ours = _name(self._store.account(0), "*")
-        for pattern in (ours + ASK, ours):
-            for path in self._folder.glob(pattern):
-                if path.name.partition(".")[0] not in waiting:
-                    path.unlink(missing_ok=True)
+        return [path for pattern in (ours + ASK, ours) for path in self._folder.glob(pattern)]
+
+
+def _tidy(there: Sequence[Path], waiting: Collection[str]) -> None:
+    """What is reported needs no files any more; the question goes first, because alone it would be asked again.
+
+    Of those that were there before the store was asked: another process may have handed over newer ones since.
+    """
+    for path in there:
+        if path.name.partition(".")[0] not in waiting:
+            path.unlink(missing_ok=True)
 
 
 def _name(account: str, deletion: object) -> str:
