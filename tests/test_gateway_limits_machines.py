@@ -207,6 +207,28 @@ async def test_a_call_whose_caller_leaves_while_redis_is_asked_holds_nothing(mon
     await limiter.close()
 
 
+async def test_what_nobody_has_told_is_not_taken_for_told(monkeypatch, redis, sqlite):
+    """Too much is owed and the oldest is given up while Redis is being told of it: the newest is told all the same."""
+    monkeypatch.setattr(limiting_shared, "PATIENCE", 60.0)
+    monkeypatch.setattr(limiting_shared, "_MOST_OWED", 3)
+    await limit(sqlite, "user", 1, tokens_day=10**6)
+    limiter = over(sqlite, redis.url)
+    ending = [await limiter.take(caller(), asks()) for _ in range(4)]
+    for held in ending:
+        held.note(attempt(10))
+    redis.freeze()
+    for held in ending[:3]:
+        held.close()
+    await asyncio.sleep(0)  # they are on their way
+    ending[3].close()
+    assert limiter.counter.lost == 1
+    redis.thaw()
+    await asyncio.gather(limiter.counter._tell(), settled(limiter))
+    (seen,) = await limiter.look(await limiter.rules.of(caller()))
+    assert (seen.used, seen.held) == (40, 0)
+    await limiter.close()
+
+
 async def test_a_limit_that_is_changed_holds_on_every_machine(redis, sqlite):
     """Half a second later at most, by the store's counter; what was counted stays."""
     await limit(sqlite, "user", 1, requests_day=2)

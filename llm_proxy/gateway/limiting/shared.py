@@ -79,6 +79,7 @@ class SharedCounter:
         self._queue: deque[tuple[_Asking, list[str], list[str | int]]] = deque()
         self._sending: asyncio.Task[None] | None = None
         self._owed: deque[_Debt] = deque()
+        self._turn = asyncio.Lock()  # of telling what is owed
         self._holding: dict[str, Sequence[Want]] = {}
         self._draining: asyncio.Task[None] | None = None
         self._recovering: asyncio.Task[None] | None = None
@@ -326,19 +327,25 @@ class SharedCounter:
 
     async def _tell(self) -> None:
         """Redis has all that is owed. What it is told twice it counts once. Raises RedisError, OSError."""
-        while debts := list(islice(self._owed, _BATCH)):
-            async with self._redis.pipeline(transaction=False) as pipe:
+        async with self._turn:
+            while debts := list(islice(self._owed, _BATCH)):
+                await self._tell_of(debts)
+                self._heard = self._clock()
                 for debt in debts:
-                    at = 0.0 if self._offset is None else debt.at + self._offset + _FLUSHED
-                    arguments: list[str | int] = [debt.id, int(at * 1e6), _REMEMBERED]
-                    for meter, held, used in zip(debt.meters, debt.held, debt.used, strict=True):
-                        arguments += [SPANS[meter.kind.span], held, used]
-                    keys = [*map(self._key, debt.meters), f"{self._tag}:settled:{debt.id}{debt.again}"]
-                    await self._settle(keys=keys, args=arguments, client=pipe)
-                await pipe.execute()
-            self._heard = self._clock()
-            for _ in range(min(len(debts), len(self._owed))):
-                self._owed.popleft()
+                    if self._owed and self._owed[0] is debt:  # the oldest may have been given up meanwhile
+                        self._owed.popleft()
+
+    async def _tell_of(self, debts: Sequence[_Debt]) -> None:
+        """Raises RedisError, OSError."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for debt in debts:
+                at = 0.0 if self._offset is None else debt.at + self._offset + _FLUSHED
+                arguments: list[str | int] = [debt.id, int(at * 1e6), _REMEMBERED]
+                for meter, held, used in zip(debt.meters, debt.held, debt.used, strict=True):
+                    arguments += [SPANS[meter.kind.span], held, used]
+                keys = [*map(self._key, debt.meters), f"{self._tag}:settled:{debt.id}{debt.again}"]
+                await self._settle(keys=keys, args=arguments, client=pipe)
+            await pipe.execute()
 
     def _hold(self, id: str, wants: Sequence[Want]) -> None:
         self._holding[id] = wants
