@@ -175,6 +175,28 @@ def test_files_that_rest_are_copied_and_what_is_deleted_goes_there_too(bed, stor
     wrong.close()
 
 
+def test_a_file_that_cannot_be_read_keeps_no_other_from_being_copied(bed, storage, monkeypatch):
+    """It is counted, once however often it is tried, and copied when it can be read again."""
+    from llm_proxy.lanes import s3
+
+    monkeypatch.setattr(s3, "PAUSE", 0)
+    bed.make(12, per_session=4)
+    files = sorted(bed.logs.rglob("*.jsonl"))
+    damaged = files[0].with_name(files[0].name + ".zst")
+    files[0].rename(damaged)
+    for file in (damaged, *files[1:]):
+        os.utime(file, (time.time() - 100,) * 2)
+    sink = s3.S3(bed.logs, {"bucket": storage.bucket(), "machine": "m1", "after": 60, "state": str(bed.state)})
+    for _ in range(2):
+        sink.tend()
+        assert len(storage.objects) == 2 and sink.counted == {"copied": 2, "deleted": 0, "unreadable": 1}
+    damaged.write_bytes(log_reader.zstandard().compress(damaged.read_bytes()))
+    os.utime(damaged, (time.time() - 90,) * 2)
+    sink.tend()
+    assert len(storage.objects) == 3 and sink.counted == {"copied": 3, "deleted": 0, "unreadable": 0}
+    sink.close()
+
+
 # --- names of machines
 
 

@@ -47,7 +47,8 @@ class S3:
         self._ledger = Path(options["state"], "copies.db")
         self._next = 0.0
         self._versions = False  # whether the bucket keeps what is overwritten or deleted, as far as it has said
-        self.counted = {"copied": 0, "deleted": 0}
+        self._unreadable: set[str] = set()  # objects
+        self.counted = {"copied": 0, "deleted": 0, "unreadable": 0}
         try:
             self._client = s3_client.client(self._bucket)
         except ImportError as error:
@@ -88,11 +89,13 @@ class S3:
             seen = _look(self._folder / file)
             if seen is None or seen == known.get(name) or seen.changed > resting:
                 continue
-            self._copy(name, file)
+            if not self._could_copy(name, file):
+                continue
             ledger.execute("INSERT OR REPLACE INTO copies VALUES (?, ?, ?, ?)", (name, *seen))
-            self.counted["copied"] += 1
             if time.monotonic() > deadline:
                 return False
+        self._unreadable &= present.keys()
+        self.counted["unreadable"] = len(self._unreadable)
         # Behind the copies: what was compressed is there before its plain copy goes.
         for name in known.keys() - present.keys():
             self._delete(ledger, name)
@@ -111,6 +114,17 @@ class S3:
         self._do(lambda: self._client.delete_object(Bucket=self._bucket.name, Key=name))
         ledger.execute("DELETE FROM copies WHERE object = ?", (name,))
         self.counted["deleted"] += 1
+
+    def _could_copy(self, name: str, file: str) -> bool:
+        """One that cannot be read keeps none behind it from being copied; it is tried again at the next look."""
+        try:
+            self._copy(name, file)
+        except OSError:
+            self._unreadable.add(name)
+            return False
+        self._unreadable.discard(name)
+        self.counted["copied"] += 1
+        return True
 
     def _copy(self, name: str, file: str) -> None:
         with log_reader.opened(self._folder / file) as lines:
