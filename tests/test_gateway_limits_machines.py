@@ -229,6 +229,30 @@ async def test_what_nobody_has_told_is_not_taken_for_told(monkeypatch, redis, sq
     await limiter.close()
 
 
+async def test_an_error_that_nobody_foresaw_ends_no_sharing(monkeypatch, redis, sqlite, caplog):
+    """What tries until Redis is back and what renews leases go on; the log tells of it once a minute."""
+    monkeypatch.setattr(limiting_shared, "LEASE", 0.15)
+    monkeypatch.setattr(limiting_shared, "_AGAIN", 0.05)
+    await limit(sqlite, "user", 1, streams=2)
+    limiter = over(sqlite, redis.url)
+    counted = limiter.counter
+    held = await limiter.take(caller(), asks(stream=True))
+    counted._holding["broken"] = [None]
+    async with asyncio.timeout(30):
+        while "nobody foresaw" not in caplog.text:
+            await asyncio.sleep(0.01)
+        counted._trouble("a test")
+        await asyncio.sleep(0.3)
+        assert counted.is_away
+        del counted._holding["broken"]
+        while counted.is_away:
+            await asyncio.sleep(0.01)
+    assert not counted._renewing.done()
+    assert caplog.text.count("nobody foresaw") == 1
+    held.close()
+    await limiter.close()
+
+
 async def test_a_limit_that_is_changed_holds_on_every_machine(redis, sqlite):
     """Half a second later at most, by the store's counter; what was counted stays."""
     await limit(sqlite, "user", 1, requests_day=2)

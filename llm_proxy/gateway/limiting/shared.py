@@ -72,7 +72,7 @@ class SharedCounter:
         self._alone = alone
         self._tag = f"llm-proxy:{{{tag}}}"
         self._clock = clock
-        self._told = -math.inf
+        self._told = self._astonished = -math.inf
         self._heard = -math.inf
         self._offset: float | None = None  # of Redis' clock from ours, in seconds
         self._asking: set[_Asking] = set()
@@ -145,7 +145,16 @@ class SharedCounter:
         if self._draining is not None:
             await asyncio.wait({self._draining}, timeout=_SOCKET)
         tasks = [
-            task for task in (self._opening, self._draining, self._recovering, self._renewing, *self._asking) if task
+            task
+            for task in (
+                self._opening,
+                self._sending,
+                self._draining,
+                self._recovering,
+                self._renewing,
+                *self._asking,
+            )
+            if task
         ]
         for task in tasks:
             task.cancel()
@@ -360,6 +369,8 @@ class SharedCounter:
                     await self._renew_all()
                 except (RedisError, OSError) as error:
                     self._trouble(type(error).__name__)
+                except Exception:  # the next calls' leases are still to be renewed
+                    self._unforeseen()
 
     async def _renew_all(self) -> None:
         """Raises RedisError, OSError."""
@@ -384,6 +395,13 @@ class SharedCounter:
             self._told = now
             log.warning("Redis cannot be asked (%s): each machine limits requests by itself until it can", words)
 
+    def _unforeseen(self) -> None:
+        """Of the error that is being handled."""
+        now = self._clock()
+        if now - self._astonished >= _TOLD_EVERY:
+            self._astonished = now
+            log.exception("sharing limits by Redis met an error that nobody foresaw; it is tried again")
+
     async def _recovered(self) -> None:
         """Until Redis answers, and knows what was counted without it."""
         while True:
@@ -396,6 +414,8 @@ class SharedCounter:
                 break
             except (RedisError, OSError):
                 continue
+            except Exception:  # who gives up here never shares limits again
+                self._unforeseen()
         self._recovering = None
         log.warning("Redis answers: limits are shared again")
 
