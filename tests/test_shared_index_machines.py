@@ -197,6 +197,46 @@ def test_a_file_that_cannot_be_read_keeps_no_other_from_being_copied(bed, storag
     sink.close()
 
 
+def test_a_copy_that_a_kill_left_unnoted_is_deleted_and_those_in_another_bucket_are_named(bed, storage, monkeypatch):
+    """A copy is known before it is made; a bucket copied to before is neither touched nor kept silent about."""
+    from llm_proxy.lanes import s3
+    from llm_proxy.lanes.deleting import Gone
+
+    monkeypatch.setattr(s3, "PAUSE", 0)
+    bed.make(4, per_session=4)
+    (file,) = bed.logs.rglob("*.jsonl")
+    os.utime(file, (time.time() - 100,) * 2)
+    options = {"bucket": storage.bucket(), "machine": "m1", "after": 60, "state": str(bed.state)}
+    killed = s3.S3(bed.logs, options)
+
+    class Killed(BaseException):
+        pass
+
+    def dies(*given):
+        raise Killed
+
+    copy = killed._copy
+    monkeypatch.setattr(killed, "_copy", lambda *given: (copy(*given), dies()))
+    with pytest.raises(Killed):
+        killed.tend()
+    killed.close()
+    before = s3.S3(bed.logs, options | {"bucket": storage.bucket(name="before")})
+    before.tend()
+    before.close()
+    assert {name.partition("/")[0] for name in storage.objects} == {"kept", "before"}
+    lines = file.read_bytes()
+    file.unlink()
+    sink = s3.S3(bed.logs, options)
+    left = sink.forget(Gone({}, ()))
+    assert left == f"copies in the bucket before of {storage.url}, where nothing is copied to any more"
+    assert {name.partition("/")[0] for name in storage.objects} == {"before"}
+    file.write_bytes(lines)
+    os.utime(file, (time.time() - 100,) * 2)
+    sink.tend()  # copied here, whatever the other bucket has
+    assert {name.partition("/")[0] for name in storage.objects} == {"kept", "before"}
+    sink.close()
+
+
 # --- names of machines
 
 

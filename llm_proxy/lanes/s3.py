@@ -24,7 +24,9 @@ from llm_proxy.sinks import log_reader, s3_client
 PAUSE = 15.0  # seconds between two looks at all files
 _SLICE = 5.0  # seconds of copying, before something else has its turn
 _TABLE = """
-    CREATE TABLE IF NOT EXISTS copies (object TEXT PRIMARY KEY, inode INTEGER, size INTEGER, changed INTEGER)
+    CREATE TABLE IF NOT EXISTS copied (
+        bucket TEXT, object TEXT, inode INTEGER, size INTEGER, changed INTEGER, PRIMARY KEY (bucket, object)
+    )
 """
 
 
@@ -42,6 +44,7 @@ class S3:
     def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
         self._folder = folder
         self._bucket = s3_client.Bucket(**options["bucket"])
+        self._place = f"{self._bucket.name}|{self._bucket.endpoint}"
         self._prefix = f"{self._bucket.prefix}/{options['machine']}"
         self._after = float(options["after"])
         self._ledger = Path(options["state"], "copies.db")
@@ -72,26 +75,40 @@ class S3:
         """Copies of what has changed or gone here go; those of files that are still there come again when they rest."""
         with closing(sqlite3.connect(self._ledger, timeout=30, isolation_level=None)) as ledger:
             ledger.execute(_TABLE)
-            known, present = self._known(ledger), self._present()
-            for name, seen in known.items():
-                if name not in present or _look(self._folder / present[name]) != seen:
-                    self._delete(ledger, name)
-        return f"older versions of copies in the bucket {self._bucket.name}, which keeps them" if self._versions else ""
+            present = self._present()
+
+            def gone_from(place: str) -> list[str]:
+                known = self._known(ledger, place).items()
+                return [one for one, seen in known if one not in present or self._look(present[one]) != seen]
+
+            for name in gone_from(self._place):
+                self._delete(ledger, name)
+            places = (place for (place,) in ledger.execute("SELECT DISTINCT bucket FROM copied ORDER BY 1"))
+            left = [
+                "copies in the bucket {} of {}, where nothing is copied to any more".format(*_told(place))
+                for place in [*places]
+                if place != self._place and gone_from(place)
+            ]
+        if self._versions:
+            left.append(f"older versions of copies in the bucket {self._bucket.name}, which keeps them")
+        return "; ".join(left)
 
     def close(self) -> None:
         self._client.close()
 
     def _bring(self, ledger: sqlite3.Connection, deadline: float) -> bool:
         """Whether it came to the end."""
-        known, present = self._known(ledger), self._present()
+        known, present = self._known(ledger, self._place), self._present()
         resting = (time.time() - self._after) * 1e9
         for name, file in present.items():
-            seen = _look(self._folder / file)
+            seen = self._look(file)
             if seen is None or seen == known.get(name) or seen.changed > resting:
                 continue
+            # Known before it is there: a copy that nobody knew of, after a kill, would outlive what it is of.
+            ledger.execute("INSERT OR IGNORE INTO copied VALUES (?, ?, 0, 0, 0)", (self._place, name))
             if not self._could_copy(name, file):
                 continue
-            ledger.execute("INSERT OR REPLACE INTO copies VALUES (?, ?, ?, ?)", (name, *seen))
+            ledger.execute("INSERT OR REPLACE INTO copied VALUES (?, ?, ?, ?, ?)", (self._place, name, *seen))
             if time.monotonic() > deadline:
                 return False
         self._unreadable &= present.keys()
@@ -103,16 +120,24 @@ class S3:
                 return False
         return True
 
-    def _known(self, ledger: sqlite3.Connection) -> dict[str, _Seen]:
-        return {row[0]: _Seen(*row[1:]) for row in ledger.execute("SELECT * FROM copies")}
+    def _known(self, ledger: sqlite3.Connection, place: str) -> dict[str, _Seen]:
+        found = ledger.execute("SELECT object, inode, size, changed FROM copied WHERE bucket = ?", (place,))
+        return {row[0]: _Seen(*row[1:]) for row in found}
 
     def _present(self) -> dict[str, str]:
         """File by object."""
         return {object_of(self._prefix, file): file for file in log_reader.files(self._folder)}
 
+    def _look(self, file: str) -> _Seen | None:
+        try:
+            found = os.lstat(self._folder / file)
+        except OSError:
+            return None
+        return _Seen(found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+
     def _delete(self, ledger: sqlite3.Connection, name: str) -> None:
         self._do(lambda: self._client.delete_object(Bucket=self._bucket.name, Key=name))
-        ledger.execute("DELETE FROM copies WHERE object = ?", (name,))
+        ledger.execute("DELETE FROM copied WHERE bucket = ? AND object = ?", (self._place, name))
         self.counted["deleted"] += 1
 
     def _could_copy(self, name: str, file: str) -> bool:
@@ -149,12 +174,10 @@ class S3:
         self._versions |= answer.get("VersionId", "null") != "null"
 
 
-def _look(path: Path) -> _Seen | None:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return _Seen(found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+def _told(place: str) -> tuple[str, str]:
+    """A bucket's name, and where it is."""
+    name, _, endpoint = place.partition("|")
+    return name, endpoint or "Amazon S3"
 
 
 def _length(lines: IO[bytes]) -> int:
