@@ -126,6 +126,16 @@ async def test_streams_at_once_are_limited_and_given_back(limiter, store):
     await refused(limiter, caller(), stream)
 
 
+async def test_no_call_uses_more_than_can_be_counted(limiter, store):
+    """Whatever a provider says it used: the next calls are counted by the same meters."""
+    await limit(store, "user", 1, tokens_day=10, tokens_minute=10, spend_month=10)
+    await spend(limiter, caller(), tokens=10**30, cost=1e30)
+    seen = [(one.meter.kind.name, one.used) for one in await limiter.look(await limiter.rules.of(caller()))]
+    assert sorted(seen) == [("spend_month", 10**15), ("tokens_day", 10**12), ("tokens_minute", 10**12)]
+    assert not getattr(limiter.counter, "is_away", False)
+    await refused(limiter, caller(), asks())
+
+
 async def test_what_was_held_too_much_is_given_back(limiter, store):
     """A call that fails, or whose caller leaves, uses what it used."""
     await limit(store, "user", 1, tokens_day=MOST_OUTPUT)

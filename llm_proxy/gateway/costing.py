@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from llm_proxy.gateway.facts import Attempt, Provider, ProviderKey
-from llm_proxy.gateway.store.schema import NANO
+from llm_proxy.gateway.store.schema import MOST_COST, NANO
 
 if TYPE_CHECKING:
     from llm_proxy.gateway.options import Options
@@ -52,7 +52,7 @@ class Prices:
     def cost(self, attempt: Attempt) -> int | None:
         """None where no price is known: that is never 0. Nothing is charged for what was not sent or not answered."""
         if attempt.cost is not None:
-            return round(attempt.cost * NANO)
+            return _billionths(attempt.cost)
         target, failed = attempt.target, attempt.status is None or attempt.status >= 400
         if target is None or attempt.api == _FREE:
             return 0
@@ -68,7 +68,11 @@ class Prices:
                 when_ns=int(attempt.at.timestamp() * 1e9),
                 seller=seller,
             )
-        return None if price.usd is None else round(price.usd * NANO)
+        return None if price.usd is None else _billionths(price.usd)
+
+
+def _billionths(usd: float) -> int:
+    return round(min(max(usd * NANO, 0), MOST_COST))
 
 
 def _seller(key: ProviderKey) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from llm_proxy.gateway.limiting.local import LocalCounter
 from llm_proxy.gateway.limiting.meters import KINDS, Meter, Standing, Subject, Verdict, Want, What, left_of, period
 from llm_proxy.gateway.limiting.rules import Rules
 from llm_proxy.gateway.limiting.sums import Sums
+from llm_proxy.gateway.store.schema import MOST_COST, MOST_TOKENS
 from llm_proxy.wire.exposition import Sample, family
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ class Limiter:
 
     def _settle(self, id: str, wants: Sequence[Want], attempts: Sequence[Attempt], cost: int) -> None:
         tokens = sum(attempt.usage.total for attempt in attempts)
-        used = {What.TOKENS: tokens, What.SPEND: cost}
+        used = {What.TOKENS: min(max(tokens, 0), MOST_TOKENS), What.SPEND: min(cost, MOST_COST)}
         self.counter.settle(id, wants, [used.get(want.meter.kind.what, 0) for want in wants])
 
     def _warn(self, near: Sequence[tuple[Meter, Standing]], verdict: Verdict, caller: Caller) -> None:

@@ -28,6 +28,9 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 
 NANO = 1_000_000_000  # of money
+# Of one call, whatever a provider writes: sums must fit into 64 bits.
+MOST_TOKENS = 10**12
+MOST_COST = 10**15  # billionths
 
 metadata = MetaData(
     naming_convention={
