@@ -268,6 +268,10 @@ def test_a_viewer_sees_the_same_and_no_more(made, shared_by_all, viewer):
         query = parse("the", END, UTC)
         found = [search.results(index, query, "newest", (0,), limit=500, seconds=30) for index in (own, shared)]
         assert found[0].counts == found[1].counts
+        pages = [search.results(index, query, "best", (0,), limit=4, seconds=30) for index in (own, shared)]
+        assert plain(pages[1]) == plain(pages[0])
+        hurried = [search._Search(index, query, (), 0.0, 1e12)._newest(1000) for index in (own, shared)]
+        assert len(hurried[0][0]) == len(hurried[1][0]) == len(found[0].sessions) and hurried[0][2] == hurried[1][2]
         for id in made.sessions.values():
             assert plain(threads.gists(shared, id)) == plain(threads.gists(own, id))
         accounts = {call.account for call in shared.calls(Filter())}

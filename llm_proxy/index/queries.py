@@ -161,7 +161,7 @@ class Hit:
     model: str
     role: str  # user, assistant, system, tool, or thinking
     pieces: tuple[tuple[str, bool], ...]
-    score: float  # higher is better
+    score: float  # higher is better; 0 where not everything is seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,20 +270,25 @@ class Index:
     def matches(
         self, asked: str, filter: Filter, limit: int, also: Sequence[str] = (), given: Mapping[str, Any] | None = None
     ) -> list[Hit]:
-        """Best first, of what FTS5 is asked (`search.asked_for`); `also` are conditions, `given` their values."""
+        """Best first, of what FTS5 is asked (`search.asked_for`); `also` are conditions, `given` their values.
+
+        Who does not see everything gets the newest first, without scores: these tell how rare words are in all texts.
+        """
         if not asked:
             return []
         about_session, about_call, values = _where(filter)
         about_call += also
         values |= given or {}
+        everything = self.viewer.sees_everything
+        score, order = ("words.rank", "words.rank") if everything else ("0.0", "calls.started DESC, texts.key")
         # CROSS JOIN: in order of rank, and no further than needed.
         query = f"""
-            SELECT words.rowid, words.rank, calls.id, sessions.id, calls.seq, calls.started, sessions.provider,
+            SELECT words.rowid, {score}, calls.id, sessions.id, calls.seq, calls.started, sessions.provider,
                 sessions.project, calls.model, texts.role
             FROM words CROSS JOIN messages ON messages.text = words.rowid
             CROSS JOIN calls ON calls.key = messages.call CROSS JOIN sessions ON sessions.key = messages.session
             CROSS JOIN texts ON texts.id = words.rowid
-            WHERE words MATCH :asked AND {_all(about_session + about_call)} ORDER BY words.rank
+            WHERE words MATCH :asked AND {_all(about_session + about_call)} ORDER BY {order}
         """
         found: dict[int, tuple[Any, ...]] = {}
         for row in self._rows(query, values | {"asked": asked}):

@@ -149,26 +149,34 @@ def results(
 ) -> Results:
     """Sessions with hits behind the cursor `before`. `ages`: since when a hit is of today, of 7 days, of 30 days.
 
-    Takes about `seconds` at most. Raises ValueError where `before` is no cursor.
+    Who does not see everything gets the newest first: how rare a word is, and when a text came first, tell of texts
+    that he may not read. Takes about `seconds` at most. Raises ValueError where `before` is no cursor.
     """
     return _Search(index, query, ages, time.monotonic(), seconds).page(sort, _cursor(before), limit)
 
 
-def _cursor(before: str) -> tuple[float, int] | None:
+def _cursor(before: str) -> _Cursor | None:
     if not before:
         return None
-    match = re.fullmatch(r"(-?\d{1,20}(?:\.\d{1,20})?(?:e-?\d{1,3})?)_(\d{1,18})", before, re.ASCII)
+    match = re.fullmatch(r"(-?\d{1,20}(?:\.\d{1,20})?(?:e-?\d{1,3})?)_(\w[\w.-]{0,127})", before, re.ASCII)
     if match is None:
         raise ValueError(before)
-    return float(match[1]) if "." in match[1] or "e" in match[1] else int(match[1]), int(match[2])
+    return float(match[1]) if "." in match[1] or "e" in match[1] else int(match[1]), match[2]
 
 
+# Where hits are looked for first: in all words, or in calls as they came.
+_BY_WORD = "FROM words CROSS JOIN messages ON messages.text = words.rowid"
+_BY_TIME = (
+    "FROM calls CROSS JOIN messages ON messages.session = calls.session AND messages.call = calls.key"
+    " CROSS JOIN words ON words.rowid = messages.text"
+)
 # Tables in the order in which rows are found; those that nobody asks are left out.
 _TABLES = (
     ("calls", "CROSS JOIN calls ON calls.key = messages.call"),
     ("sessions", "CROSS JOIN sessions ON sessions.key = messages.session"),
     ("texts", "CROSS JOIN texts ON texts.id = words.rowid"),
 )
+_Cursor = tuple[float, str]  # the place of a session's first hit, and by what it is told from others of that place
 # What hits are put in order by, smaller first.
 _PLACE = {"best": "words.rank", "newest": "-coalesce(calls.started, 0)"}
 
@@ -183,14 +191,17 @@ class _Search:
         self._where = "".join(f" AND {one}" for one in where)
         self._values["asked"] = self._asked
         self._ages = ages
+        self._sees_everything = index.viewer.sees_everything
         named = any(term.name == "session" for term in query.terms)
         self._per_session = OF_ONE_SESSION if named else PER_SESSION
         self._began, self._seconds = began, seconds
 
-    def page(self, sort: Sort, before: tuple[float, int] | None, limit: int) -> Results:
+    def page(self, sort: Sort, before: _Cursor | None, limit: int) -> Results:
         if not self._asked:
             return Results((), Counts(0, 0, (), (), (), ()), None, "")
         covers: int | None = None
+        if not self._sees_everything:
+            sort = "newest"
         try:
             self._until(_FIRST)
             sessions, after = self._group(self._ordered(sort), before, limit)
@@ -219,33 +230,34 @@ class _Search:
 
     # -- which
 
-    def _hits(self, columns: str, behind: str) -> Iterator[tuple[Any, ...]]:
+    def _hits(self, columns: str, behind: str, found: str = _BY_WORD) -> Iterator[tuple[Any, ...]]:
         """One row per hit and session, of what is asked for."""
-        joins = " ".join(join for table, join in _TABLES if f"{table}." in columns + self._where + behind)
-        return self._rows(
-            f"SELECT {columns} FROM words CROSS JOIN messages ON messages.text = words.rowid {joins}"
-            f" WHERE words MATCH :asked{self._where} {behind}"
-        )
+        needed = columns + self._where + behind
+        joins = " ".join(join for table, join in _TABLES if f"{table}." in needed and f"FROM {table} " not in found)
+        return self._rows(f"SELECT {columns} {found} {joins} WHERE words MATCH :asked{self._where} {behind}")
 
     def _ordered(self, sort: Sort) -> Iterator[tuple[Any, ...]]:
-        # By rank alone: FTS5 then gives the hits one by one in that order, and no further than needed.
-        return self._hits(f"{_PLACE[sort]}, words.rowid, messages.session, messages.call", f"ORDER BY {_PLACE[sort]}")
+        place, hit = _PLACE[sort], "words.rowid, messages.session, messages.call"
+        if self._sees_everything:
+            # By rank alone: FTS5 then gives the hits one by one in that order, and no further than needed.
+            return self._hits(f"{place}, words.rowid, {hit}", f"ORDER BY {place}")
+        return self._hits(f"{place}, sessions.id, {hit}", f"ORDER BY {place}, sessions.id, texts.key")
 
     def _group(
-        self, rows: Iterator[tuple[Any, ...]], before: tuple[float, int] | None, limit: int
+        self, rows: Iterator[tuple[Any, ...]], before: _Cursor | None, limit: int
     ) -> tuple[dict[int, list[tuple[int, int]]], str]:
         """(text, call) of hits by session, and the cursor. A session stands where its first hit does."""
         sessions: dict[int, list[tuple[int, int]]] = {}
         earlier: set[int] = set()
         last, more, read = "", False, 0
         behind = before is None
-        for place, hit, session, call in rows:
-            if before is not None and not behind and (place, hit) != before and place <= before[0]:
+        for place, tie, hit, session, call in rows:
+            if before is not None and not behind and (place, str(tie)) != before and place <= before[0]:
                 earlier.add(session)
                 continue
             if not behind:
                 behind = True
-                if (place, hit) == before:
+                if (place, str(tie)) == before:
                     earlier.add(session)
                     continue
             if session in earlier:
@@ -259,7 +271,7 @@ class _Search:
                         break
                     continue
                 hits = sessions[session] = []
-                last = f"{place!r}_{hit}"
+                last = f"{place!r}_{tie}"
             if len(hits) < self._per_session:
                 hits.append((hit, call))
         return sessions, last if more else ""
@@ -269,7 +281,11 @@ class _Search:
         sessions: dict[int, list[tuple[int, int]]] = {}
         oldest = 0
         self._until(_SECOND)
-        rows = self._hits("words.rowid, messages.session, messages.call, calls.started", "ORDER BY words.rowid DESC")
+        columns = "words.rowid, messages.session, messages.call, calls.started"
+        if self._sees_everything:
+            rows = self._hits(columns, "ORDER BY words.rowid DESC")
+        else:
+            rows = self._hits(columns, "ORDER BY calls.started DESC, texts.key", _BY_TIME)
         try:
             for hit, session, call, started in rows:
                 oldest = started or oldest

@@ -49,6 +49,7 @@ class Found:
     hits: int | None  # None: not counted, the time ran out
     in_sessions: int | None
     covers_ns: int | None
+    ranked: bool  # whether it may be put in order of rank
     facets: tuple[Facet, ...]
     took_ms: int
     command: str
@@ -61,7 +62,7 @@ def view(record: Record, asked: Asked) -> Found:
     try:
         query = syntax.parse(typed, asked.now.timestamp(), asked.zone)
     except syntax.BadQuery as error:
-        return Found(typed, "", str(error), (), 0, 0, None, (), 0, "", "")
+        return Found(typed, "", str(error), (), 0, 0, None, False, (), 0, "", "")
     today = asked.now.astimezone(asked.zone).date()
     ages = tuple(bounds(asked, today - timedelta(days=days - 1), today)[0] for days, _, _ in AGES)
     try:
@@ -85,6 +86,7 @@ def view(record: Record, asked: Asked) -> Found:
         hits=counts.hits if counts else None,
         in_sessions=counts.sessions if counts else None,
         covers_ns=found.covers_ns,
+        ranked=record.index.viewer.sees_everything,
         facets=_facets(typed, counts) if counts else (),
         took_ms=round((time.monotonic() - began) * 1000),
         command=shlex.join(["llm-proxy", "search", typed]),
