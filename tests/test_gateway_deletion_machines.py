@@ -6,23 +6,27 @@ import sqlite3
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from llm_proxy.gateway.machine import Machine
+from llm_proxy.gateway.manage import deletions
 from llm_proxy.gateway.options import Options
+from llm_proxy.gateway.routes import Ask
 from llm_proxy.gateway.store import schema
 from tests.fakeprovider.answers import SENTENCE
 from tests.gatewaybed import a_gateway
 from tests.gatewaystore import opened
+from tests.test_gateway_usage import attempt, caller, note
 
 WORDS = "".join(SENTENCE)
 CHAT = "/v1/chat/completions"
 
 
 def told(folder, **more):
-    return Options("", "", str(folder), version="9.9", public_url="https://gw.example", **more)
+    return Options("", "", str(folder), version="9.9", public_url="https://gw.example", logs="/logs", **more)
 
 
 async def rows(store, table):
@@ -70,7 +74,10 @@ async def test_the_keeper_is_asked_until_it_has_answered_and_what_it_says_is_rep
     name = f"{store.account(17).partition('.')[0]}-{number}"
     (path,) = (tmp_path / "deletions").iterdir()
     ns = int(before.timestamp()) * 10**9 + 250_001_000
-    assert json.loads(path.read_text()) == {"id": name, "account": store.account(17), "before": ns}
+    asks = {"id": name, "account": store.account(17), "before": ns, "logs": "/logs"}
+    assert json.loads(path.read_text()) == asks
+    path.write_text(json.dumps(asks | {"logs": "/moved"}))
+    assert await two.hand_over() and json.loads(path.read_text()) == asks
     assert path.name == f"{name}.ask" and path.stat().st_mode & 0o777 == 0o600
     path.unlink()
     assert await two.hand_over() and path.exists()
@@ -149,6 +156,33 @@ async def test_until_now_is_by_the_stores_clock(store):
         if store.dialect == "postgresql":
             (theirs,) = (await connection.exec_driver_sql("SELECT clock_timestamp()")).one()
             assert found < theirs and theirs != await _clock(connection)
+
+
+# --- words of errors
+
+
+async def test_the_words_of_errors_go_with_the_conversations(store, tmp_path):
+    """Of calls begun before: those in the usage log, what is written later, and what another process wrote meanwhile."""
+    theirs = {"caller": caller(17), "ending": "upstream_failed", "error": "bad prompt: canary"}
+    before = attempt("r1", **theirs), attempt("r2", **theirs | {"caller": caller(18)})
+    await note(store, *before, attempt("r3", at=schema.now() + timedelta(hours=1), **theirs))
+    async with store.writing() as connection:
+        ask = Ask(SimpleNamespace(store=store), caller(17), {}, {}, None, "")
+        number = await deletions.order(ask, connection, 17)
+    await note(store, attempt("r4", **theirs))
+    assert [bool(row.error) for row in await logged(store)] == [False, True, True, False]
+
+    async with store.writing() as connection:
+        await connection.execute(update(schema.request_logs).values(error="canary"))
+    machine = Machine(store, told(tmp_path))
+    assert await machine.hand_over()
+    answer(tmp_path, f"{store.account(17).partition('.')[0]}-{number}", conversations=1)
+    assert not await machine.hand_over()
+    assert [bool(row.error) for row in await logged(store)] == [False, True, True, False]
+
+
+async def logged(store):
+    return sorted(await rows(store, schema.request_logs), key=lambda row: row.id)
 
 
 # --- a whole gateway

@@ -419,9 +419,9 @@ async def test_a_team_is_told_what_was_spent(sqlite, tmp_path):
 # --- /manage/usage
 
 
-def around(store):
+def around(store, **more):
     """What the route needs of a site."""
-    return SimpleNamespace(store=store, usage=UsageLog(store, "/nowhere", PRICES))
+    return SimpleNamespace(store=store, usage=UsageLog(store, "/nowhere", PRICES), options=Options("", "", "", **more))
 
 
 async def ask_usage(store, who=None, **query):

@@ -31,9 +31,15 @@ ADMIN = caller(1, Role.ADMIN)
 MINI = target(model="gpt-4o-mini")
 
 
-def ask(store, who=None, accept="", **query):
+def ask(store, who=None, accept="", sees="metadata", **query):
     return Ask(
-        around(store), who or caller(), {}, {name.rstrip("_"): one for name, one in query.items()}, None, "", accept
+        around(store, admin_sees=sees),
+        who or caller(),
+        {},
+        {name.rstrip("_"): one for name, one in query.items()},
+        None,
+        "",
+        accept,
     )
 
 
@@ -139,6 +145,23 @@ async def test_usage_of_one_thing(store):
         1,
     ]
     assert await found(project="' OR 1=1 --") == 0
+
+
+async def test_words_of_errors_of_others_are_for_those_who_see_all(store):
+    """A provider's may repeat what was asked; one's own are told, and of others' a code is."""
+    failed = {"status": 400, "ending": "upstream_failed", "caller": caller(7)}
+    words = "bad prompt: canary", "canary", "model_not_found", "server"
+    await note(store, *(attempt(f"r{n}", error=one, **failed) for n, one in enumerate(words)))
+
+    async def told(*who, **more):
+        page = await usage_calls.calls(ask(store, *who, **more))
+        return [one.error for one in sorted(page.calls, key=lambda one: one.request_id)]
+
+    assert await told(caller(7)) == await told(ADMIN, all="true", sees="full") == list(words)
+    for sees in ("none", "metadata", "redacted"):
+        assert await told(ADMIN, user="7", sees=sees) == ["", "", "model_not_found", "server"]
+    document = await usage_calls.calls(ask(store, ADMIN, "text/csv", all="true"))
+    assert "canary" not in str(document) and "model_not_found" in str(document)
 
 
 # --- over time

@@ -26,7 +26,8 @@ from sqlalchemy import exists, select
 from llm_proxy.gateway.options import Options
 from llm_proxy.gateway.store.audit import note
 from llm_proxy.gateway.store.database import Store, StoreAway
-from llm_proxy.gateway.store.schema import deletion_reports, deletions, machines, now
+from llm_proxy.gateway.store.schema import deletion_reports, deletions, machines, now, request_logs
+from llm_proxy.gateway.store.wordless import wordless
 
 log = logging.getLogger("llm_proxy.gateway")
 
@@ -56,6 +57,7 @@ class Machine:
         self._store = store
         self._options = options
         self._folder = Path(options.state) / "deletions"
+        self._asked: set[str] = set()  # by us
         self._news = asyncio.Event()
         self._waiting = True
         self._beats_at = 0.0
@@ -106,16 +108,17 @@ class Machine:
             if report is None:
                 waiting.add(_name(row.account, row.id))
             else:
-                await self._report(row.id, report)
+                await self._report(row.id, row.user_id, report)
         await asyncio.to_thread(_tidy, there, waiting)
         return bool(waiting)
 
-    async def _report(self, deletion: int, report: Report) -> None:
+    async def _report(self, deletion: int, user_id: int, report: Report) -> None:
         values = {"done_at": datetime.fromtimestamp(report.at, UTC), "conversations": report.conversations}
         made = self._store.insert(deletion_reports).values(
             deletion_id=deletion, machine=self.id, left=report.left, **values
         )
         async with self._store.writing() as connection:
+            await connection.execute(wordless(request_logs.c.user_id == user_id))  # what was being written meanwhile
             written = await connection.execute(made.on_conflict_do_nothing())
             if written.rowcount:  # another process of ours may have been quicker
                 told = {"machine": self.id, "conversations": report.conversations, "left": report.left}
@@ -133,11 +136,13 @@ class Machine:
         except msgspec.MsgspecError as error:
             log.error("%s%s is not the keeper's, and is asked for again: %s", path, DONE, error)
             path.with_name(path.name + DONE).unlink(missing_ok=True)
-        if not path.with_name(path.name + ASK).exists():
+        # One of a life before may mean a log folder that nobody writes any more.
+        if path.name not in self._asked or not path.with_name(path.name + ASK).exists():
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             before = (row.before - _EPOCH) // timedelta(microseconds=1) * 1000
-            asked = {"id": path.name, "account": row.account, "before": before}
+            asked = {"id": path.name, "account": row.account, "before": before, "logs": self._options.logs}
             _put(path.with_name(path.name + ASK), msgspec.json.encode(asked))
+            self._asked.add(path.name)
         return None
 
     def _files(self) -> list[Path]:

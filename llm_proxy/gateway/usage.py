@@ -29,12 +29,14 @@ from llm_proxy.gateway.facts import Attempt, Caller, Provider, ProviderKey, Role
 from llm_proxy.gateway.noted import Noted, left_behind
 from llm_proxy.gateway.spool import Row, Spool
 from llm_proxy.gateway.store.database import StoreAway
-from llm_proxy.gateway.store.schema import request_logs
+from llm_proxy.gateway.store.schema import MOST_TOKENS, request_logs
+from llm_proxy.gateway.store.wordless import wordless
 from llm_proxy.wire.exposition import Sample, family
 
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
     from sqlalchemy.dialects import postgresql, sqlite
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from llm_proxy.gateway.store.database import Store
 
@@ -49,7 +51,6 @@ _AGAIN: Final = 2.0  # seconds until a store that is away is tried again
 _LOOK: Final = 10.0  # seconds between two looks at what killed processes left behind
 _MOST_WAITING: Final = 50_000  # attempts in memory; what comes beyond is counted as lost
 _TOLD_EVERY: Final = 60.0  # seconds between two lines about the same trouble
-_MOST_TOKENS: Final = 10**12  # of one attempt: sums must fit into 64 bits, whatever a provider writes
 _WIDTHS: Final = {
     column.name: column.type.length
     for column in request_logs.c
@@ -222,6 +223,7 @@ class UsageLog:
             for start in range(0, len(rows), _AT_ONCE):
                 values = [self._inserting.values(one) for one in rows[start : start + _AT_ONCE]]
                 await connection.exec_driver_sql(self._inserting.text, values)
+            await _forget(connection, rows)
 
     async def _insert_singly(self, rows: Sequence[Row]) -> None:
         """Raises StoreAway, TimeoutError. A row that lacks columns gets what the schema says of them."""
@@ -229,6 +231,7 @@ class UsageLog:
             try:
                 async with asyncio.timeout(_PATIENCE), self._store.writing() as connection:
                     await connection.execute(self._statement(), [one])
+                    await _forget(connection, [one])
             except SQLAlchemyError as error:
                 self._lose(1, f"the store does not take {one.get('id')!r}: {type(error).__name__}")
                 self.counts["written"] -= 1
@@ -301,6 +304,12 @@ class UsageLog:
         if now - self._told >= _TOLD_EVERY:
             self._told = now
             log.warning(words, *values)
+
+
+async def _forget(connection: AsyncConnection, rows: Sequence[Row]) -> None:
+    """The words of errors of calls that ended, or come from a file, after their user had them deleted."""
+    if ids := [one["id"] for one in rows if one.get("error")]:
+        await connection.execute(wordless(request_logs.c.id.in_(ids)))
 
 
 class _Inserting:
@@ -456,7 +465,7 @@ def _restored(found: Row) -> Row | None:
 
 
 def _tokens(count: int) -> int:
-    return min(max(count, 0), _MOST_TOKENS)
+    return min(max(count, 0), MOST_TOKENS)
 
 
 def _text(text: str, width: int) -> str:

@@ -1,6 +1,6 @@
 """Conversations deleted for good, wherever they are recorded: asked for here, done by every machine, told by each.
 
-Leaves out how a machine does it (`machine`, the keeper). What was used stays: it names nothing that was said.
+Leaves out how a machine does it (`machine`, the keeper). What was used stays, without the words of errors.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from llm_proxy.gateway.refusals import Refusal, not_found
 from llm_proxy.gateway.routes import Access, Ask, Route
 from llm_proxy.gateway.store.audit import note
 from llm_proxy.gateway.store.schema import deletion_reports, deletions, machines, now, request_logs, users
+from llm_proxy.gateway.store.wordless import wordless
 
 MOST: Final = 1000  # that are listed, the latest
 AWAY: Final = timedelta(seconds=3 * BEAT)
@@ -84,6 +85,7 @@ async def order(ask: Ask, connection: AsyncConnection, user_id: int, before: dat
     )
     number = await connection.scalar(made.returning(deletions.c.id))
     assert number is not None
+    await connection.execute(wordless(request_logs.c.user_id == user_id))
     await ask.site.store.changed(connection)
     await note(connection, ask, "conversations.delete", f"user:{user_id}", deletion=number, before=until.isoformat())
     return int(number)

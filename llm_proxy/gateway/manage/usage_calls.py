@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -14,14 +15,18 @@ from llm_proxy.gateway import tabular
 from llm_proxy.gateway.facts import Scope
 from llm_proxy.gateway.manage import asked
 from llm_proxy.gateway.manage.usage import FAILED, FILTERS, where
+from llm_proxy.gateway.privacy import Level, level
 from llm_proxy.gateway.routes import Access, Ask, Document, Route
 from llm_proxy.gateway.store.schema import NANO, api_keys, request_logs, teams, users
+from llm_proxy.gateway.translate.errors import Kind
 
 PATH: Final = "/manage/usage/calls"
 _PAGE: Final = 100
 _MOST: Final = 1000
 _LOG: Final = request_logs.c
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_KINDS: Final = frozenset(map(str, Kind))
+_CODE: Final = re.compile(r"[a-z]+(?:_[a-z]+)+", re.ASCII)  # of a refusal
 _CURSOR: Final = re.compile(r"(\d{1,17})_([\w.-]{1,48})", re.ASCII)
 
 
@@ -30,6 +35,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
     `request_id` is told to the caller too, and to the record. `status` is null where nothing was answered. Names are
     null where there is none, or what had it has been deleted; `cost` (US dollars) where no price is known. Seconds.
+    `error` of other users' calls is a code, or "", unless administrators see all that is recorded.
     """
 
     at: datetime
@@ -117,7 +123,16 @@ async def page(ask: Ask) -> Attempts:
     async with ask.site.store.reading() as connection:
         rows = (await connection.execute(query)).mappings().all()
     last = rows[limit - 1] if len(rows) > limit else None
-    return Attempts(calls=[_told(dict(row)) for row in rows[:limit]], next=_cursor(last) if last else None)
+    told = [_told(row | {"error": _error(ask, row)}) for row in map(dict, rows[:limit])]
+    return Attempts(calls=told, next=_cursor(last) if last else None)
+
+
+def _error(ask: Ask, row: Mapping[str, Any]) -> str:
+    """A provider's words may repeat what was asked: of others' calls they are not for every administrator."""
+    words: str = row["error"]
+    if row["user_id"] == ask.caller.user_id or level(ask.site.options.admin_sees) is Level.FULL:
+        return words
+    return words if words in _KINDS or _CODE.fullmatch(words) else ""
 
 
 def _before(ask: Ask) -> list[ColumnElement[bool]]:
