@@ -68,8 +68,8 @@ def write(place, *calls):
     place.settle()
 
 
-def ask(place, account, before=0, name="1a2b3c4d-1"):
-    asked = {"id": name, "account": account, "before": before or time.time_ns()}
+def ask(place, account, before=0, name="1a2b3c4d-1", **more):
+    asked = {"id": name, "account": account, "before": before or time.time_ns(), **more}
     draft = place.folder / "asked" / "draft"
     draft.write_text(json.dumps(asked))
     draft.rename(place.folder / "asked" / f"{name}.ask")
@@ -219,6 +219,32 @@ def test_asked_twice_and_for_several_each_is_answered_for_itself(place):
         wait(again.exists)
     assert [json.loads(path.read_text())["conversations"] for path in (*done, again)] == [1, 1, 0]
     assert found(place, "canary", "robin") == [] and found(place, "wren said")
+
+
+def test_only_keepers_of_the_log_folder_that_is_meant_answer(place):
+    """Another daemon of the same user, with a log folder of its own, is as deaf as one without a gateway."""
+    write(place, said(1, ANN, "canary", session="a"))
+    elsewhere = ask(place, ANN, name="a-1", logs=str(place.folder / "elsewhere"))
+    waiting = ask(place, ANN, name="a-2", logs=str(place.folder / "elsewhere"))
+    waiting.with_suffix(".logs").write_text(json.dumps({"at": 0, "conversations": 0, "left": ""}))
+    with place.running():
+        wait(lambda: place.snapshot().get("state") == "ok")
+        here = ask(place, BOB, name="b-1", logs=str(place.logs))
+        wait(here.exists)
+    assert not elsewhere.exists() and not waiting.exists() and found(place, "canary said")
+
+
+def test_only_keepers_of_a_daemon_with_a_gateway_are_asked():
+    """Neither those of a run with sinks of its own, nor the lanes of either."""
+    from llm_proxy.service import keeping, passing
+    from llm_proxy.settings import Settings
+
+    with_one, without = Settings(gateway_enabled=True, sinks=("sessions", "csv")), Settings()
+    given = keeping.options(with_one)
+    assert given.deletions.endswith("/gateway/deletions") and given.deletions == passing.options(with_one).deletions
+    assert passing.options(with_one, "target").name
+    assert (keeping.options(with_one, "target-1").deletions, passing.options(with_one, "target").deletions) == ("", "")
+    assert (keeping.options(without).deletions, passing.options(without).deletions) == ("", "")
 
 
 def test_killed_anywhere_it_is_done_in_the_end(place):

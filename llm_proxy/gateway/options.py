@@ -40,6 +40,7 @@ class Options:
     trusted_proxies: tuple[str, ...] = ()  # networks whose X-Forwarded-For is believed
     prices: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()  # (model, ((class, USD), ...))
     price_data: str = ""  # the stored list, "" for the one that came with the package
+    logs: str = ""  # the log folder of the keeper that deletes, "" for whichever
     workers: tuple[str, ...] = ()  # the sockets of all processes of this machine, where there are several
 
     def to_json(self) -> str:

@@ -140,13 +140,8 @@ class Deleting:
     # -- what is asked
 
     def _begin(self) -> _Pass | None:
-        asked = list(deletions.orders(self._folder))
         self._awaited = False
-        for order, files in asked:
-            if LOGS in files:
-                self._conclude(order)
-        orders = [order for order, files in asked if LOGS not in files]
-        if not orders:
+        if not self._asked():
             return None
         lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
@@ -155,6 +150,14 @@ class Deleting:
             os.close(lock)
             return None
         try:
+            asked = self._asked()
+            for order, files in asked:
+                if LOGS in files:
+                    self._conclude(order)
+            orders = [order for order, files in asked if LOGS not in files]
+            if not orders:
+                os.close(lock)
+                return None
             for order in orders:
                 self._rules[order.account] = max(order.before, self._rules.get(order.account, 0))
             put(self._folder / RULES, msgspec.json.encode(self._rules))
@@ -164,6 +167,10 @@ class Deleting:
             os.close(lock)
             raise
         return _Pass(orders, lock, time.monotonic() + self._stands, _groups(self._root), counts)
+
+    def _asked(self) -> list[tuple[Order, set[str]]]:
+        """Of the keepers of our log folder."""
+        return [(order, files) for order, files in deletions.orders(self._folder) if order.means(self._root)]
 
     def _look_at_rules(self) -> None:
         """Another keeper may have been asked."""

@@ -148,6 +148,7 @@ def options(settings: Settings, *, socket: str, upstream: str) -> Options:
         trusted_proxies=settings.gateway_trusted_proxies,
         prices=settings.prices,
         price_data=paths.price_file(),
+        logs=settings.log_dir,
     )
 
 

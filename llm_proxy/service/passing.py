@@ -59,9 +59,9 @@ def of_journal(folder: str) -> str:
     return lanes if "-" in lanes else ""
 
 
-def deletions() -> str:
-    """The folder in which the gateway asks for conversations to be deleted."""
-    return f"{paths.data_folder()}/gateway/deletions"
+def deletions(settings: Settings, lanes: str) -> str:
+    """The folder in which our gateway asks for conversations to be deleted; "" for those who are not asked."""
+    return f"{paths.data_folder()}/gateway/deletions" if settings.gateway_enabled and not lanes else ""
 
 
 def deleting(settings: Settings) -> tuple[str, ...]:
@@ -133,7 +133,7 @@ def options(settings: Settings, door: str = "") -> Options:
         folder=settings.log_dir,
         sinks=listed,
         name=name(settings, door),
-        deletions=deletions(),
+        deletions=deletions(settings, name(settings, door)),
     )
 
 

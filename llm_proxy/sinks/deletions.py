@@ -18,11 +18,15 @@ ASK, PART, LOGS, CALLS, DONE = ".ask", ".part", ".logs", ".calls", ".done"
 
 
 class Order(msgspec.Struct, frozen=True):
-    """`before` is in nanoseconds since 1970. `id` names its files."""
+    """`before` is in nanoseconds since 1970. `id` names its files. `logs` is the log folder meant, "" for any."""
 
     id: str
     account: str
     before: int
+    logs: str = ""
+
+    def means(self, root: Path) -> bool:
+        return not self.logs or Path(self.logs).absolute() == root.absolute()
 
 
 class Report(msgspec.Struct, frozen=True):
