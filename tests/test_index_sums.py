@@ -103,6 +103,27 @@ def test_an_index_made_before_there_were_sums_gets_them(tmp_path: Path, monkeypa
     db.close()
 
 
+def test_an_upgrade_takes_all_calls_out_at_once(tmp_path: Path, monkeypatch):
+    """No trigger runs for each of what may be a million calls, and afterwards all of them are there."""
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "MIGRATIONS", database.MIGRATIONS[:3])
+        db = database.open_for_writing(tmp_path / "index.db")
+    made = "INSERT INTO calls (session, id, model) VALUES (1, ?, 'm')"
+    db.executemany(made, [(str(number),) for number in range(20)])
+    assert db.execute("SELECT calls FROM session_models").fetchall() == [(20,)]
+    ran: list[str] = []
+    db.set_trace_callback(ran.append)
+    database.migrate(db)
+    db.set_trace_callback(None)
+    assert len([one for one in ran if "DELETE FROM calls" in one]) == 1  # told again for each trigger that it runs
+    assert db.execute("SELECT count(*) FROM session_models").fetchone() == (0,)
+    new = database.open_for_writing(tmp_path / "new.db")
+    triggers = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' ORDER BY 1"
+    assert db.execute(triggers).fetchall() == new.execute(triggers).fetchall() != []
+    db.close()
+    new.close()
+
+
 @pytest.mark.parametrize("order", sums.ORDERS)
 def test_each_order_is_read_from_its_index(db, order):
     """No sort of all sessions for a page of fifty."""

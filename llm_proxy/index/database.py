@@ -79,7 +79,7 @@ MIGRATIONS = (
     + _READ_ALL_AGAIN,
     sums.MIGRATION,
     # Told of every call of the gateway, so all files are read again.
-    f"{sums.BY_ACCOUNT} DELETE FROM gists; {_READ_ALL_AGAIN}",
+    f"{sums.BY_ACCOUNT}; DELETE FROM gists; {_READ_ALL_AGAIN}; {sums.BY_ACCOUNT_KEPT}",
 )
 
 

@@ -99,6 +99,16 @@ _COUNTS = ", ".join(f"{name} INTEGER NOT NULL" for name in SUMS)
 _DELTA = ", ".join(f"{name} = {name} + {of.format('new')} - {of.format('old')}" for name, of in SUMS.items())
 _ALL = ", ".join(f"coalesce(sum({of.format('calls')}), 0)" for of in SUMS.values())
 
+_OF_MODELS = ("model_comes", "model_goes", "model_left", "model_taken")
+_MODEL_TRIGGERS = f"""
+    CREATE TRIGGER model_comes AFTER INSERT ON calls WHEN new.model != '' BEGIN {_USE_MODEL} END;
+    CREATE TRIGGER model_goes AFTER DELETE ON calls WHEN old.model != '' BEGIN {_LEAVE_MODEL} END;
+    CREATE TRIGGER model_left AFTER UPDATE OF model ON calls
+        WHEN old.model != '' AND new.model IS NOT old.model BEGIN {_LEAVE_MODEL} END;
+    CREATE TRIGGER model_taken AFTER UPDATE OF model ON calls
+        WHEN new.model != '' AND new.model IS NOT old.model BEGIN {_USE_MODEL} END;
+"""
+
 MIGRATION = f"""
     {"".join(f"ALTER TABLE sessions ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0;" for name in SUMS)}
     CREATE TABLE session_models (
@@ -109,13 +119,7 @@ MIGRATION = f"""
     UPDATE sessions SET ({", ".join(SUMS)}) = (SELECT {_ALL} FROM calls WHERE calls.session = sessions.key);
     INSERT INTO session_models SELECT session, model, count(*) FROM calls WHERE model != '' GROUP BY 1, 2;
 
-    CREATE TRIGGER model_comes AFTER INSERT ON calls WHEN new.model != '' BEGIN {_USE_MODEL} END;
-    CREATE TRIGGER model_goes AFTER DELETE ON calls WHEN old.model != '' BEGIN {_LEAVE_MODEL} END;
-    CREATE TRIGGER model_left AFTER UPDATE OF model ON calls
-        WHEN old.model != '' AND new.model IS NOT old.model BEGIN {_LEAVE_MODEL} END;
-    CREATE TRIGGER model_taken AFTER UPDATE OF model ON calls
-        WHEN new.model != '' AND new.model IS NOT old.model BEGIN {_USE_MODEL} END;
-
+    {_MODEL_TRIGGERS}
     {"".join(f"CREATE INDEX sessions_in_order_of_{name} ON sessions ({order}, id);" for name, order in ORDERS.items())}
     CREATE INDEX sessions_for_counts
         ON sessions (project, program, provider, branch, failed, cut, open, unpriced, last);
@@ -123,8 +127,10 @@ MIGRATION = f"""
     CREATE INDEX calls_by_pace ON calls (started, ttfb, total, model, session)
 """
 
-# Beside the sums by account it holds what made them without: this stood in the migration before.
+# Beside the sums by account it holds what made them without: this stood in the migration before. Between the two, all
+# calls may go, without a trigger run for each.
 BY_ACCOUNT = f"""
+    {"".join(f"DROP TRIGGER IF EXISTS {name};" for name in _OF_MODELS)}
     DROP TRIGGER IF EXISTS call_comes;
     DROP TRIGGER IF EXISTS call_changes;
     DROP TRIGGER IF EXISTS call_goes;
@@ -141,7 +147,10 @@ BY_ACCOUNT = f"""
         PRIMARY KEY (slot, model, account)
     ) WITHOUT ROWID;
     CREATE INDEX slots_by_account ON slots (account, slot) WHERE account != '';
-
+    DELETE FROM session_models
+"""
+BY_ACCOUNT_KEPT = f"""
+    {_MODEL_TRIGGERS}
     CREATE TRIGGER call_comes AFTER INSERT ON calls BEGIN
         UPDATE sessions SET {_change("+", "new")} WHERE key = new.session;
         {_add_to("slots", _slots("new"), "new")}
