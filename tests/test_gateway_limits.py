@@ -14,6 +14,7 @@ from sqlalchemy import update
 from llm_proxy.gateway.limiting import limiter as limiting
 from llm_proxy.gateway.limiting import local as limiting_local
 from llm_proxy.gateway.limiting import shared as limiting_shared
+from llm_proxy.gateway.limiting import sums as limiting_sums
 from llm_proxy.gateway.limiting.meters import DAY
 from llm_proxy.gateway.limiting.shared import PATIENCE
 from llm_proxy.gateway.options import Options, Secrets
@@ -34,7 +35,7 @@ from tests.limitsbed import (
     spend,
 )
 from tests.redisbed import PASSWORD, a_redis
-from tests.storeaway import shut
+from tests.storeaway import shut, unlock
 
 
 @pytest.fixture
@@ -441,12 +442,42 @@ async def test_an_emptied_redis_learns_the_day_from_the_store(patient, shared, r
     assert await passes(limiter, caller(), 20) == 4
     redis.say("FLUSHALL")
     await log_requests(store, count=3, at=now)
-    assert await passes(limiter, caller(), 20) == 1
+    other = shared(redis, store, day=10)
+    assert await passes(other, caller(), 20) == 1
     assert redis.say("HGET", key_of(store, "requests_day"), "count") == b"$2\r\n10\r\n"
     # And yesterday's number is nobody's today.
     redis.say("HSET", key_of(store, "requests_day"), "period", int(time.time() // DAY) - 1)
     assert await passes(limiter, caller(), 20) == 10
-    assert limiter.counter.fallbacks == 0
+    assert limiter.counter.fallbacks == other.counter.fallbacks == 0
+
+
+async def test_an_emptied_redis_learns_from_the_machine_what_the_store_has_not_yet(patient, shared, redis, sqlite):
+    """Calls under way, and those of the last second."""
+    limiter = shared(redis, sqlite, day=10)
+    assert await passes(limiter, caller(), 7) == 7
+    redis.say("FLUSHALL")
+    assert await passes(limiter, caller(), 9) == 3
+
+
+async def test_a_store_that_does_not_say_opens_no_day_for_good(monkeypatch, patient, shared, redis, tmp_path):
+    """Meanwhile it is counted together from 0, waiting for nothing; when the store says it, that holds."""
+    monkeypatch.setattr(limiting_sums, "_AGAIN", 0.05)
+    async with a_store_url("postgresql", tmp_path) as url, opened(url, tmp_path) as store:
+        await log_requests(store, count=1000, at=datetime.now(UTC))
+        limiter, other = (shared(redis, store, day=100) for _ in range(2))
+        await shut(url)
+        assert await passes(limiter, caller(), 3) + await passes(other, caller(), 3) == 6
+        assert await passes(limiter, caller(2), 120) + await passes(other, caller(2), 120) == 100
+        meters = await limiter.rules.of(caller())
+        assert (await limiter.look(meters))[0].used == 6
+        await unlock(url)
+        async with asyncio.timeout(30):
+            while (await limiter.look(meters))[0].used < 1000:
+                await asyncio.sleep(0.02)
+        await refused(limiter, caller())
+        await refused(other, caller())
+        assert redis.say("HMGET", key_of(store, "requests_day"), "count", "guess") == b"*2\r\n$4\r\n1000\r\n$-1\r\n"
+        assert limiter.counter.fallbacks == 0
 
 
 async def test_a_redis_that_hangs_costs_its_patience_once(shared, redis, sqlite, caplog):

@@ -7,6 +7,7 @@ out who keeps it.
 from __future__ import annotations
 
 import threading
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -71,7 +72,7 @@ class Prices:
         return None if price.usd is None else _billionths(price.usd)
 
 
-def _billionths(usd: float) -> int:
+def _billionths(usd: float | Decimal) -> int:
     return round(min(max(usd * NANO, 0), MOST_COST))
 
 

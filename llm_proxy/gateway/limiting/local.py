@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from llm_proxy.gateway.limiting.meters import MINUTE, Meter, Span, Standing, Verdict, Want, left_of, period
-from llm_proxy.gateway.limiting.sums import Sums
+from llm_proxy.gateway.limiting.sums import LATER, LOOKUP, Sums
 
 REFRESH: Final = 5.0  # seconds after which the store is asked again, while calls go on by what is known
 STALE: Final = 30.0  # seconds after which a call waits for what it says
@@ -108,6 +108,11 @@ class LocalCounter:
             if meter.kind.is_held and verdict.passed:
                 count.hold(id, want.amount)
 
+    def counted(self, meter: Meter, number: int) -> int:
+        """What is known here of a calendar's meter in the `period` of that number."""
+        count = self._counts.get(meter.key)
+        return count.sum if count is not None and count.number == number else 0
+
     async def _verdict(self, wants: Sequence[Want], id: str) -> Verdict:
         wall = self._wall()
         calendars = [want.meter for want in wants if want.meter.kind.is_calendar]
@@ -153,18 +158,19 @@ class LocalCounter:
         number = period(meter.kind.span, wall)
         count = self._count(meter)
         if count.number == number and count.asking is not None:
-            await asyncio.wait({count.asking})
+            await asyncio.wait({count.asking}, timeout=LOOKUP)
+            count.asked = self._clock()  # what is known goes on, also where the store is still adding up
             return
         told = await self.sums.of(meter, number)
         count = self._count(meter)
         if count.number != number:
             count.number, count.sum = number, told.amount
-            count.asked, count.took = self._clock(), told.took
+            count.asked, count.took = self._clock(), told.took if told.known else 0.0
 
     async def _refreshed(self, meter: Meter, count: _Count, number: int) -> None:
         """What was counted here is in the store within about a second: the larger one knows more."""
         try:
-            told = await self.sums.of(meter, number)
+            told = await self.sums.of(meter, number, LATER)
             if told.known and count.number == number:
                 count.sum = max(count.sum, told.amount)
             count.took = told.took

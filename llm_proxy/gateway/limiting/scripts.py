@@ -1,8 +1,9 @@
 """The scripts that count in Redis, by its own clock: taking, settling, and renewing what calls under way hold.
 
-A meter is a hash (`sum` of the last minute; `period`, `count` and when that was `seeded`; what is `held`), a list
-`:uses` of "microseconds amount" of the last minute, and a set `:holds` of "amount:call" by the microsecond at which the
-lease ends. Every key of one gateway has the same hash tag. Leaves out who runs them (`limiting.shared`).
+A meter is a hash (`sum` of the last minute; `period`, `count`, when that was `seeded` and whether it was seeded with a
+`guess`; what is `held`), a list `:uses` of "microseconds amount" of the last minute, and a set `:holds` of
+"amount:call" by the microsecond at which the lease ends. Every key of one gateway has the same hash tag. Leaves out who
+runs them (`limiting.shared`).
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ local function keep(key, kind)
   redis.call('EXPIRE', key, KEPT[kind])
 end
 
+local function begin(key, this)
+  redis.call('HSET', key, 'period', this, 'count', 0, 'seeded', 0)
+  redis.call('HDEL', key, 'guess')
+end
+
 -- The time of the window: its newest entry's, where the clock was set back a little; one set back far is forgotten.
 local function window(key)
   local newest = redis.call('LINDEX', key .. ':uses', -1)
@@ -77,7 +83,8 @@ end
 """
 
 # KEYS: the meters. ARGV: until when it is waited for ("0": not said), the call ("": only look), the lease; of each
-# meter its span, its most, the need (0: only look), whether it is held, what the store knows and of which period.
+# meter its span, its most, the need (0: only look), whether it is held, what it is said to have held already, of which
+# period, and whether the store said so; where it is a guess the count goes on from it, and the store is asked again.
 # Gives 1 or 0, now and (used, held, wait) of each; or UNKNOWN, now and 1 for each that is unknown; or TOO_LATE, now.
 TAKE: Final = (
     _COMMON
@@ -87,7 +94,7 @@ if deadline > 0 and now > deadline then return {-2, now} end
 local meters, unknown, missing = {}, {}, false
 
 for i, key in ipairs(KEYS) do
-  local a = 3 + (i - 1) * 6
+  local a = 3 + (i - 1) * 7
   local meter = {kind = ARGV[a + 1], most = tonumber(ARGV[a + 2]), need = tonumber(ARGV[a + 3]), used = 0, held = 0,
     is_held = ARGV[a + 4] == '1', at = now}
   if meter.is_held then
@@ -113,14 +120,18 @@ for i, key in ipairs(KEYS) do
     meter.used = tonumber(redis.call('HGET', key, 'sum') or '0')
   elseif meter.kind ~= 'n' then
     local this, seeded = period(meter.kind), tonumber(ARGV[a + 6])
-    local kept = redis.call('HMGET', key, 'period', 'count')
-    if kept[1] and tonumber(kept[1]) == this then
-      meter.used = tonumber(kept[2])
-    elseif kept[1] and tonumber(kept[1]) < this then
-      redis.call('HSET', key, 'period', this, 'count', 0, 'seeded', 0)
+    local kept = redis.call('HMGET', key, 'period', 'count', 'guess')
+    local at, count = tonumber(kept[1] or '-1'), tonumber(kept[2] or '0')
+    if kept[1] and at < this then
+      begin(key, this)
+    elseif at == this and not kept[3] then
+      meter.used = count
     elseif seeded == this then
-      meter.used = tonumber(ARGV[a + 5])
-      redis.call('HSET', key, 'period', this, 'count', ARGV[a + 5], 'seeded', whole(now))
+      local said, sure = ARGV[a + 5], ARGV[a + 7] == '1'
+      meter.used = tonumber(said)
+      if at == this and count > meter.used then said, meter.used = whole(count), count end
+      redis.call('HSET', key, 'period', this, 'count', said, 'seeded', sure and whole(now) or '0')
+      if sure then redis.call('HDEL', key, 'guess') else redis.call('HSET', key, 'guess', 1) end
       keep(key, meter.kind)
     else
       unknown[i], missing = 1, true
@@ -195,7 +206,7 @@ for i = 1, #KEYS - 1 do
   elseif used ~= 0 and kind ~= 'n' then
     local kept, this = redis.call('HMGET', key, 'period', 'seeded'), period(kind)
     if kept[1] and tonumber(kept[1]) < this then
-      redis.call('HSET', key, 'period', this, 'count', 0, 'seeded', 0)
+      begin(key, this)
       kept = {this, 0}
     end
     -- Where the store was asked behind its end, the sum has it already.

@@ -61,6 +61,17 @@ class _Debt(NamedTuple):
     at: float
 
 
+class _Seed(NamedTuple):
+    """What a calendar's meter has held already, in the `period` of that number; `known` 0 where that is a guess."""
+
+    amount: int
+    number: int
+    known: int
+
+
+_NONE: Final = _Seed(-1, -1, 0)
+
+
 class SharedCounter:
     """`alone` counts where Redis does not answer; `tag` tells our keys from another gateway's.
 
@@ -182,7 +193,7 @@ class SharedCounter:
 
     async def _shared(self, id: str, wants: Sequence[Want]) -> Verdict | None:
         """What Redis says; None where it does not in time."""
-        seeds: dict[int, tuple[int, int]] = {}
+        seeds: dict[int, _Seed] = {}
         for _ in range(_TRIES):
             reply = await self._ask(id, wants, seeds)
             if reply is None:
@@ -197,12 +208,14 @@ class SharedCounter:
                 )
                 return Verdict(status == 1, standings, now / 1e6, shared=True)
             for place in (place for place, unknown in enumerate(rest) if unknown):
-                number = period(wants[place].meter.kind.span, now / 1e6)
-                told = await self._alone.sums.of(wants[place].meter, number)
-                seeds[place] = told.amount, number
+                meter = wants[place].meter
+                number = period(meter.kind.span, now / 1e6)
+                told = await self._alone.sums.soon(meter, number)
+                # Of calls under way and of the last second the store knows nothing yet.
+                seeds[place] = _Seed(max(told.amount, self._alone.counted(meter, number)), number, int(told.known))
         return None
 
-    async def _ask(self, id: str, wants: Sequence[Want], seeds: dict[int, tuple[int, int]]) -> _Reply | None:
+    async def _ask(self, id: str, wants: Sequence[Want], seeds: dict[int, _Seed]) -> _Reply | None:
         if not self._opening.done():
             await asyncio.wait({self._opening}, timeout=PATIENCE)
         if self.is_away or not self._opening.done():
@@ -250,16 +263,13 @@ class SharedCounter:
             if not asking.done():
                 await asyncio.sleep(0)
 
-    def _said(
-        self, id: str, wants: Sequence[Want], seeds: dict[int, tuple[int, int]]
-    ) -> tuple[list[str], list[str | int]]:
+    def _said(self, id: str, wants: Sequence[Want], seeds: dict[int, _Seed]) -> tuple[list[str], list[str | int]]:
         """The script's keys, and its arguments without the first."""
         arguments: list[str | int] = [id, int(LEASE * 1e6)]
         for place, want in enumerate(wants):
             kind = want.meter.kind
-            seed, number = seeds.get(place, (-1, -1))
             need = want.amount if want.need else 0
-            arguments += [SPANS[kind.span], want.meter.most, need, int(kind.is_held), seed, number]
+            arguments += [SPANS[kind.span], want.meter.most, need, int(kind.is_held), *seeds.get(place, _NONE)]
         return [self._key(want.meter) for want in wants], arguments
 
     async def _sent(self) -> None:
@@ -348,7 +358,9 @@ class SharedCounter:
         """Raises RedisError, OSError."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for debt in debts:
-                at = 0.0 if self._offset is None else debt.at + self._offset + _FLUSHED
+                # What is still under way the store cannot know.
+                new = debt.again == _ONCE and debt.id in self._holding
+                at = 0.0 if new or self._offset is None else debt.at + self._offset + _FLUSHED
                 arguments: list[str | int] = [debt.id, int(at * 1e6), _REMEMBERED]
                 for meter, held, used in zip(debt.meters, debt.held, debt.used, strict=True):
                     arguments += [SPANS[meter.kind.span], held, used]

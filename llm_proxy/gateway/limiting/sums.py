@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("llm_proxy.gateway")
 
 LOOKUP: Final = 2.0  # seconds that the store has while a call waits for it
+LATER: Final = 10.0  # seconds that it has where nobody waits
+_AGAIN: Final = 5.0  # seconds until it is asked again for what it did not say, or that its late answer is good for
+_MOST: Final = 10_000  # sums that it did not say in time, remembered
 _TOLD_EVERY: Final = 60.0  # seconds between two lines that it does not say
 
 _LOGS: Final = request_logs.c
@@ -49,25 +52,50 @@ class Sums:
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._clock = clock
-        self._asking: dict[tuple[str, int], asyncio.Task[Sum]] = {}
+        self._asking: dict[tuple[str, int, float], asyncio.Task[Sum]] = {}
+        self._late: dict[tuple[str, int], tuple[Sum, float]] = {}
+        self._learning: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._told = float("-inf")
 
-    async def of(self, meter: Meter, number: int) -> Sum:
+    async def of(self, meter: Meter, number: int, patience: float = LOOKUP) -> Sum:
         """In the `period` of that number."""
-        name = meter.key, number
+        name = meter.key, number, patience
         asking = self._asking.get(name)
         if asking is None:
-            asking = self._asking[name] = asyncio.create_task(self._ask(meter, number))
+            asking = self._asking[name] = asyncio.create_task(self._ask(meter, number, patience))
             asking.add_done_callback(lambda _: self._asking.pop(name, None))
         return await asyncio.shield(asking)  # who leaves does not take the others' answer along
 
-    async def _ask(self, meter: Meter, number: int) -> Sum:
+    async def soon(self, meter: Meter, number: int) -> Sum:
+        """The same, and where the store did not say it nobody waits a second time: it is asked again meanwhile."""
+        name = meter.key, number
+        told, at = self._late.get(name, (None, 0.0))
+        old = self._clock() - at >= _AGAIN
+        if told is None or (told.known and old):
+            told = await self.of(meter, number)
+            self._late.pop(name, None)
+            if not told.known:
+                self._remember(name, told)
+        elif old and name not in self._learning:
+            learning = self._learning[name] = asyncio.create_task(self._learnt(meter, number))
+            learning.add_done_callback(lambda _: self._learning.pop(name, None))
+        return told
+
+    async def _learnt(self, meter: Meter, number: int) -> None:
+        self._remember((meter.key, number), await self.of(meter, number, LATER))
+
+    def _remember(self, name: tuple[str, int], told: Sum) -> None:
+        if len(self._late) >= _MOST:
+            self._late.clear()
+        self._late[name] = told, self._clock()
+
+    async def _ask(self, meter: Meter, number: int, patience: float) -> Sum:
         from llm_proxy.gateway.store.database import StoreAway
 
         began = time.monotonic()
         start, end = bounds(meter.kind.span, number)
         try:
-            async with asyncio.timeout(LOOKUP), self._store.reading() as connection:
+            async with asyncio.timeout(patience), self._store.reading() as connection:
                 query = select(_COLUMNS[meter.kind.what]).where(_LOGS.created_at >= start, _LOGS.created_at < end)
                 if meter.kind.what is What.REQUESTS:
                     query = query.where(not_(func.coalesce(_REFUSED, False)))
