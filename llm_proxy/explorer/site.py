@@ -34,6 +34,7 @@ from llm_proxy.explorer.viewer import Team
 from llm_proxy.index.queries import IndexUnavailable, TookTooLong
 from llm_proxy.index.record import Record
 from llm_proxy.index.viewer import EVERYTHING, NOBODY, Viewer
+from llm_proxy.records import privacy
 from llm_proxy.records.redaction import Redactor
 from llm_proxy.web.assets import CACHE
 
@@ -55,7 +56,8 @@ class Site:
         self._fresh_until = 0.0
         self.templates = render.environment()
         self.standing = Standing(options)
-        self.redactor = Redactor(options.patterns, lambda kind, secret: 0)
+        # Only for others' calls: what whoever asks for redaction of his own has taken out, too.
+        self.redactor = Redactor((*options.patterns, *privacy.PERSONAL), lambda kind, secret: 0)
         self._records = Records(options, self.redactor)
         self.live = Hub(options, bell, partial(self.ask, EVERYTHING))
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="view")

@@ -24,7 +24,7 @@ from llm_proxy.index.viewer import NONE, Viewer
 
 COOKIE: Final = "llm_proxy_team"
 SIGN_IN: Final = "/llm-proxy/team/log-in"
-REMEMBERED: Final = 5.0  # seconds: how long one who was shut out, or has signed out, goes on
+REMEMBERED: Final = 1.0  # seconds: how long one who was shut out, or has signed out, goes on
 _MOST: Final = 1000  # remembered
 _PATIENCE: Final = ClientTimeout(total=3.0)
 _CREDENTIAL: Final = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}", re.ASCII)  # that is asked about

@@ -104,9 +104,9 @@ class Hub:
         self._bell = bell
         self._ask = ask
         self._redactor = Redactor(options.patterns, lambda kind, secret: 0) if options.redact else None
-        personal = Redactor((*options.patterns, *privacy.PERSONAL), lambda kind, secret: 0)
+        self._personal = Redactor((*options.patterns, *privacy.PERSONAL), lambda kind, secret: 0)
         manner = Manner(
-            self._redactor, bool(options.patterns), options.metadata_only, options.gateway_privacy, personal
+            self._redactor, bool(options.patterns), options.metadata_only, options.gateway_privacy, self._personal
         )
         self._watch = Watch(Path(options.journal), manner)
         self._prices = PriceBook()
@@ -135,20 +135,19 @@ class Hub:
         return list(self._flights.values())
 
     def tells(self, flight: Flight, viewer: Viewer) -> bool:
-        """Whether a viewer who sees a call may see what is said in it."""
-        level = viewer.sees(flight.seen.account)
-        return level == FULL or (level == REDACTED and self._redactor is not None)
+        """Whether a viewer may see what is said in a call while it is said: redacted it is seen when it is whole."""
+        return viewer.sees(flight.seen.account) == FULL
 
     def shown(self, flight: Flight, viewer: Viewer) -> Flight | None:
-        """The call as a viewer may see it; None where he may not. Its words are redacted already, if any are."""
+        """The call as a viewer may see it; None where he may not."""
         level = viewer.sees(flight.seen.account)
         if not viewer.sees_everything:
             flight = _apart(flight)
         if level in (NONE, FULL):
             return flight if level == FULL else None
-        seen, veil = flight.seen, self._redactor.text if self.tells(flight, viewer) and self._redactor else _nothing
-        if veil is _nothing:
-            seen = replace(seen, tool="", error="", words=(), did="")
+        veil = self._personal.text if level == REDACTED else _nothing
+        seen = flight.seen
+        seen = replace(seen, tool=veil(seen.tool), error=veil(seen.error), words=(), did=veil(seen.did))
         place, row = flight.place, flight.row
         return replace(
             flight,

@@ -114,7 +114,7 @@ class Live:
 
 def view(record: Record, asked: Asked, live: Hub) -> Live:
     now = time.time_ns()
-    normals = _NORMALS.all(record)
+    normals = _NORMALS.all(record, asked.viewer)
     seen = (live.shown(one, asked.viewer) for one in live.now(record))
     flights = [one for one in seen if one is not None and _is_wanted(one, asked)]
     rows = list(record.index.calls(Filter(since_ns=now - DAY), newest_first=True, limit=10 * JUST_FINISHED))
@@ -255,8 +255,8 @@ class _Normals:
     def __init__(self) -> None:
         self._kept: dict[tuple[str, Viewer], tuple[float, dict[str, Normal]]] = {}
 
-    def all(self, record: Record) -> dict[str, Normal]:
-        place, now = (str(record.logs), record.index.viewer), time.monotonic()
+    def all(self, record: Record, viewer: Viewer) -> dict[str, Normal]:
+        place, now = (str(record.logs), viewer), time.monotonic()
         made, known = self._kept.get(place, (-NORMAL_KEPT, {}))
         if now - made < NORMAL_KEPT:
             return known
