@@ -90,6 +90,8 @@ class SharedCounter:
         self._queue: deque[tuple[_Asking, list[str], list[str | int]]] = deque()
         self._sending: asyncio.Task[None] | None = None
         self._owed: deque[_Debt] = deque()
+        self._settled = 0  # that were owed before, told or given up
+        self._awaited: dict[int, asyncio.Future[None]] = {}  # until so many are settled
         self._turn = asyncio.Lock()  # of telling what is owed
         self._holding: dict[str, Sequence[Want]] = {}
         self._draining: asyncio.Task[None] | None = None
@@ -120,9 +122,10 @@ class SharedCounter:
         return self._recovering is not None
 
     async def take(self, id: str, wants: Sequence[Want]) -> Verdict:
-        if self._draining is not None and any(want.meter.kind.what is What.STREAMS for want in wants):
-            # Who has just ended a stream may begin the next one.
-            await asyncio.wait({self._draining}, timeout=PATIENCE)
+        if self._owed and not self.is_away and any(want.meter.kind.what is What.STREAMS for want in wants):
+            # Who has just ended a stream may begin the next one: what is owed now is told before.
+            told = self._awaited.setdefault(self._settled + len(self._owed), asyncio.get_running_loop().create_future())
+            await asyncio.wait({told}, timeout=PATIENCE)
         verdict = await self._shared(id, wants)
         if verdict is None:
             self.fallbacks += 1
@@ -329,11 +332,17 @@ class SharedCounter:
         held = [want.amount if want.meter.kind.is_held and again != _ONCE else 0 for want in wants]
         self._owed.append(_Debt(id, again, meters, held, used, self._clock()))
         while len(self._owed) > _MOST_OWED:
-            self._owed.popleft()
+            self._owe_less()
             self.lost += 1
         if self._draining is None and not self.is_away:
             self._draining = asyncio.create_task(self._drained())
             self._draining.add_done_callback(self._has_drained)
+
+    def _owe_less(self) -> None:
+        self._owed.popleft()
+        self._settled += 1
+        if (told := self._awaited.pop(self._settled, None)) is not None:
+            told.set_result(None)
 
     async def _drained(self) -> None:
         try:
@@ -352,7 +361,7 @@ class SharedCounter:
                 self._heard = self._clock()
                 for debt in debts:
                     if self._owed and self._owed[0] is debt:  # the oldest may have been given up meanwhile
-                        self._owed.popleft()
+                        self._owe_less()
 
     async def _tell_of(self, debts: Sequence[_Debt]) -> None:
         """Raises RedisError, OSError."""
@@ -400,6 +409,8 @@ class SharedCounter:
     # -- trouble
 
     def _trouble(self, words: str) -> None:
+        while self._awaited:  # nobody waits a second time
+            self._awaited.popitem()[1].set_result(None)
         if self._recovering is None:
             self._recovering = asyncio.create_task(self._recovered())
         now = self._clock()
