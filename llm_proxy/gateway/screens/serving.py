@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from aiohttp import web
 
+from llm_proxy.gateway import withdrawn
 from llm_proxy.gateway.app import PEER, peer, said
 from llm_proxy.gateway.facts import Caller, Role
 from llm_proxy.gateway.refusals import STORE_AWAY, Refusal
@@ -137,6 +138,7 @@ class _Serving:
         if request.method != "POST":
             return self._shown(visit, await page.show(visit))
         visit = replace(visit, form=await _form(request))
+        withdrawn.check(site.options, request)
         door.refuse_form(request, self.origins, visit.token, visit.form.get("token"))
         try:
             return self._shown(visit, await _act(visit))
