@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 from contextlib import closing, contextmanager
 
 import pytest
 
 from llm_proxy.index.postgres import Connection, open_shared
 from llm_proxy.index.postgres_write import SharedIndexer
-from llm_proxy.index.queries import IndexUnavailable
+from llm_proxy.index.queries import Filter, IndexUnavailable
 from llm_proxy.index.sums import SUMS
 from tests import test_index
 from tests.sharedbed import shared
@@ -120,6 +121,40 @@ def test_a_file_that_goes_takes_its_rows_along(indexer, logs, tmp_path):
     os.truncate(second.path, 0)
     indexer.fill()
     assert not test_index.assert_as_rebuilt(indexer, tmp_path)["calls"]
+
+
+LIMITED = """
+    CREATE FUNCTION limited() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN RAISE EXCEPTION USING ERRCODE = '54000', MESSAGE = 'too large for an index'; END $$;
+    CREATE TRIGGER limited BEFORE INSERT ON calls FOR EACH ROW WHEN (new.id = 'large') EXECUTE FUNCTION limited()
+"""
+
+
+def test_what_postgresql_refuses_holds_nothing_up(indexer, logs):
+    """An id with a NUL in it is taken without; what is too large for an index is passed over, and counted."""
+    indexer.fill()
+    with closing(Connection(indexer.path)) as link:
+        link.run(LIMITED)
+    log = test_index.Log(logs)
+    log.start()
+    log.call("first", "yes", "r1")
+    log.call("with a nul", "yes", "a\0b")
+    log.call("refused", "yes", "large")
+    log.call("last", "yes", "r2")
+    other = test_index.Log(logs, "20261110-101010-0000000c")
+    long = ["".join(map(chr, random.Random(seed).choices(range(0x4E00, 0x9FFF), k=1024))) for seed in range(2)]
+    other.start(client={"project": long[0], "program": long[1]})
+    other.call("its session is odd", "yes", "r3")
+    indexer.fill()
+    with open_shared(indexer.path) as index:
+        assert {call.id for call in index.calls(Filter())} == {"r1", "ab", "r2", "r3"}
+        assert not index.search("refused", Filter()) and index.search("odd", Filter())
+    with closing(Connection(indexer.path)) as link:
+        assert [found for (found,) in link.execute("SELECT skipped FROM files ORDER BY path")] == [1, 1]
+    log.call("after", "yes", "r4")
+    indexer.fill()
+    with open_shared(indexer.path) as index:
+        assert index.search("after", Filter())
 
 
 def test_machines_write_beside_each_other(shared, tmp_path):

@@ -39,10 +39,15 @@ class Unreachable(OSError):
     """PostgreSQL does not answer, or refuses. What it is to hold stands in the log files."""
 
 
+class Refused(ValueError):
+    """A statement's values are none that PostgreSQL takes: it would refuse them each time."""
+
+
 class Connection:
     """One connection, asked synchronously: a loop of its own runs while it is asked. One thread at a time.
 
-    Questions are in SQLite's SQL (`postgres_sql.translated`). Raises Unreachable; TookTooLong behind `stop_at`.
+    Questions are in SQLite's SQL (`postgres_sql.translated`). Raises Unreachable, Refused; TookTooLong behind
+    `stop_at`.
     """
 
     def __init__(self, url: str, patience: float = CONNECTING) -> None:
@@ -108,7 +113,7 @@ class Connection:
                 if len(found) < _ROWS:
                     break
         finally:
-            with suppress(Unreachable, TookTooLong):
+            with suppress(Unreachable, Refused, TookTooLong):
                 self._do(lambda _: transaction.rollback(), always=True)
 
     async def _cursor(self, sql: str, arguments: list[Any], seconds: float) -> Any:
@@ -120,7 +125,7 @@ class Connection:
             seconds = min(seconds, self.deadline - time.monotonic())
             if seconds <= 0:
                 raise TookTooLong
-        with _told(late=self.deadline is not None):
+        with _told(late=self.deadline is not None), _refused():
             return self._loop.run_until_complete(asyncio.wait_for(action(seconds), seconds + 1))
 
 
@@ -143,6 +148,20 @@ def _told(*, late: bool = False) -> Iterator[None]:
         raise Unreachable(f"the shared index cannot be used: {error}") from error
 
 
+@contextmanager
+def _refused() -> Iterator[None]:
+    import asyncpg
+
+    try:
+        yield
+    except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
+        raise Refused(str(error)) from error
+    except asyncpg.InterfaceError as error:
+        if isinstance(error, ValueError):  # what the driver finds out itself
+            raise Refused(str(error)) from error
+        raise
+
+
 class SharedIndex(Index):
     """All machines' rows. Names of files begin with their machine's."""
 
@@ -160,7 +179,7 @@ class SharedIndex(Index):
     def _rows(self, query: str, values: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
         try:
             yield from self._link.rows(query, values)
-        except Unreachable as error:
+        except (Unreachable, Refused) as error:
             raise IndexUnavailable(str(error)) from error
 
 

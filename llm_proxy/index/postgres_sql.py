@@ -145,6 +145,8 @@ def _said(name: str | int, value: Any) -> Any:
     """No text of PostgreSQL has a NUL in it."""
     if isinstance(value, str):
         return tsquery(value) if name == "asked" else value.replace("\0", "")
+    if isinstance(value, list | tuple):
+        return [_said("", one) for one in value]
     return value
 
 

@@ -7,20 +7,22 @@ from there when it is back. One machine writes at a time. Leaves out its tables 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llm_proxy.dialects.hints import agent_id
 from llm_proxy.index import postgres_sql
 from llm_proxy.index.ingest import Indexer
 from llm_proxy.index.lines import Line
-from llm_proxy.index.postgres import Connection, Unreachable
+from llm_proxy.index.postgres import Connection, Refused, Unreachable
 from llm_proxy.index.postgres_join import Joiner
 from llm_proxy.index.postgres_sql import SCHEMA, SCHEMAS
 from llm_proxy.index.rows import CallFact, Fact, SessionFact, Spoken
-from llm_proxy.index.write import CALL, FileRow, Writer, inserting, updating
+from llm_proxy.index.write import CALL, Bounds, FileRow, Writer, inserting, updating
 from llm_proxy.sinks import log_reader
 
 _LOCK = 0x6C6C6D5F70726F78  # "llm_prox": whoever has it writes
@@ -28,13 +30,19 @@ _LOCK = 0x6C6C6D5F70726F78  # "llm_prox": whoever has it writes
 _MACHINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
+T = TypeVar("T")
+
 _PART = (*CALL, "part", "part_seq")
 _INSERT_CALL, _UPDATE_CALL = inserting("calls", _PART), updating("calls", _PART)
 _SEQ = CALL.index("seq") - 2  # behind the call's id and session
 
 
 class SharedWriter(Writer):
-    """Rows of one machine. What is told of files goes by their names below its log folder."""
+    """Rows of one machine. What is told of files goes by their names below its log folder.
+
+    `careful`: what PostgreSQL refuses is passed over and counted in `refused`, by file, instead of raised. That takes a
+    savepoint for each fact.
+    """
 
     def __init__(self, db: Any, machine: str) -> None:
         super().__init__(db)
@@ -42,6 +50,24 @@ class SharedWriter(Writer):
         self._joiner = Joiner(db)
         self._part = ""
         self._agents: dict[str, str] = {}  # by part, until they are written
+        self.careful = False
+        self.refused: Counter[int] = Counter()
+        self._file = 0
+
+    def _passed_over(self, action: Callable[[], T]) -> T | None:
+        """None, where it was refused."""
+        if not self.careful:
+            return action()
+        self._db.execute("SAVEPOINT fact")
+        done = None
+        try:
+            done = action()
+        except Refused:
+            self._db.execute("ROLLBACK TO SAVEPOINT fact")
+            self.forget()
+            self.refused[self._file] += 1
+        self._db.execute("RELEASE SAVEPOINT fact")
+        return done
 
     def apply(self, file: int, facts: Iterable[Fact]) -> int:
         taken: dict[str, list[CallFact]] = {}
@@ -54,17 +80,24 @@ class SharedWriter(Writer):
                     taken.setdefault(fact.session, [])
                 yield fact
 
+        self._file = file
         ended = super().apply(file, noted())
         sessions: set[int] = set()
         for part, calls in taken.items():
-            key = self._session_key(part)
-            if agent := self._agents.pop(part, ""):
-                query = "UPDATE sessions SET agent_id = ? WHERE key = ? AND agent IS NOT NULL AND agent_id IS NULL"
-                self._db.execute(query, (agent, key))
-            sessions |= self._joiner.note(key, calls)
-        if self._joiner.settle(sessions):
+            sessions |= self._passed_over(partial(self._note, part, calls)) or set()
+        if self._passed_over(partial(self._joiner.settle, sessions)):
             self._gone()
         return ended
+
+    def _note(self, part: str, calls: list[CallFact]) -> set[int]:
+        key = self._session_key(part)
+        if agent := self._agents.pop(part, ""):
+            query = "UPDATE sessions SET agent_id = ? WHERE key = ? AND agent IS NOT NULL AND agent_id IS NULL"
+            self._db.execute(query, (agent, key))
+        return self._joiner.note(key, calls)
+
+    def _bounds(self, file: int, key: int, bounds: Bounds) -> None:
+        self._passed_over(partial(super()._bounds, file, key, bounds))
 
     def heard(self, lines: Iterable[Line]) -> Iterator[Line]:
         """The same lines; what their requests say of a client's agents is kept for their sessions."""
@@ -74,6 +107,10 @@ class SharedWriter(Writer):
             yield line
 
     def _session(self, fact: SessionFact, touched: Any) -> None:
+        if self._passed_over(partial(self._session_key, fact.session)) is not None:
+            self._passed_over(partial(self._put_session, fact, touched))
+
+    def _put_session(self, fact: SessionFact, touched: Any) -> None:
         """What it came from goes by the id of its whole conversation, and by a number in that."""
         parent, seq = fact.columns.get("parent"), fact.columns.get("parent_seq")
         if parent:
@@ -95,7 +132,8 @@ class SharedWriter(Writer):
 
     def _call(self, file: int, fact: CallFact, touched: Any) -> None:
         self._part = fact.session
-        super()._call(file, fact, touched)
+        if self._passed_over(partial(self._session_key, fact.session)) is not None:
+            self._passed_over(partial(super()._call, file, fact, touched))
 
     def _put_call(self, call: str, session: int, told: list[Any]) -> int:
         values = (call, session, *told, self._part, told[_SEQ])
@@ -228,6 +266,7 @@ class SharedIndexer(Indexer):
         self._id = id
         self._link: Connection | None = None
         self._removals = -1
+        self._careful = False
         super().__init__(Path("shared"), logs_root)
 
     def close(self) -> None:
@@ -290,20 +329,36 @@ class SharedIndexer(Indexer):
             (self._machine, self._id),
         )
 
+    def _insist(self, action: Callable[[], T]) -> T:
+        """Once more and with care, where PostgreSQL refuses something: that holds nothing else up."""
+        with suppress(Refused):
+            return action()
+        self._careful = True
+        try:
+            return action()
+        except Refused as error:
+            raise Unreachable(f"the shared index refuses what is recorded: {error}") from error
+        finally:
+            self._careful = False
+
     @contextmanager
     def _transaction(self) -> Iterator[Writer]:
         self._look_after()
-        link = self._link
-        assert link is not None
+        link, writer = self._link, self._writer
+        assert link is not None and isinstance(writer, SharedWriter)
+        writer.careful = self._careful
+        writer.refused.clear()
         try:
             with _locked(link):
                 ((removals,),) = link.execute("SELECT number FROM removals")
                 if removals != self._removals:
-                    self._writer.forget()
+                    writer.forget()
                     self._removals = removals
-                yield self._writer
+                yield writer
+                for file, lines in writer.refused.items():
+                    link.execute("UPDATE files SET skipped = skipped + ? WHERE id = ?", (lines, file))
         except BaseException:
-            self._writer.forget()
+            writer.forget()
             raise
 
 

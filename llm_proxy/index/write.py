@@ -49,7 +49,7 @@ class FileRow(NamedTuple):
 _FILE = ", ".join(FileRow._fields)
 
 
-class _Bounds:
+class Bounds:
     """What the facts of a batch say of a session together."""
 
     __slots__ = ("first", "last", "title", "upstream")
@@ -101,7 +101,7 @@ class Writer:
 
     def apply(self, file: int, facts: Iterable[Fact]) -> int:
         """Write what a file's lines say. Gives the number of calls that ended."""
-        touched: dict[int, _Bounds] = {}
+        touched: dict[int, Bounds] = {}
         ended = 0
         for fact in facts:
             if isinstance(fact, CallFact):
@@ -110,22 +110,25 @@ class Writer:
             elif isinstance(fact, SessionFact):
                 self._session(fact, touched)
         for key, bounds in touched.items():
-            self._db.execute("INSERT INTO session_files VALUES (?, ?) ON CONFLICT DO NOTHING", (key, file))
-            values = {"first": bounds.first, "last": bounds.last, "title": bounds.title, "upstream": bounds.upstream}
-            self._db.execute(_PUT_BOUNDS, values | {"key": key})
+            self._bounds(file, key, bounds)
         return ended
 
-    def _session(self, fact: SessionFact, touched: dict[int, _Bounds]) -> None:
+    def _bounds(self, file: int, key: int, bounds: Bounds) -> None:
+        self._db.execute("INSERT INTO session_files VALUES (?, ?) ON CONFLICT DO NOTHING", (key, file))
+        values = {"first": bounds.first, "last": bounds.last, "title": bounds.title, "upstream": bounds.upstream}
+        self._db.execute(_PUT_BOUNDS, values | {"key": key})
+
+    def _session(self, fact: SessionFact, touched: dict[int, Bounds]) -> None:
         key = self._session_key(fact.session)
         values = (None, *map(fact.columns.get, SESSION_COLUMNS), key)
         self._db.execute(_UPDATE_SESSION, values)
-        touched.setdefault(key, _Bounds()).widen(fact.at)
+        touched.setdefault(key, Bounds()).widen(fact.at)
 
-    def _call(self, file: int, fact: CallFact, touched: dict[int, _Bounds]) -> None:
+    def _call(self, file: int, fact: CallFact, touched: dict[int, Bounds]) -> None:
         session = self._session_key(fact.session)
         bounds = touched.get(session)
         if bounds is None:
-            bounds = touched[session] = _Bounds()
+            bounds = touched[session] = Bounds()
         columns = fact.columns
         bounds.widen(columns.get("started"))
         bounds.widen(columns.get("ended"))
