@@ -17,6 +17,8 @@ from pathlib import Path
 import anthropic
 import pytest
 import yaml
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
 from compose_spec import PyCompose
 
 from llm_proxy.cli import usage
@@ -25,7 +27,7 @@ from tests.fakeloki import FakeLoki
 from tests.gatewaybed import PASSWORD, Gateway
 from tests.grafana import laid_out
 from tests.imagebed import DOCKERFILE, instructions
-from tests.nginxbed import nginx_of
+from tests.nginxbed import an_nginx, nginx_of
 from tests.postgresbed import SERVER as POSTGRES
 from tests.recorded import converse
 from tests.redisbed import a_redis
@@ -286,6 +288,34 @@ def test_nginx_finds_the_gateways_by_name():
     one, two = gateways_of(MACHINES_SPEC)
     assert {name: one[name] for name in one if two[name] != one[name]}.keys() == {"hostname", "volumes"}
     assert MACHINES_SPEC["services"]["nginx"]["ports"] == ["127.0.0.1:8080:8080"]
+
+
+def test_nginx_reaches_nothing_but_the_gateways():
+    """It hears the world: Redis asks nobody who he is."""
+    inside = {name for name, one in MACHINES_SPEC["services"].items() if "inside" in one["networks"]}
+    assert inside == {"gateway-1", "gateway-2", "postgres", "redis"}
+    assert MACHINES_SPEC["services"]["nginx"]["networks"] == ["outside"]
+
+
+async def test_nginx_passes_on_what_the_server_before_it_says_of_who_comes(tmp_path):
+    """The last address, which that server saw itself, and TLS; without such a server it is what nginx sees."""
+
+    async def echo(request):
+        return web.json_response([request.headers.getall(f"X-Forwarded-{name}") for name in ("For", "Proto")])
+
+    app = web.Application()
+    app.router.add_get("/", echo)
+    async with TestServer(app) as server, ClientSession() as client:
+        with an_nginx(tmp_path / "nginx", [server.port]) as nginx:
+
+            async def seen(**told):
+                headers = {f"X-Forwarded-{name}": value for name, value in told.items()}
+                async with client.get(f"http://127.0.0.1:{nginx.port}/", headers=headers) as answer:
+                    return await answer.json()
+
+            assert await seen(For="6.6.6.6, 203.0.113.7", Proto="https") == [["203.0.113.7"], ["https"]]
+            assert await seen(For="203.0.113.8", Proto="x") == [["203.0.113.8"], ["http"]]
+            assert await seen() == [["127.0.0.1"], ["http"]]
 
 
 def test_nginx_takes_its_configuration(tmp_path):
