@@ -187,7 +187,9 @@ class SharedWriter(Writer):
         return row and row._replace(path=path)
 
     def files(self) -> dict[str, FileRow]:
-        found = {path.removeprefix(self._machine): row for path, row in super().files().items() if self._is_ours(path)}
+        query = f"SELECT {', '.join(FileRow._fields)} FROM files WHERE machine = ?"
+        rows = map(FileRow._make, self._db.execute(query, (self._machine.removesuffix("/"),)))
+        found = {row.path.removeprefix(self._machine): row for row in rows}
         return {path: row._replace(path=path) for path, row in found.items()}
 
     def put_file(self, row: FileRow) -> FileRow:
