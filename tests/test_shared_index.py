@@ -304,6 +304,24 @@ def test_connections_are_kept_for_their_viewer_alone(shared_by_all, made):
     pool.close()
 
 
+def test_a_question_that_cannot_be_answered_costs_no_connection(shared_by_all, made):
+    """Not for what is not there; but one that is in the midst of its rows is not used again."""
+    pool = Pool(shared_by_all)
+    seen = set()
+    for _ in range(3):
+        with pytest.raises(LookupError), pool.open() as index:
+            seen |= set(index.rows("SELECT pg_backend_pid()", {}))
+            raise LookupError
+    assert len(seen) == len(pool._idle) == 1
+    with pytest.raises(LookupError), pool.open() as index:
+        words = "SELECT texts.id FROM words JOIN texts ON texts.id = words.rowid WHERE words MATCH :asked"
+        rows = index.rows(f"{words} UNION ALL SELECT generate_series(1, 2000)", {"asked": '"the"'})
+        next(rows)
+        raise LookupError
+    assert not pool._idle
+    pool.close()
+
+
 def test_the_best_hit_comes_first_and_pages_go_on(both):
     """Every session of a search stands on exactly one page."""
     _, shared = both

@@ -88,6 +88,11 @@ class Connection:
     def is_closed(self) -> bool:
         return bool(self._link.is_closed())
 
+    @property
+    def is_busy(self) -> bool:
+        """Closed, or in the midst of a question's rows."""
+        return self.is_closed or bool(self._link.is_in_transaction())
+
     def run(self, statements: str) -> None:
         """Several statements of PostgreSQL's own."""
         self._do(lambda seconds: self._link.execute(statements, timeout=seconds))
@@ -214,6 +219,12 @@ class Pool:
             yield SharedIndex(link, seen)
         except (IndexUnavailable, TookTooLong):
             link.drop()
+            raise
+        except Exception:  # of who asked: nothing is wrong with the connection
+            if link.is_busy:
+                link.close()
+            else:
+                self._give_back(seen, link)
             raise
         except BaseException:
             link.close()
