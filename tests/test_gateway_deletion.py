@@ -12,8 +12,11 @@ from datetime import datetime
 import pytest
 
 from llm_proxy.keeper import retention
+from llm_proxy.keeper.deleting import Deleting
+from llm_proxy.keeper.indexing import Indexing
 from llm_proxy.keeper.options import Options, Retention
 from llm_proxy.keeper.store import Store
+from llm_proxy.lanes.reading import Gone, Reader
 from llm_proxy.sinks.outbox import Outbox
 from llm_proxy.wire import attribution
 from llm_proxy.wire.attribution import Attribution
@@ -289,6 +292,62 @@ def test_a_keeper_that_cannot_write_begins_anew(place):
         blocked.rmdir()
         wait(done.exists)
     assert found(place, "canary") == [] and found(place, "kept said")
+
+
+class Interrupted(Deleting):
+    """At one of its steps something happens, once."""
+
+    def __init__(self, place, step, happens):
+        options = {"deletions": place.options.deletions, "rules_stand": 0.0}
+        super().__init__(Options(**{**as_given(place), **options}), place.logs)
+        usual = getattr(self, step)
+
+        def interrupted(*arguments):
+            setattr(self, step, usual)
+            usual(*arguments)
+            happens()
+
+        setattr(self, step, interrupted)
+
+    def until(self, store, done):
+        while not done():
+            self.step(store, Indexing("", self._root), lambda: None)
+
+
+def test_lines_that_come_while_a_log_is_read_are_in_the_new_one(place):
+    """Another keeper of the same folder may have the next call of the conversation: then it is all read once more."""
+    write(place, *(said(n, ANN, w, session="s", wall=WALL + n * SECOND) for n, w in ((1, "canary"), (2, "kept"))))
+    (file,) = place.files()
+    late = said(3, ANN, "late", session="s", wall=WALL + 9 * SECOND)
+    deleting = Interrupted(place, "_name", lambda: write(place, late))
+    done = ask(place, ANN, WALL + 2 * SECOND)
+    store = Store(place.state / "sessions.db", "j")
+    with pytest.raises(OSError, match="has grown while it was read"):
+        deleting.until(store, done.exists)
+    assert b"late" in file.read_bytes() and b"canary" in file.read_bytes() and not done.exists()
+    deleting.until(store, done.exists)
+    store.close()
+    assert b"late" in file.read_bytes() and b"canary" not in file.read_bytes()
+
+
+def test_sinks_find_lines_that_have_moved_before_it_was_said_where(place):
+    """A keeper is killed between putting the new log in its place and committing where its lines stand."""
+    write(place, *(said(n, ANN, w, session="s", wall=WALL + n * SECOND) for n, w in ((1, "canary"), (2, "kept"))))
+
+    def killed():
+        raise KeyboardInterrupt
+
+    deleting = Interrupted(place, "_replace", killed)
+    done = ask(place, ANN, WALL + 2 * SECOND)
+    store = Store(place.state / "sessions.db", "j")
+    with pytest.raises(KeyboardInterrupt):
+        deleting.until(store, done.exists)
+    deleting.until(store, done.exists)
+    store.close()
+    gone, kept = Outbox(place.state / "sessions.db").after(0, 100)
+    assert b"kept said" in Reader().call(kept).response_body
+    with pytest.raises(Gone):
+        Reader().call(gone)
 
 
 def test_times_of_lines_are_read_as_they_are_written():

@@ -235,7 +235,11 @@ class Deleting:
     # -- what is done
 
     def _clean(self, files: list[str], now: _Pass, store: Store) -> set[str]:
-        """The files of one conversation, in the order of its lines; gives the accounts of which something has gone."""
+        """The files of one conversation, in the order of its lines; gives the accounts of which something has gone.
+
+        Raises OSError where somebody has written to one meanwhile.
+        """
+        stood = self._standing(files)
         try:
             if not self._concerns(files, now):
                 return set()
@@ -256,6 +260,8 @@ class Deleting:
         drafts = {file: _draft(self._root / file, found) for file, found in kept.items() if found}
         try:
             with store.transaction():
+                if self._standing(files) != stood:
+                    raise OSError(f"{files[-1]} has grown while it was read")
                 self._settle(store, kept, {UUID(call) for call in gone if _is_id(call)}, seqs)
                 for file in files:
                     self._replace(file, drafts.get(file))
@@ -274,6 +280,10 @@ class Deleting:
                         now.strays += _STRAY.search(line) is not None
                         concerned |= any(needle in line for needle in needles)
         return concerned
+
+    def _standing(self, files: list[str]) -> list[tuple[int, int, int] | None]:
+        """Within a transaction nobody else writes: what is true here stays true."""
+        return [_state(self._root / file) for file in files]
 
     def _settle(self, store: Store, kept: dict[str, list[_Line]], calls: set[UUID], seqs: set[int]) -> None:
         last = max(kept, key=log_reader.order)  # the part that goes on
@@ -373,6 +383,14 @@ def _is_id(text: str) -> bool:
 
 
 # --- files
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _remove_drafts(root: Path) -> None:

@@ -21,7 +21,7 @@ from llm_proxy.sinks.outbox import Posted, Waiting
 Entry = dict[str, Any]
 
 _REMEMBERED = 1024  # session files of which the first entries are kept
-_LONGEST_SEARCH = 64 << 20  # bytes of a file that are searched for a request whose place is not known
+_LONGEST_SEARCH = 64 << 20  # bytes of a file that are searched for a line whose place is not known
 
 
 class Gone(Exception):
@@ -40,13 +40,16 @@ class Reader:
         response = self._entry(posted)
         if response is None:
             raise Gone(f"{posted.file} at {posted.offset}")
-        request = self._entry(waiting.request) if waiting.request else self._search(posted)
+        request = self._entry(waiting.request) if waiting.request else self._search(posted, "request")
         start, fork = self._start(posted.logs, posted.file)
         row = row_of(UUID(bytes=posted.call), request or {}, response, start, waiting)
         return Call(row, request, response, start or None, fork or None)
 
     def _entry(self, posted: Posted) -> Entry | None:
-        """The entry, or None where it is not there (any more); a file may have been compressed meanwhile."""
+        """The entry, or None where it is not there (any more); a file may have been compressed meanwhile.
+
+        It stands elsewhere where a keeper was killed that had taken lines out, and not yet said where the others went.
+        """
         plain = Path(posted.logs, posted.file)
         for path in (plain, Path(str(plain) + log_reader.COMPRESSED.removeprefix(log_reader.PLAIN))):
             try:
@@ -55,14 +58,14 @@ class Reader:
                 continue
             if entry.get("type") == posted.type and _id(entry) == str(UUID(bytes=posted.call)):
                 return entry
-        return None
+        return self._search(posted, posted.type)
 
-    def _search(self, posted: Posted) -> Entry | None:
-        """A request written before lanes were told of lines stands further up in the same file."""
+    def _search(self, posted: Posted, kind: str) -> Entry | None:
+        """A line whose place is not known, as that of a request written before lanes were told of lines."""
         wanted = str(UUID(bytes=posted.call))
         try:
             for offset, _, entry in log_reader.entries(Path(posted.logs, posted.file)):
-                if entry.get("type") == "request" and _id(entry) == wanted:
+                if entry.get("type") == kind and _id(entry) == wanted:
                     return entry
                 if offset > _LONGEST_SEARCH:
                     break
