@@ -21,6 +21,7 @@ from typing import Any
 from llm_proxy.formats.call import Call
 from llm_proxy.lanes.cursors import Cursors
 from llm_proxy.lanes.deleting import Deletions
+from llm_proxy.lanes.options import DELETING
 from llm_proxy.lanes.reading import Gone, Reader
 from llm_proxy.lanes.sink import Declined, Pace, Refused, Sink
 from llm_proxy.sinks.outbox import Outbox, Waiting
@@ -210,7 +211,7 @@ class Lane:
 
     def _forget(self, position: int) -> None:
         """Be rid of what users want to be deleted. Its log has gone, so that nothing of it is still to come."""
-        forget = getattr(self.sink, "forget", None)
+        forget = getattr(self.sink, "forget", None) if self.name in DELETING else None
         if forget is None or self._stop.is_set() or not (asked := self.deletions.asked()):
             return
         left = forget(self.deletions.gone(asked))

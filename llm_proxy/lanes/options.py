@@ -14,6 +14,10 @@ from typing import Any
 TABLES = "LLM_PROXY_LANES"  # the environment variable
 
 
+# Sinks that take out what they have written where users want it to be deleted; the keeper waits for them.
+DELETING = ("daily", "csv", "dataset", "shared-index", "s3")
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """`sinks` are (name, options); `state` the state folder, `folder` where sinks put their files.

@@ -75,9 +75,10 @@ class Sink(Protocol):
     a person should know although it gets on. A method `tend()` is called about once a second while no calls wait, for
     what the sink does by itself; it raises what `write` does.
 
-    A method `forget(gone: deleting.Gone)` is called between two writes when users want what they said to be deleted. It
-    takes out what `gone` covers of all that the sink has written, and says in words what stays, "" for nothing; it
-    raises what `write` does, and is called again until it has returned once. What comes later is not of these calls.
+    A method `forget(gone: deleting.Gone)` of those that come with llm-proxy (`options.DELETING`), and of no others, is
+    called between two writes when users want what they said to be deleted. It takes out what `gone` covers of all that
+    the sink has written, and says in words what stays, "" for nothing; it raises what `write` does, and is called again
+    until it has returned once. What comes later is not of these calls.
     """
 
     def write(self, calls: Sequence[Call]) -> int | None:

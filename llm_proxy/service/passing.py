@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from uuid import NAMESPACE_URL, uuid5
 
 from llm_proxy import __version__, paths
-from llm_proxy.lanes.options import Options
+from llm_proxy.lanes.options import DELETING, Options
 from llm_proxy.service import state
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ SESSIONS = "sessions"  # the session logs, which the keeper writes
 LOKI = "loki"
 OTLP = "otlp"  # goes by its settings, listed or not
 SHARED_INDEX, S3 = "shared-index", "s3"  # so do these
-# Take out what they have written where users want it to be deleted.
-DELETING = ("daily", "csv", "dataset", SHARED_INDEX, S3)
 
 
 def sinks(settings: Settings) -> tuple[str, ...]:
@@ -65,7 +63,7 @@ def deletions(settings: Settings, lanes: str) -> str:
 
 
 def deleting(settings: Settings) -> tuple[str, ...]:
-    """The sinks that delete by themselves."""
+    """The sinks that delete by themselves. Of those of one's own it is told that what they have stays."""
     return tuple(name for name in sinks(settings) if name in DELETING)
 
 
