@@ -15,10 +15,16 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from llm_proxy.keeper.options import Options
+from llm_proxy.lanes import csv_log
 from llm_proxy.lanes.csv_log import CsvLog
-from llm_proxy.lanes.deleting import Gone
+from llm_proxy.lanes.cursors import Cursors
+from llm_proxy.lanes.deleting import Deletions, Gone
+from llm_proxy.lanes.lane import Lane
 from llm_proxy.lanes.options import TABLES
 from llm_proxy.lanes.options import Options as Lanes
+from llm_proxy.service import passing
+from llm_proxy.settings import Settings
+from llm_proxy.sinks.outbox import Outbox
 from tests.journals import WALL, Call
 from tests.test_gateway_deletion import ANN, BOB, SECOND, ask, by, said, write
 from tests.test_gateway_privacy_record import found, wait
@@ -221,6 +227,49 @@ def test_a_row_is_told_by_its_own_cells_and_not_by_what_is_said_in_them(tmp_path
     sink = CsvLog(tmp_path, {"file": str(path), "header": True, "columns": ["id", "method"]})
     assert sink.forget(Gone({}, {mine})) == ""
     assert path.read_text() == "id,method\n" + quoting
+
+
+def test_rows_behind_a_quote_that_nobody_closes_stay_and_are_named(tmp_path, monkeypatch):
+    """They would be one row with the ids of many; so would one be that has no end in sight."""
+    ids = [f"018f0000-0000-7000-8000-{n:012}" for n in range(4)]
+    path = tmp_path / "log.csv"
+    rows = [f'{id},"said"\n' for id in ids]
+    path.write_text("".join([*rows[:2], f'{ids[2]},"said\n', rows[3]]))
+    before = path.read_bytes()
+    sink = CsvLog(tmp_path, {"columns": ["id", "request"]})
+    for id in (ids[0], ids[3]):
+        assert sink.forget(Gone({}, {id})) == f"{path} cannot be read as CSV"
+        assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    path.write_text("".join([*rows[:2], f'{ids[2]},"said\n" \n', rows[3]]))
+    assert sink.forget(Gone({}, {ids[0]})) == "" and path.read_text().startswith(rows[1])
+    monkeypatch.setattr(csv_log, "LONGEST_LINE", 45)
+    assert sink.forget(Gone({}, {ids[1]})) == f"{path} cannot be read as CSV" and path.read_text().startswith(rows[1])
+
+
+class Own:
+    """A sink as others write them."""
+
+    def write(self, calls):
+        return None
+
+    def forget(self, gone):
+        raise AssertionError("asked, and nobody waits for the answer")
+
+    def close(self):
+        return None
+
+
+def test_a_sink_of_ones_own_is_not_asked_since_nobody_waits_for_it(place):
+    """The answer names it among what stays; its lane goes on."""
+    settings = Settings(sinks=("sessions", "daily", "mine"), own_sinks=(("mine", ()),))
+    assert passing.deleting(settings) == ("daily",) and passing.sent(settings) == ("sink of your own: mine",)
+    folder = place.folder / "asked"
+    ask(place, ANN)
+    (folder / "1a2b3c4d-1.logs").write_text(json.dumps({"at": 0, "conversations": 0, "left": ""}))
+    place.state.mkdir()
+    outbox, cursors = Outbox(place.state / "sessions.db"), Cursors(place.state / "sinks.db")
+    mine = Lane("mine", Own(), outbox, cursors, place.folder / "parked", deletions=Deletions(str(folder), "mine"))
+    assert mine._forget(0) is None and not (folder / "1a2b3c4d-1.mine@").exists()
 
 
 def test_a_file_is_replaced_under_the_lock_that_who_appends_takes(tmp_path):

@@ -25,6 +25,10 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | o
 _FOR_READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
+class Unreadable(Exception):
+    """A file is not what its sink writes. The message says what it cannot be read as."""
+
+
 class Appender:
     """Appends to files by name. `ledger`: path -> [inode, size] as last committed, with what is new since."""
 
@@ -97,6 +101,9 @@ class Appender:
             return ""
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             return f"{path} cannot be read: {error}"
+        except Unreadable as error:
+            draft.unlink(missing_ok=True)
+            return f"{path} cannot be read {error}"
         finally:
             os.close(fd)
 

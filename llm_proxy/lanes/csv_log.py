@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from llm_proxy.formats.call import Call
-from llm_proxy.lanes.appending import Appender
+from llm_proxy.lanes.appending import Appender, Unreadable
 from llm_proxy.lanes.deleting import Gone
+from llm_proxy.sinks.log_reader import LONGEST_LINE
 
 # What a cell may tell.
 COLUMNS: dict[str, Callable[[Call], str]] = {
@@ -47,17 +48,23 @@ _ID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def _rows(file: IO[bytes]) -> Iterator[bytes]:
-    """A line end within quotes ends no row."""
+    """A line end within quotes ends no row.
+
+    Raises Unreadable: behind a quote that nobody closes all rows would be one.
+    """
     row: list[bytes] = []
-    quoted = False
-    for line in file:
+    length, quoted = 0, False
+    while line := file.readline(LONGEST_LINE):
         row.append(line)
+        length += len(line)
         quoted ^= line.count(b'"') % 2 == 1
+        if length > LONGEST_LINE:
+            break
         if not quoted:
             yield b"".join(row)
-            row = []
+            row, length = [], 0
     if row:
-        yield b"".join(row)
+        raise Unreadable("as CSV")
 
 
 def _count(call: Call, name: str) -> str:
