@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+import threading
 import time
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
@@ -15,6 +16,7 @@ from llm_proxy.cli.search import search
 from llm_proxy.cli.sessions import sessions
 from llm_proxy.cli.stats import stats
 from llm_proxy.explorer import guard, site, viewer
+from llm_proxy.explorer.bell import Bell
 from llm_proxy.explorer.options import Options
 from llm_proxy.explorer.routes import EXTRAS, PAGES
 from llm_proxy.index.ingest import Indexer
@@ -343,6 +345,35 @@ def test_what_is_normal_is_kept_for_whom_it_is_shown_to(told):
         found = normals.all(Record(index, told.made.logs), asked)
     assert found and normals.known(str(told.made.logs), asked) == found
     assert not normals.known(str(told.made.logs), narrowed)
+
+
+async def test_one_user_keeps_nobody_else_waiting(told, tmp_path):
+    """However many pages he asks for, leaving before they come, others' are made; the owner can always watch."""
+    ann, bob = Viewer("00000001.1"), Viewer("00000001.2")
+    options = Options(index=str(told.made.index), logs=str(told.made.logs), state=str(tmp_path))
+    asked = site.Site(options, Bell())
+    freed = threading.Event()
+    try:
+        slow = [asyncio.create_task(asked.ask(ann, lambda record: freed.wait(20))) for _ in range(4)]
+        await asyncio.sleep(0)
+        for task in slow[:2]:
+            task.cancel()
+        slow += [asyncio.create_task(asked.ask(ann, lambda record: freed.wait(20))) for _ in range(4)]
+        async with asyncio.timeout(10):
+            for viewer in (bob, EVERYTHING):
+                assert await asked.ask(viewer, lambda record: "answered") == "answered"
+        freed.set()
+        assert await asyncio.gather(*slow[2:]) == [True] * 6
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(40):
+                await stack.enter_async_context(asked.live.watching(Viewer(f"00000001.{number + 1}")))
+            assert [await stack.enter_async_context(asked.live.watching(who)) for who in (bob, EVERYTHING)] == [
+                False,
+                True,
+            ]
+    finally:
+        freed.set()
+        await asked.close()
 
 
 async def _titles(client: TestClient) -> set[str]:

@@ -12,11 +12,13 @@ import re
 import shlex
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 from aiohttp import web
@@ -41,6 +43,7 @@ from llm_proxy.web.assets import CACHE
 log = logging.getLogger(__name__)
 
 THREADS = 4  # views at a time: they hold the interpreter lock, and there are few readers
+OF_ONE = 2  # of one account, which must not keep the others out
 FRESH = 2.0  # seconds
 
 T = TypeVar("T")
@@ -61,13 +64,26 @@ class Site:
         self._records = Records(options, self.redactor)
         self.live = Hub(options, bell, partial(self.ask, EVERYTHING))
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="view")
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by account
 
     async def ask(self, viewer: Viewer, question: Callable[[Record], T], limit: float = 2.0) -> T:
         """Ask what the viewer may see, in a worker thread, within `limit` seconds.
 
         Raises TookTooLong, IndexUnavailable, and what it raises.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._asked, viewer, question, limit)
+        loop = asyncio.get_running_loop()
+        if not viewer.account:
+            return await loop.run_in_executor(self._threads, self._asked, viewer, question, limit)
+        turns = self._turns.setdefault(viewer.account, asyncio.Semaphore(OF_ONE))
+        await turns.acquire()
+        job = self._threads.submit(self._asked, viewer, question, limit)
+
+        def ended(_: Future[T]) -> None:
+            with suppress(RuntimeError):  # the loop has ended before
+                loop.call_soon_threadsafe(turns.release)
+
+        job.add_done_callback(ended)  # not when whoever asked goes: the thread works on
+        return await asyncio.wrap_future(job)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Anything else that takes longer than a few milliseconds: rendering, decoding."""

@@ -31,6 +31,7 @@ from llm_proxy.records.pricing import PriceBook
 from llm_proxy.records.redaction import Redactor
 
 VIEWERS = 32
+FOR_THE_OWNER = 8  # of them
 OF_ONE = 8  # of one account, which must not keep the others out
 EVENTS = 2000  # kept for viewers that lag or come back
 HEARTBEAT = 15.0  # seconds
@@ -170,7 +171,9 @@ class Hub:
     async def watching(self, viewer: Viewer) -> AsyncIterator[bool]:
         """For as long as a viewer stays; False where there are too many already, of all or of the same account."""
         account = viewer.account
-        if self.viewers >= VIEWERS or (account and self._viewers[account] >= OF_ONE):
+        if self.viewers >= VIEWERS - (FOR_THE_OWNER if account else 0) or (
+            account and self._viewers[account] >= OF_ONE
+        ):
             yield False
             return
         self._viewers[account] += 1
