@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from llm_proxy.index.bodies import Fleet, Local, Storage
 from llm_proxy.index.ingest import Indexer
 from llm_proxy.index.postgres import open_shared
 from llm_proxy.index.postgres_write import SharedIndexer
-from llm_proxy.index.queries import Filter, IndexUnavailable, open_index
+from llm_proxy.index.queries import Filter, IndexUnavailable, Place, open_index
 from llm_proxy.service import passing
 from llm_proxy.sinks import log_reader, s3_client
 from tests.explored import gemini, record
@@ -290,6 +291,20 @@ def test_a_machine_that_is_gone_is_forgotten_and_older_versions_too(bed, shared,
     assert counted(shared) == there - 12
     assert {path.partition("/")[0] for path in _files(shared)} == {"stays"}
     assert run("--forget-versions").stdout == "no older version has left anything\n"
+
+
+def test_a_machine_that_hangs_is_waited_for_no_longer_than_the_page_has(tmp_path):
+    """Then it is not asked again at once, unless it had next to no time."""
+    with socket.create_server(("127.0.0.1", 0)) as hanging:  # connections come to stand in its queue
+        address = bodies.Address(f"http://127.0.0.1:{hanging.getsockname()[1]}", "k")
+        fleet = Fleet("here", Local(tmp_path), lambda: {"there": address})
+        place = Place("there/x/y.jsonl", 0, 10)
+        for seconds, avoided in ((0.2, False), (2.0, True)):
+            began = time.monotonic()
+            with pytest.raises(OSError, match="timed out"):
+                fleet.entry(place, began + seconds)
+            assert time.monotonic() - began < seconds
+            assert ("there" in fleet._avoided) == avoided
 
 
 # --- what users want to be deleted

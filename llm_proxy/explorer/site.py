@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -97,10 +98,11 @@ class Site:
 
     def _asked(self, viewer: Viewer, question: Callable[[Record], T], limit: float) -> T:
         def asked(record: Record) -> T:
-            record.index.stop_at(time.monotonic() + limit)
+            until = time.monotonic() + limit
+            record.index.stop_at(until)
             if viewer.sees_everything:
                 self.standing.count(record)
-            return question(record)
+            return question(replace(record, until=until))
 
         return self._records.ask(viewer, asked)
 

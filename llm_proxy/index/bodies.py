@@ -21,15 +21,18 @@ from llm_proxy.records.understood import Entry
 from llm_proxy.sinks import log_reader
 
 PATH = "/llm-proxy/entry"  # of another machine's explorer
-_PATIENCE = 5.0  # seconds for a machine to answer
+_PATIENCE, _LEAST = 5.0, 0.05  # seconds for a machine to answer
+_FAIR = 0.5  # seconds: who was given less and did not answer may be asked again at once
 _AVOIDED = 30.0  # seconds in which a machine that did not answer is not asked again
 _REMEMBERED = 30.0  # seconds for which the machines' addresses hold
 
 
 class Bodies(Protocol):
-    """Something that has entries. Raises OSError, and ValueError where no entry stands there."""
+    """Something that has entries. Whoever must wait for them does so until a moment (monotonic seconds; None: as long
+    as it takes). Raises OSError, and ValueError where no entry stands there.
+    """
 
-    def entry(self, place: Place) -> Entry: ...
+    def entry(self, place: Place, until: float | None = None) -> Entry: ...
 
 
 class Address(NamedTuple):
@@ -45,7 +48,7 @@ class Local:
 
     logs: Path
 
-    def entry(self, place: Place) -> Entry:
+    def entry(self, place: Place, until: float | None = None) -> Entry:
         return log_reader.entry_at(self.logs / place.file, place.offset, place.length)
 
 
@@ -62,12 +65,10 @@ class Fleet:
     own: Bodies
     addresses: Callable[[], Mapping[str, Address]]
     storage: Bodies | None = None
-    _known: Mapping[str, Address] = field(default_factory=dict)
-    _known_until: float = 0.0
+    _known: tuple[Mapping[str, Address], float] = ({}, 0.0)  # and until when
     _avoided: dict[str, float] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def entry(self, place: Place) -> Entry:
+    def entry(self, place: Place, until: float | None = None) -> Entry:
         machine, _, file = place.file.partition("/")
         if machine == self.machine:
             try:
@@ -77,9 +78,10 @@ class Fleet:
                     raise
         elif (address := self._address(machine)) is not None:
             try:
-                return asked_of(address, place._replace(file=file))
-            except OSError:
-                self._avoided[machine] = time.monotonic() + _AVOIDED
+                return asked_of(address, place._replace(file=file), patience := _patience(until))
+            except OSError as error:
+                if not isinstance(error, TimeoutError) or patience >= _FAIR:
+                    self._avoided[machine] = time.monotonic() + _AVOIDED
                 if self.storage is None:
                     raise
         if self.storage is None:
@@ -91,18 +93,24 @@ class Fleet:
         now = time.monotonic()
         if self._avoided.get(machine, 0.0) > now:
             return None
-        with self._lock:
-            if now > self._known_until:
-                self._known, self._known_until = self.addresses(), now + _REMEMBERED
-        found = self._known.get(machine)
+        known, until = self._known
+        if now > until:
+            known = self.addresses()  # nobody waits for a thread that does
+            self._known = known, time.monotonic() + _REMEMBERED
+        found = known.get(machine)
         return found if found is not None and found.url else None
 
 
-def asked_of(address: Address, place: Place) -> Entry:
+def _patience(until: float | None) -> float:
+    """Half of what is left, so that the page can still be made without what does not come."""
+    return _PATIENCE if until is None else min(_PATIENCE, max(_LEAST, (until - time.monotonic()) / 2))
+
+
+def asked_of(address: Address, place: Place, patience: float = _PATIENCE) -> Entry:
     """A line of another machine's logs. Raises OSError; ValueError where what comes is no entry."""
     parts = urlsplit(address.url)
     kinds: dict[str, type[http.client.HTTPConnection]] = {"https": http.client.HTTPSConnection}
-    link = kinds.get(parts.scheme, http.client.HTTPConnection)(parts.hostname or "", parts.port, timeout=_PATIENCE)
+    link = kinds.get(parts.scheme, http.client.HTTPConnection)(parts.hostname or "", parts.port, timeout=patience)
     query = urlencode({"file": place.file, "offset": place.offset, "length": place.length})
     headers = {"Authorization": f"Bearer {address.key}"}
     try:
@@ -131,7 +139,7 @@ class Storage:
         self._prefix = prefix
         self._lock = threading.Lock()
 
-    def entry(self, place: Place) -> Entry:
+    def entry(self, place: Place, until: float | None = None) -> Entry:
         from botocore.exceptions import BotoCoreError, ClientError
 
         with self._lock:

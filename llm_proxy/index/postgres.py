@@ -242,6 +242,7 @@ class Pool:
     def addresses(self) -> dict[str, Address]:
         """Where the machines that fill it are asked. Raises IndexUnavailable."""
         with self.open() as index:
+            index.stop_at(time.monotonic() + _READER_CONNECTING)
             rows = index.rows("SELECT name, address, secret FROM machines", {})
             return {name: Address(address, secret) for name, address, secret in rows}
 

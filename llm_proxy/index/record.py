@@ -28,6 +28,7 @@ class Record:
     logs: Path
     redactor: Redactor | None = None
     bodies: Bodies | None = None
+    until: float | None = None  # monotonic seconds: how long entries of other machines are waited for
 
     def withholds(self, call: CallRow) -> bool:
         """Whether the viewer may see that there was this call, and nothing that was said."""
@@ -65,7 +66,7 @@ class Record:
         if place is None or self.withholds(call):
             return None
         try:
-            found = (self.bodies or Local(self.logs)).entry(Place(*place))
+            found = (self.bodies or Local(self.logs)).entry(Place(*place), self.until)
         except (OSError, ValueError):
             return None
         if self.redactor is not None and self.index.viewer.sees(call.account) == REDACTED:
