@@ -294,6 +294,37 @@ def test_a_keeper_that_cannot_write_begins_anew(place):
     assert found(place, "canary") == [] and found(place, "kept said")
 
 
+class Watched(Indexing):
+    """Counts what it is asked for."""
+
+    found: tuple[bool, ...] = ()
+
+    def forget(self, found=True):
+        done = super().forget(found)
+        self.found += (found,)
+        return done
+
+
+def test_where_nothing_was_found_the_index_is_left_alone(place):
+    """It may be large, and making its file anew takes as long as it takes; only one that was moved aside goes."""
+    write(place, said(1, ANN, "canary"))
+    deleting = Deleting(Options(**{**as_given(place), "rules_stand": 0.0}), place.logs)
+    aside = place.state / "index.db.aside"
+    aside.write_bytes(b"canary aside")
+    before = (place.state / "index.db").read_bytes()
+    store, indexing = Store(place.state / "sessions.db", "j"), Watched(place.options.index, place.logs)
+    for number, (whose, found_any) in enumerate(((BOB, False), (ANN, True))):
+        done = ask(place, whose, name=f"a-{number}")
+        while not done.exists():
+            deleting.step(store, indexing, lambda: None)
+        assert set(indexing.found) == {found_any} and not aside.exists()
+        assert ((place.state / "index.db").read_bytes() == before) is not found_any
+        indexing.found = ()
+    indexing.close()
+    store.close()
+    assert found(place, "canary") == []
+
+
 class Interrupted(Deleting):
     """At one of its steps something happens, once."""
 

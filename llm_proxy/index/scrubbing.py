@@ -19,10 +19,15 @@ class Busy(Exception):
     """Somebody reads the index without an end. What was deleted may still be in its file; to be tried again."""
 
 
-def scrub(path: Path) -> None:
-    """Nobody need stop using the index. Raises Busy, sqlite3.Error, OSError, database.Unusable."""
+def remove_aside(path: Path) -> None:
+    """What an index was before it was begun anew. Raises OSError."""
     for suffix in _SIDECARS:
         path.with_name(f"{path.name}.aside{suffix}").unlink(missing_ok=True)
+
+
+def scrub(path: Path) -> None:
+    """Nobody need stop using the index. Raises Busy, sqlite3.Error, OSError, database.Unusable."""
+    remove_aside(path)
     if not path.exists():
         return
     with closing(database.open_for_writing(path)) as db, database.told():

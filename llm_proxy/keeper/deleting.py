@@ -194,7 +194,7 @@ class Deleting:
                 put(self._folder / (order.id + PART), str(now.counts[order.id]).encode())
 
     def _finish(self, now: _Pass, store: Store, indexing: Indexing) -> bool:
-        if not indexing.forget():
+        if not indexing.forget(found=any((self._folder / (order.id + PART)).exists() for order in now.orders)):
             return False
         store.scrub()
         strays = [f"{now.strays} calls recorded before it was told whose account makes them"] if now.strays else []
@@ -226,10 +226,13 @@ class Deleting:
             path.unlink(missing_ok=True)
 
     def _name(self, gone: dict[str, str], now: _Pass) -> None:
-        """Which calls go, for sinks whose files do not say whose they are. Before their logs do."""
-        for order in now.orders if self._answers else ():
+        """That something goes; and which calls, for sinks whose files do not say whose they are. Before their logs."""
+        for order in now.orders:
             calls = [call for call, account in gone.items() if account == order.account]
-            if calls:
+            part = self._folder / (order.id + PART)
+            if calls and not part.exists():
+                put(part, b"0")
+            if calls and self._answers:
                 deletions.add_calls(self._folder / (order.id + CALLS), calls)
 
     # -- what is done

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llm_proxy.index.ingest import Indexer
 from llm_proxy.index.lines import Line
-from llm_proxy.index.scrubbing import scrub
+from llm_proxy.index.scrubbing import remove_aside, scrub
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds after a failure
 SLICE = 0.25  # seconds of catching up while the journal waits
@@ -55,12 +55,15 @@ class Indexing:
         """Files may have changed by other hands than ours."""
         self._behind = True
 
-    def forget(self) -> bool:
-        """Lines have been taken out of files: nothing of them is left when this is True; else try again."""
+    def forget(self, found: bool = True) -> bool:
+        """Lines may have been taken out of files: nothing of them is left when this is True; else try again.
+
+        Where none were `found`, the index is as it was.
+        """
         if not self._path:
             return True
-        self._try(self._forget)
-        return not self.trouble
+        self._try(self._forget if found else lambda: remove_aside(Path(self._path)))
+        return not self.trouble and not (found and self._behind)
 
     def close(self) -> None:
         indexer, self._indexer = self._indexer, None
@@ -73,8 +76,11 @@ class Indexing:
         return self._indexer
 
     def _forget(self) -> None:
-        self._behind = not self._open().catch_up_all(lambda: True)
-        scrub(Path(self._path))
+        """Only where all is caught up the file is cleaned: until then a slice at a time, and calls between them."""
+        end = time.monotonic() + SLICE
+        self._catch_up(lambda: time.monotonic() < end)
+        if not self._behind:
+            scrub(Path(self._path))
 
     def _catch_up(self, go_on: Callable[[], bool]) -> None:
         self._behind = not self._open().catch_up_all(go_on)
