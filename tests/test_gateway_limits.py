@@ -492,7 +492,8 @@ async def test_a_redis_that_hangs_costs_its_patience_once(shared, redis, sqlite,
         assert time.monotonic() - began < 200 * PATIENCE
         assert sum(passed) == 6, "what Redis had let pass is known here"
         assert limiter.counter.is_away
-        assert "llm_proxy_gateway_limits_degraded 1" in list(limiter.metrics())
+        told = list(limiter.metrics())
+        assert "llm_proxy_gateway_limits_degraded 1" in told and "llm_proxy_gateway_limits_lost_total 0" in told
         redis.thaw()
         async with asyncio.timeout(30):
             while limiter.counter.is_away:

@@ -86,12 +86,13 @@ async def test_each_subject_has_limits_of_each_kind(limiter, store, subject, id,
     """0 lets nothing through, and the refusal says which limit of whom; who is somebody else goes on."""
     await limit(store, subject, id, **{kind: 0})
     demand = asks(alias=FAST, stream=True)
+    assert f'limited_total{{limit="{kind}",subject="{subject}"}} 0' in "".join(limiter.metrics())
     refusal = await refused(limiter, caller(**ALL), demand)
     assert (refusal.status, int(refusal.headers["Retry-After"]) >= 1) == (429, True)
     assert refusal.code == ("budget_exceeded" if kind.startswith("spend") else "rate_limit_exceeded")
     whose = {"everybody": "everybody", "team": "your team", "user": "you ", "key": "'laptop'", "alias": "'fast'"}
     assert whose[subject] in refusal.message
-    assert f'limit="{kind}",subject="{subject}"' in "".join(limiter.metrics())
+    assert f'limited_total{{limit="{kind}",subject="{subject}"}} 1' in "".join(limiter.metrics())
     assert await passes(limiter, caller(2), 1, asks()) == (subject != "everybody" or kind == "streams")
 
 
@@ -187,6 +188,7 @@ async def test_80_percent_is_told_once(limiter, store, caplog):
     """In every answer from then on; in the log and the metrics once in the span, for each limit."""
     await limit(store, "team", 3, requests_day=10)
     who = caller(team_ids=(3,))
+    assert 'limit_warnings_total{limit="requests_day",subject="team"} 0' in "".join(limiter.metrics())
     with caplog.at_level(logging.WARNING, "llm_proxy.gateway"):
         told = [(await limiter.take(who)).headers.get("x-llm-proxy-warning") for _ in range(10)]
     assert told[:7] == [None] * 7

@@ -147,16 +147,18 @@ class Limiter:
             ("limited", "Requests refused by a limit, by which and whose.", self._refused),
             (
                 "limit_warnings",
-                "Limits of which 80 % were used, once in each span, by which and whose.",
+                "Limits of which 80 % were used, once in each span by each process, by which and whose.",
                 self._warnings,
             ),
         ):
-            samples = [Sample({"limit": kind, "subject": subject}, n) for (kind, subject), n in sorted(counts.items())]
-            if not samples:
-                samples = [Sample({"limit": kind.name, "subject": Subject.USER}, 0) for kind in KINDS]
+            # All from the start: a series that begins with 1 has no increase that an alert could see.
+            names = ((kind.name, subject) for kind in KINDS for subject in Subject)
+            samples = [Sample({"limit": kind, "subject": one}, counts.get((kind, one), 0)) for kind, one in names]
             yield from family(f"llm_proxy_gateway_{name}_total", "counter", text, samples)
         if not isinstance(self.counter, LocalCounter):
             yield from self.counter.metrics()
+            text = "Calls whose use was not told to the other machines, because too many waited."
+            yield from family("llm_proxy_gateway_limits_lost_total", "counter", text, [Sample({}, self.counter.lost)])
 
     async def close(self) -> None:
         await asyncio.gather(*self._settling, return_exceptions=True)
