@@ -405,17 +405,6 @@ def test_the_operators_prices_come_first(tmp_path):
     assert prices.cost(attempt(target=target(model="o3"))) == PRICES.cost(attempt(target=target(model="o3")))
 
 
-async def test_a_team_is_told_what_was_spent(sqlite, tmp_path):
-    """As soon as it has its place; callers without a team, and what cost nothing, tell nothing."""
-    log, told = log_of(sqlite, tmp_path), []
-    log.on_cost(lambda team, cost: told.append((team, cost)))
-    for number, teams in enumerate([(4, 5), (), (4,)]):
-        log.note(attempt(f"r{number}", caller=caller(team_ids=teams)))
-    log.note(attempt("r9", caller=caller(team_ids=(4,)), target=target(model="no-such-model")))
-    await log.flush()
-    assert told == [(4, 3_500_000_000), (4, 3_500_000_000)]
-
-
 # --- /manage/usage
 
 

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import islice
 from operator import itemgetter
@@ -76,7 +76,6 @@ class UsageLog:
         self._some = asyncio.Event()
         self._full = asyncio.Event()
         self._turn = asyncio.Lock()
-        self._spent: Callable[[int, int], None] | None = None
         self._inserting: _Inserting | None = None
         self._away_until = 0.0
         self._told = float("-inf")
@@ -103,10 +102,6 @@ class UsageLog:
             self._some.set()
         elif len(waiting) == BATCH:
             self._full.set()
-
-    def on_cost(self, spent: Callable[[int, int], None]) -> None:
-        """`spent` is told a team's id and what a call of a member's cost, before the store knows."""
-        self._spent = spent
 
     async def run(self) -> None:
         """Writes as it comes. Never ends."""
@@ -170,10 +165,6 @@ class UsageLog:
             self._some.clear()
         if len(self._waiting) < BATCH:
             self._full.clear()
-        if self._spent is not None:
-            for row in rows:
-                if row["team_id"] is not None and row["cost"]:
-                    self._spent(row["team_id"], row["cost"])
         return True
 
     def _rows(self, batch: Sequence[Attempt]) -> list[Row]:
