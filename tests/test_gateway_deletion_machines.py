@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import sqlite3
 import time
 from contextlib import closing
@@ -210,7 +211,10 @@ def _whole(fake, home):
         assert (made["user_id"], made["requested_by"], made["done"]) == (ids["ann"], ids["ann"], False)
         done = _done(gateway, ann, made["id"])
         (part,) = done["machines"]
-        assert (part["state"], part["conversations"], part["left"]) == ("done", 1, "")
+        assert (part["state"], part["conversations"], part["left"], part["name"]) == ("done", 1, "", "")
+        assert all(one["name"] == "" for one in made["machines"])
+        (seen,) = gateway.want(200, "GET", "/manage/deletions", None, gateway.admin)
+        assert seen["machines"][0]["name"] == socket.gethostname()
         assert _hits(home, b"canary of ann") == [] and _hits(home, b"canary of bob")
         assert gateway.want(200, "GET", "/manage/deletions", None, bob) == []
 

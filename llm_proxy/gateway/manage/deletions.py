@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import exists, func, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from llm_proxy.gateway.facts import Role
+from llm_proxy.gateway.facts import Caller, Role
 from llm_proxy.gateway.machine import BEAT
 from llm_proxy.gateway.refusals import Refusal, not_found
 from llm_proxy.gateway.routes import Access, Ask, Route
@@ -33,7 +33,7 @@ class Wanted(msgspec.Struct, forbid_unknown_fields=True):
 class Part(msgspec.Struct):
     """One machine's. `away` has not been heard of lately, and deletes when it is back. `left` is what it cannot delete.
 
-    `conversations` and `done_at` are null until it is done.
+    `conversations` and `done_at` are null until it is done. `name` is "" unless an administrator asks.
     """
 
     machine: str
@@ -57,7 +57,7 @@ class Deletion(msgspec.Struct):
 async def delete_mine(ask: Ask) -> Deletion:
     async with ask.site.store.writing() as connection:
         number = await order(ask, connection, ask.caller.user_id, ask.body.before)
-        return await _one(connection, number)
+        return _seen(await _one(connection, number), ask.caller)
 
 
 async def delete_of(ask: Ask) -> Deletion:
@@ -106,7 +106,15 @@ async def list_deletions(ask: Ask) -> list[Deletion]:
         wanted = wanted.where(deletions.c.user_id == ask.caller.user_id)
     async with ask.site.store.reading() as connection:
         rows = (await connection.execute(wanted)).all()
-        return await _told(connection, rows)
+        return [_seen(one, ask.caller) for one in await _told(connection, rows)]
+
+
+def _seen(told: Deletion, caller: Caller) -> Deletion:
+    """How machines are called is for administrators."""
+    if caller.role is not Role.ADMIN:
+        for part in told.machines:
+            part.name = ""
+    return told
 
 
 async def _one(connection: AsyncConnection, number: int) -> Deletion:
