@@ -325,6 +325,18 @@ def test_where_nothing_was_found_the_index_is_left_alone(place):
     assert found(place, "canary") == []
 
 
+def test_the_index_catches_up_a_slice_at_a_time(place, monkeypatch):
+    """However much it has missed: who deletes goes on with calls in between, and reports when it is done."""
+    write(place, said(1, ANN, "canary"))
+    (place.state / "index.db").unlink()
+    indexing = Indexing(place.options.index, place.logs)
+    with monkeypatch.context() as patched:
+        patched.setattr("llm_proxy.keeper.indexing.SLICE", 0.0)
+        assert not indexing.forget() and (indexing.state, indexing.trouble) == ("behind", "")
+    assert indexing.forget() and indexing.state == "ok" and len(calls_of(place)) == 1
+    indexing.close()
+
+
 class Interrupted(Deleting):
     """At one of its steps something happens, once."""
 
