@@ -137,7 +137,8 @@ def _the_next_call(gateway, fake):
         return [one["gateway"] for one in entries if one["type"] == "request" and one.get("gateway")]
 
     first, second, third, fourth = sorted(
-        told(gateway.daemon.entries(until=lambda entries: len(told(entries)) == 4, timeout=60)), key=lambda one: one["request"]
+        told(gateway.daemon.entries(until=lambda entries: len(told(entries)) == 4, timeout=60)),
+        key=lambda one: one["request"],
     )
     assert [one.get("privacy") for one in (first, second, third, fourth)] == [None, "redacted", None, None]
     assert [one.get("project") for one in (first, second, third, fourth)] == [None, "apollo one", None, None]
