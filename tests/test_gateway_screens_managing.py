@@ -96,7 +96,8 @@ def made(screens, host):
     gateway.want(201, "POST", "/manage/invitations", {"email": "bob@example.com"}, gateway.admin)
     gateway.want(200, "PUT", "/manage/limits/everybody/0", {"requests_day": 1000, "spend_month": 50}, gateway.admin)
     _seen(screens, timedelta(hours=1))
-    number = gateway.want(202, "DELETE", "/manage/me/conversations", token=gateway.sign_in(ADA))["id"]
+    ada = gateway.want(200, "GET", "/auth/me", token=gateway.sign_in(ADA))["id"]
+    number = gateway.want(202, "DELETE", f"/manage/users/{ada}/conversations", {}, gateway.admin)["id"]
     _keep(screens, "INSERT INTO deletion_reports VALUES (?, ?, ?, 3, ?)", number, "feed" * 4, _written(), HOSTILE)
     return {"key": key, "team": team}
 
@@ -376,11 +377,11 @@ def test_a_machine_that_is_gone_is_forgotten(screens, made, look):
     (here,) = all_of_them.locator("tbody tr", has_text="serving").all()
     assert here.get_by_text("Forget").count() == 0 and GONE[:8] in gone.inner_text()
     deletion = page.get_by_role("region", name="Deletions, table").locator("tbody tr")
-    assert ADA in deletion.inner_text() and "3 conversations, " in deletion.inner_text()
+    assert f"{ADA} (asked for by {ADMIN})" in deletion.inner_text() and "3 conversations, " in deletion.inner_text()
     assert f"left: {HOSTILE}" in deletion.inner_text() and f"{HOSTILE}: away" in deletion.inner_text()
     assert deletion.locator(".tag").inner_text() == "away"
     gone.locator("summary").click()
-    assert "1 deletion does not wait for it any more" in gone.inner_text()
+    assert "1 deletion waits for it, and will no longer" in gone.inner_text()
     _seen(screens, timedelta())
     gone.get_by_role("button").click()
     assert f"machine {GONE} serves: stop it first" in page.get_by_role("alert").inner_text()

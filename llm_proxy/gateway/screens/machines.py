@@ -28,7 +28,10 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """`state` is one of done, waiting, away: the last waits for a machine that has not been heard of lately."""
+    """`state` is one of done, waiting, away: the last waits for a machine that has not been heard of lately.
+
+    `by` is who asked for it, "" where it is his own.
+    """
 
     deletion: Any  # manage.deletions.Deletion
     state: str
@@ -59,7 +62,8 @@ async def view(desk: Desk) -> View:
 def _deletion(one: Any, people: Mapping[int, str]) -> Deletion:
     whose, by = (people.get(id, f"deleted user {id}") for id in (one.user_id, one.requested_by))
     away = any(part.state == "away" for part in one.machines)
-    return Deletion(one, "done" if one.done else "away" if away else "waiting", whose, by)
+    state = "done" if one.done else "away" if away else "waiting"
+    return Deletion(one, state, whose, "" if one.user_id == one.requested_by else by)
 
 
 # --- the page
