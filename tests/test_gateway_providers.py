@@ -670,7 +670,9 @@ async def test_what_is_deleted_leaves_nothing(ann, site, hosts):
     assert await model_lists.refresh(site, key["id"])
     await ann("DELETE", f"/manage/providers/{key['id']}")
     await ann.refused(404, "DELETE", f"/manage/providers/{key['id']}")
-    assert await count(site, provider_models) == 0 and await count(site, facts) == 1  # the canary
+    async with site.store.reading() as connection:
+        assert set(await connection.scalars(select(facts.c.name))) == {"canary", "oldest", "store"}
+    assert await count(site, provider_models) == 0
     assert await count(site, provider_keys) == 1
 
 
