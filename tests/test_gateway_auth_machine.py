@@ -102,7 +102,7 @@ class Member(RuleBasedStateMachine):
     @rule(one=held, route=st.sampled_from(ROUTES), number=st.integers(1, 4), user=st.integers(1, 3), body=FIELDS)
     def calls(self, one, route, number, user, body):
         """Any route, with any fields; what comes back is not looked at but for who may."""
-        path = route.path.replace("{id}", str(number)).replace("{user_id}", str(user))
+        path = route.path.replace("{id}", str(number)).replace("{user_id}", str(user)).replace("{key_id}", str(number))
         answer = self._run(self.door.ask(route.method, path, body, one[0]))
         assert answer.status < 500, answer
         if route.access is Access.ADMIN:

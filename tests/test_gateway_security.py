@@ -199,6 +199,7 @@ def hers(ours, path):
         "{alias:[^/]+}": "hers",
         "{id:.+}": "hers",
         "{subject}": "user",
+        "{key_id}": 1,
     }
     for parameter, value in told.items():
         path = path.replace(parameter, str(value))

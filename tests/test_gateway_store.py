@@ -161,7 +161,7 @@ async def test_a_step_that_fails_leaves_nothing(empty_url, tmp_path, monkeypatch
         patched.setattr(running, "_check_foreign_keys", fail)
         with pytest.raises(RuntimeError, match="the power is gone"):
             await database.migrate(where)
-    assert await database.migrate(where) == ["0001: The first tables."]
+    assert (await database.migrate(where))[0] == "0001: The first tables."
 
 
 async def test_the_default_store_is_a_file_for_its_owner_alone(tmp_path):
@@ -266,8 +266,9 @@ async def main():
     for _ in range(40):
         async with store.writing() as connection:
             await store.alone(connection, "n")
-            value = int(await connection.scalar(select(schema.facts.c.value)))
-            await connection.execute(update(schema.facts).values(value=str(value + 1)))
+            value = int(await connection.scalar(select(schema.facts.c.value).where(schema.facts.c.name == "n")))
+            raised = update(schema.facts).where(schema.facts.c.name == "n").values(value=str(value + 1))
+            await connection.execute(raised)
     await store.close()
 asyncio.run(main())
 """
@@ -279,7 +280,7 @@ async def test_processes_take_turns(store, store_url):
         await connection.execute(insert(schema.facts).values(name="n", value="0"))
     assert _at_once(_STEPS, store_url, 2) == [""] * 2
     async with store.reading() as connection:
-        assert await connection.scalar(select(schema.facts.c.value)) == "80"
+        assert await connection.scalar(select(schema.facts.c.value).where(schema.facts.c.name == "n")) == "80"
 
 
 async def test_what_hangs_on_a_user_goes_with_him(store):
@@ -310,7 +311,7 @@ async def test_an_insert_leaves_alone_what_is_there(store):
             row = store.insert(schema.facts).values(name="n", value=value)
             await connection.execute(row.on_conflict_do_nothing())
     async with store.reading() as connection:
-        assert await connection.scalar(select(schema.facts.c.value)) == "old"
+        assert await connection.scalar(select(schema.facts.c.value).where(schema.facts.c.name == "n")) == "old"
 
 
 async def test_an_act_and_its_note_are_one(store):
