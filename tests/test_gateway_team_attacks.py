@@ -166,7 +166,7 @@ def test_the_mark_of_a_strangers_program_cannot_be_lost(ours):
     tries = ((), ("Connection: X-LLM-Proxy-Stranger, keep-alive",), ("X-LLM-Proxy-Stranger: 0", "x-llm-proxy-stranger: 0"),
              ("Connection: x-llm-proxy-stranger", "TE: trailers"), ("Upgrade: websocket", "Connection: Upgrade"))  # fmt: skip
     script = (
-        "import json, os, socket, sys\n"
+        "import encodings.idna, json, os, socket, sys\n"  # all that it needs: he may not read our Python
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "for request in json.load(sys.stdin):\n"
         f"    link = socket.create_connection(('127.0.0.1', {ours.gateway.port}), 20)\n"
