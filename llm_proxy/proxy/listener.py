@@ -68,7 +68,8 @@ class Listener:
     def close(self) -> None:
         """Accept those who wait already, since closing would reset them, and no more. Idempotent."""
         for sock in self._sockets:
-            self._accept(sock)
+            while self._accept(sock):
+                pass
         if self._resuming is not None:
             self._resuming.cancel()
         self._deafen()
@@ -85,22 +86,24 @@ class Listener:
         for sock in self._sockets:
             self._loop.remove_reader(sock)
 
-    def _accept(self, listening: socket.socket) -> None:
+    def _accept(self, listening: socket.socket) -> bool:
+        """Whether more may be waiting."""
         for _ in range(BATCH):
             if len(self._arriving) >= self._room():
                 self._pause("all connections that this process may have are open")
-                return
+                return False
             try:
                 sock, _ = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                return False
             except OSError as error:  # no descriptors or no memory; whatever it is, a loop of tries does not help
                 self._pause(error.strerror or str(error))
-                return
+                return False
             sock.setblocking(False)
             task: asyncio.Task[object] = self._loop.create_task(self._open(sock))
             self._arriving.add(task)
             task.add_done_callback(self._arriving.discard)
+        return True
 
     async def _open(self, sock: socket.socket) -> None:
         try:

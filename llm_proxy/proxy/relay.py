@@ -348,7 +348,8 @@ class Relay:
                 self.keep_client = False
         elif framing.length > self.limit:
             self.long_response = LongBody(self.limit)
-        self._response_body(self._dressed(hop.response(head, dechunk=self.dechunk)), data, position, head)
+        last = self.keep_client and self.core.draining
+        self._response_body(self._dressed(hop.response(head, dechunk=self.dechunk, last=last)), data, position, head)
 
     def _dressed(self, answer: bytes) -> bytes:
         """What a door adds to a final head, or to an answer of ours."""
@@ -569,7 +570,7 @@ class Relay:
             self.client.break_off()
             return
         self.core.metrics.count_answer(code)
-        keep = self.keep_client and self.request_framing.done
+        keep = self.keep_client and self.request_framing.done and not self.core.draining
         answer = self._dressed(answers.error(status, code, message, provider=self.route.provider, close=not keep))
         self.client.send(answers.without_body(answer) if self.head.method == b"HEAD" else answer)
         self.client.exchange_done(keep=keep, linger=not self.request_framing.done)

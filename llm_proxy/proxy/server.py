@@ -37,7 +37,7 @@ from llm_proxy.proxy.tee import Tee
 
 log = logging.getLogger("llm_proxy.proxy")
 
-_HEARING = 50  # milliseconds for a new connection's first request, where it may be the last
+_HEARING = 100  # milliseconds for a new connection's first request, where it may be the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,17 +175,20 @@ class Proxy:
             [link], lambda: ClientConnection(calls), lambda: self._limits.open - len(calls.clients)
         )
 
+    def end_connections(self) -> None:
+        """From now on each answer is the last on its connection, and says so: who asks again connects anew."""
+        self.core.draining = True
+
     async def drain(self, limit: float, *, serving: float = 0.0) -> int:
         """Let exchanges end for up to `limit` seconds, then cut them; returns how many were cut.
 
         For the first `serving` seconds, or until nothing is open, new ones are carried too.
         """
-        core, now = self.core, time.monotonic()
-        core.draining = True
+        now = time.monotonic()
+        self.end_connections()
         await self._wait_for_exchanges(now + serving)
         self._stop_listening()
-        if serving:
-            await self._hear_out()
+        await self._hear_out()
         self._turn_away()
         await self._wait_for_exchanges(now + limit)
         cut = self._under_way()
@@ -223,7 +226,7 @@ class Proxy:
         return [*self.core.clients, *(self._calls.clients if self._calls is not None else ())]
 
     def _stop_listening(self) -> None:
-        self.core.draining = True
+        self.end_connections()
         if self._listener is not None:
             self._listener.close()
 

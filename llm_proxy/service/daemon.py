@@ -148,6 +148,7 @@ class Daemon:
         self.manager.stopping(0.0 if self.gatewaying is None else self.gatewaying.drain_delay)
         self._withdraw()
         if self.gatewaying is not None:
+            proxy.end_connections()
             await self.gatewaying.drain(self._force)
         self._stopped_at = time.monotonic()
         for chore in chores:

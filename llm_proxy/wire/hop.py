@@ -1,7 +1,8 @@
 """Which field lines travel on (RFC 9110 §7.6.1): the head that goes out, made from the lines that came in.
 
-Nothing is added but what the operator's configuration says (`Instead`). Requests lose their hop-by-hop fields and
-have Host replaced; responses lose theirs. Framing fields stay whenever the body's framing passes verbatim.
+Nothing is added but what the operator's configuration says (`Instead`), and that a connection of ours ends. Requests
+lose their hop-by-hop fields and have Host replaced; responses lose theirs. Framing fields stay whenever the body's
+framing passes verbatim.
 """
 
 from __future__ import annotations
@@ -62,9 +63,11 @@ def _without(lines: list[bytes], names: frozenset[bytes]) -> list[bytes]:
     return [lines[0], *(line for line in lines[1:] if line.partition(b":")[0].lower() not in names)]
 
 
-def response(head: ResponseHead, *, upgrade: bool = False, dechunk: bool = False) -> bytes:
-    """The head to send to the client; its status line passes as it is."""
+def response(head: ResponseHead, *, upgrade: bool = False, dechunk: bool = False, last: bool = False) -> bytes:
+    """The head to send to the client; its status line passes as it is. `last`: say that we close (RFC 9112 §9.6)."""
     dropped = _UPGRADING if upgrade else _DECHUNKED if dechunk else _CONNECTION_BOUND
     kept = _kept(head, head.lines.copy(), dropped)
+    if last:
+        kept.append(b"Connection: close")
     kept.append(b"\r\n")
     return b"\r\n".join(kept)
