@@ -344,18 +344,32 @@ def test_what_failed_and_was_sent_again_elsewhere_is_one(fleet):
     assert [row.calls for row in same_as_whole(fleet)] == [2]
 
 
-def test_a_part_that_is_deleted_goes_and_the_rest_stays(fleet):
-    """Its machine looks at its files; the others read theirs again, each call once."""
-    talk_by_history(fleet, ROUND)
+@pytest.mark.parametrize("kind", TALKS)
+def test_a_part_that_goes_leaves_the_rest_where_it_is(fleet, kind):
+    """At once, for machines that are gone read nothing again. Who does read again finds nothing to add; then it comes back."""
+    TALKS[kind](fleet, ROUND)
     for machine in MACHINES:
         fleet.fill(machine)
-    fleet.parts["west", "talk"]._path.unlink()
-    for machine in (*MACHINES, *MACHINES):
-        fleet.fill(machine)
+    file, gone = fleet.parts["west", "talk"]._path, fleet.parts["west", "talk"].id
     with open_shared(fleet.shared) as index:
-        rows = index.sessions(Filter(), None)
-        assert sum(row.calls for row in rows) == sum(machine != "west" for machine in ROUND)
-        assert {file.partition("/")[0] for row in rows for file in row.files} == {"east", "north"}
-        assert threads.session(index, fleet.parts["west", "talk"].id) is None
-        counts = list(index.rows("SELECT calls FROM sessions ORDER BY key", {}))
-        assert sum(count for (count,) in counts) == sum(row.calls for row in rows)
+        stay = [call for call in index.calls_of(gone) if not call.request[0].startswith("west/")]
+    lines = file.read_bytes()
+    file.unlink()
+    for machine in ("west", "east", "north"):
+        fleet.fill(machine)
+        with open_shared(fleet.shared) as index:
+            (row,) = index.sessions(Filter(), None)
+            calls = index.calls_of(row.id)
+            assert [call.id for call in calls] == [call.id for call in stay]
+            assert [call.seq for call in calls] == list(range(1, len(stay) + 1))
+            assert (row.calls, row.started_ns) == (len(stay), stay[0].started_ns)
+            assert row.last_ns == max(call.ended_ns for call in stay)
+            assert sum(one.calls for span in figures.sums(index, EDGES, Wanted()) for one in span.values()) == len(stay)
+            assert row.id == min(fleet.parts[name, "talk"].id for name in ("east", "north"))
+            assert {one.partition("/")[0] for one in row.files} == {"east", "north"}
+            assert index.calls_of(gone) == []
+            assert list(index.rows("SELECT calls FROM sessions", {})) == [(len(stay),)]
+            assert {hit.call for hit in index.search("zebra", Filter(), 500)} <= {call.id for call in stay}
+    file.write_bytes(lines)
+    fleet.fill("west")
+    same_as_whole(fleet, late=True)

@@ -222,6 +222,11 @@ class Joiner:
 
     # -- numbers
 
+    def renew(self, key: int) -> None:
+        """Where parts have gone: a session's id and bounds, and the numbers of its calls."""
+        for statement in (*_RENEWED, *_NUMBERS):
+            self._db.execute(statement, {"key": key})
+
     def _number(self, key: int) -> None:
         """Calls of several parts in order of time; what came of one of them says so by its new number."""
         parts = self._db.execute("SELECT id FROM parts WHERE session = ? LIMIT 2", (key,)).fetchall()
@@ -264,6 +269,16 @@ _MOVES = (
     """,
     "UPDATE sessions SET parent = NULL WHERE key = :into AND parent = id",
     "DELETE FROM sessions WHERE key = :gone",
+)
+_OLDEST = "SELECT part FROM calls WHERE session = :key ORDER BY started NULLS LAST, part LIMIT 1"
+_RENEWED = (
+    f"""
+    UPDATE sessions SET parent = ({_OLDEST}) WHERE parent = (SELECT id FROM sessions WHERE key = :key)
+    """,
+    f"""
+    UPDATE sessions SET id = ({_OLDEST}), started = (SELECT min(started) FROM calls WHERE session = :key),
+        last = (SELECT max(greatest(started, ended)) FROM calls WHERE session = :key) WHERE key = :key
+    """,
 )
 _NUMBERS = (
     """

@@ -36,6 +36,23 @@ _PART = (*CALL, "part", "part_seq")
 _INSERT_CALL, _UPDATE_CALL = inserting("calls", _PART), updating("calls", _PART)
 _SEQ = CALL.index("seq") - 2  # behind the call's id and session
 
+_OUR_PARTS = """
+    SELECT DISTINCT part FROM calls JOIN files ON files.id = coalesce(request_file, response_file)
+    WHERE session = :session AND machine = :machine
+"""
+_OTHER_PARTS = "SELECT 1 FROM calls WHERE session = :session AND part != ALL(CAST(:parts AS text[])) LIMIT 1"
+_OTHER_FILES = "SELECT path FROM files JOIN session_files ON file = id WHERE session = :session AND id != :file"
+_CALLS = "SELECT key FROM calls WHERE session = :session AND part = ANY(CAST(:parts AS text[]))"
+_WITHOUT_PARTS = (
+    f"DELETE FROM messages WHERE call IN ({_CALLS})",
+    f"DELETE FROM gists WHERE call IN ({_CALLS})",
+    f"DELETE FROM calls WHERE key IN ({_CALLS})",
+    "DELETE FROM parts WHERE session = :session AND id = ANY(CAST(:parts AS text[]))",
+)
+_WITHOUT_FILES = """
+    DELETE FROM session_files WHERE session = :session AND file IN (SELECT id FROM files WHERE machine = :machine)
+"""
+
 
 class SharedWriter(Writer):
     """Rows of one machine. What is told of files goes by their names below its log folder.
@@ -196,10 +213,34 @@ class SharedWriter(Writer):
         return super().put_file(row._replace(path=self._machine + row.path))._replace(path=row.path)
 
     def drop_file(self, row: FileRow) -> list[str]:
-        """Files of other machines that go with it are read again by those."""
-        others = super().drop_file(row)
+        """What other machines have recorded of the same conversations stays. Of all other files of these, gives ours.
+
+        The others are read again by their machines, for what they repeat of what has gone.
+        """
+        query = "SELECT session FROM session_files WHERE file = ?"
+        others: list[str] = []
+        for (session,) in self._db.execute(query, (row.id,)):
+            others += self._drop_parts(session, row.id)
+        others += super().drop_file(row)
         self._gone()
         return [path.removeprefix(self._machine) for path in others if self._is_ours(path)]
+
+    def _drop_parts(self, session: int, file: int) -> list[str]:
+        """Take our parts out of a conversation of several machines. Gives its files but `file`, to be read again."""
+        db, ours = self._db, {"session": session, "machine": self._machine.removesuffix("/"), "file": file}
+        parts = [part for (part,) in db.execute(_OUR_PARTS, ours)]
+        asked = {"session": session, "parts": parts}
+        if not parts or not db.execute(_OTHER_PARTS, asked).fetchone():
+            return []
+        others = [path for (path,) in db.execute(_OTHER_FILES, ours)]
+        texts = [text for (text,) in db.execute(f"SELECT DISTINCT text FROM messages WHERE call IN ({_CALLS})", asked)]
+        for statement in _WITHOUT_PARTS:
+            db.execute(statement, asked)
+        db.execute(_WITHOUT_FILES, ours)
+        self._drop_texts(texts)
+        self._joiner.renew(session)
+        self._begin_again(others)
+        return others
 
     def comes_late(self, row: FileRow) -> bool:
         """Only files of the same part follow one another."""

@@ -203,11 +203,14 @@ class Writer:
             others |= dict.fromkeys(path for (path,) in db.execute(query, (session, row.id)))
             self._drop_session(session)
         db.execute("DELETE FROM files WHERE id = ?", (row.id,))
-        for path in others:
-            query = "UPDATE files SET disk_size = 0, cursor = 0, tail = ?, skipped = 0 WHERE path = ?"
-            db.execute(query, (b"", path))
+        self._begin_again(others)
         self.forget()
         return list(others)
+
+    def _begin_again(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            query = "UPDATE files SET disk_size = 0, cursor = 0, tail = ?, skipped = 0 WHERE path = ?"
+            self._db.execute(query, (b"", path))
 
     def comes_late(self, row: FileRow) -> bool:
         """Whether a file holds sessions of which files are indexed that stand behind it in order."""
@@ -225,6 +228,11 @@ class Writer:
         for table in ("messages", "calls", "session_files"):
             db.execute(f"DELETE FROM {table} WHERE session = ?", (key,))
         db.execute("DELETE FROM sessions WHERE key = ?", (key,))
+        self._drop_texts(texts)
+
+    def _drop_texts(self, texts: Iterable[int]) -> None:
+        """Those that nobody says any more."""
+        db = self._db
         for text in texts:
             if db.execute("SELECT 1 FROM messages WHERE text = ? LIMIT 1", (text,)).fetchone():
                 continue
