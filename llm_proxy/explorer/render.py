@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+from jinja2 import Environment, pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup
 
 from llm_proxy.explorer import highlight, markdown, tools, words
 from llm_proxy.explorer.asking import Asked
 from llm_proxy.index import syntax
+from llm_proxy.web import templates
 from llm_proxy.web.assets import SHARED, Assets
 
 HERE = Path(__file__).parent
@@ -79,14 +80,7 @@ def time_tag(context: Context, ns: int | None, form: str = "clock") -> Markup:
 
 
 def environment() -> Environment:
-    made = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
+    made = templates.environment(HERE / "templates")
     made.filters |= {
         name: getattr(words, name)
         for name in ("money", "about", "tokens", "exact", "duration", "size", "short_id", "iso", "client", "day")

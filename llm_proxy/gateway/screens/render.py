@@ -8,10 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from llm_proxy.gateway.screens.page import ROOT
+from llm_proxy.web import templates
 from llm_proxy.web.assets import SHARED, Assets
 
 HERE: Final = Path(__file__).parent
@@ -47,14 +48,7 @@ def attributes(given: Mapping[str, object]) -> Markup:
 
 @cache
 def environment() -> Environment:
-    made = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
+    made = templates.environment(HERE / "templates")
     made.filters |= {"day": day, "minute": minute, "attributes": attributes}
     made.globals |= {"static": assets.link, "root": ROOT}
     return made
