@@ -23,7 +23,7 @@ LINUX = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="finds proces
 ORDINARY = ((3, "words=40", False, 500, False), (1, "words=30; slow=2", True, 500, False))
 LARGE = ((1, "huge=300000", False, 100_000, False),)
 # A wide guard, in seconds: a disk in the way of traffic would cost as much as its stall or for ever.
-NEVER_SLOW = 2.0
+NEVER_SLOW = 5.0
 
 
 @pytest.fixture

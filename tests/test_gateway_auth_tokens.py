@@ -379,7 +379,7 @@ async def test_two_passwords_are_computed_at_once_and_fifty_wait():
     refused = [task.exception() for task in under_way if task.exception()]
     assert len(refused) == 60 - passwords.AT_ONCE - passwords.WAITING == 8
     assert {(error.status, error.code, error.headers["Retry-After"]) for error in refused} == {(429, "busy", "2")}
-    assert slowest < 1, "the loop stood still"
+    assert slowest < 3, "the loop stood still: all of them take longer"
     assert await made.verify("a long and private one", hashed, old=False)
     made.close()
 

@@ -184,6 +184,38 @@ async def test_a_redis_that_stops_costs_no_call_more_than_its_patience(redis, sq
     await other.close()
 
 
+@pytest.mark.parametrize("first", [0, 1], ids=["the same", "another"])
+async def test_what_passed_while_redis_did_not_know_the_day_counts(redis, sqlite, first):
+    """Whoever asks first what the day has held, before the store knows of the call."""
+    await limit(sqlite, "user", 1, requests_day=10, tokens_day=10**6)
+    both = over(sqlite, redis.url), over(sqlite, redis.url)
+    for one in both:
+        await one.counter._opening
+    redis.freeze()
+    held = [await both[0].take(caller(), asks()) for _ in range(3)]
+    assert both[0].counter.is_away
+    held[0].note(attempt(100))
+    held[0].close()
+    redis.thaw()
+    async with asyncio.timeout(30):
+        while both[0].counter.is_away:
+            await asyncio.sleep(0.02)
+    await settled(both[0])
+    meters = await both[first].rules.of(caller())
+    for one in (both[first], both[1 - first]):
+        await spend(one, caller(), tokens=10)
+    held[1].note(attempt(1000))
+    for one in held[1:]:
+        one.close()
+    await settled(both[0])
+    for one in both:
+        assert {usage.meter.kind.name: usage.used for usage in await one.look(meters)} == {
+            "requests_day": 5,
+            "tokens_day": 1120,
+        }
+        await one.close()
+
+
 async def test_a_call_whose_caller_leaves_while_redis_is_asked_holds_nothing(monkeypatch, redis, sqlite):
     """What Redis has counted for nobody is taken back."""
     monkeypatch.setattr(limiting_shared, "PATIENCE", 60.0)

@@ -1,9 +1,10 @@
 """The scripts that count in Redis, by its own clock: taking, settling, and renewing what calls under way hold.
 
 A meter is a hash (`sum` of the last minute; `period`, `count`, when that was `seeded` and whether it was seeded with a
-`guess`; what is `held`), a list `:uses` of "microseconds amount" of the last minute, and a set `:holds` of
-"amount:call" by the microsecond at which the lease ends. Every key of one gateway has the same hash tag. Leaves out who
-runs them (`limiting.shared`).
+`guess`; what is `held`), a list `:uses` of "microseconds amount" of the last minute, a list `:early` of "microseconds
+amount process" used before it was known what a calendar's meter had held, by when the store knows of it, and a set
+`:holds` of "amount:call" by the microsecond at which the lease ends. Every key of one gateway has the same hash tag.
+Leaves out who runs them (`limiting.shared`).
 """
 
 from __future__ import annotations
@@ -82,9 +83,10 @@ local function use(key, kind, amount, at)
 end
 """
 
-# KEYS: the meters. ARGV: until when it is waited for ("0": not said), the call ("": only look), the lease; of each
-# meter its span, its most, the need (0: only look), whether it is held, what it is said to have held already, of which
-# period, and whether the store said so; where it is a guess the count goes on from it, and the store is asked again.
+# KEYS: the meters. ARGV: until when it is waited for ("0": not said), the call ("": only look), the lease, who asks;
+# of each meter its span, its most, the need (0: only look), whether it is held, what it is said to have held already,
+# of which period, whether the store said so, and what who asks counted; where it is a guess the count goes on from it,
+# and the store is asked again.
 # Gives 1 or 0, now and (used, held, wait) of each; or UNKNOWN, now and 1 for each that is unknown; or TOO_LATE, now.
 TAKE: Final = (
     _COMMON
@@ -93,8 +95,19 @@ local deadline, id, lease = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 if deadline > 0 and now > deadline then return {-2, now} end
 local meters, unknown, missing = {}, {}, false
 
+-- What others have used that the store does not know of yet.
+local function early(key)
+  local sum = 0
+  for _, one in ipairs(redis.call('LRANGE', key .. ':early', 0, -1)) do
+    local known, amount, who = string.match(one, '^(%d+) (%-?%d+) (%w+)$')
+    if tonumber(known) > now and who ~= ARGV[4] then sum = sum + tonumber(amount) end
+  end
+  redis.call('DEL', key .. ':early')
+  return sum
+end
+
 for i, key in ipairs(KEYS) do
-  local a = 3 + (i - 1) * 7
+  local a = 4 + (i - 1) * 8
   local meter = {kind = ARGV[a + 1], most = tonumber(ARGV[a + 2]), need = tonumber(ARGV[a + 3]), used = 0, held = 0,
     is_held = ARGV[a + 4] == '1', at = now}
   if meter.is_held then
@@ -127,10 +140,9 @@ for i, key in ipairs(KEYS) do
     elseif at == this and not kept[3] then
       meter.used = count
     elseif seeded == this then
-      local said, sure = ARGV[a + 5], ARGV[a + 7] == '1'
-      meter.used = tonumber(said)
-      if at == this and count > meter.used then said, meter.used = whole(count), count end
-      redis.call('HSET', key, 'period', this, 'count', said, 'seeded', sure and whole(now) or '0')
+      local said, sure = tonumber(ARGV[a + 5]) + early(key), ARGV[a + 7] == '1'
+      meter.used = math.max(said, tonumber(ARGV[a + 8]), at == this and count or 0)
+      redis.call('HSET', key, 'period', this, 'count', whole(meter.used), 'seeded', sure and whole(now) or '0')
       if sure then redis.call('HDEL', key, 'guess') else redis.call('HSET', key, 'guess', 1) end
       keep(key, meter.kind)
     else
@@ -189,14 +201,14 @@ return answer
 )
 
 # KEYS: the meters, and what says that this was done. ARGV: the call, by when the store knew of it ("0": not said), how
-# long it is remembered; of each meter its span, what was held and what was used.
+# long it is remembered, who tells; of each meter its span, what was held and what was used.
 SETTLE: Final = (
     _COMMON
     + """
 local id, known = ARGV[1], tonumber(ARGV[2])
 if not redis.call('SET', KEYS[#KEYS], 1, 'NX', 'EX', ARGV[3]) then return 0 end
 for i = 1, #KEYS - 1 do
-  local key, a = KEYS[i], 3 + (i - 1) * 3
+  local key, a = KEYS[i], 4 + (i - 1) * 3
   local kind, held, used = ARGV[a + 1], ARGV[a + 2], tonumber(ARGV[a + 3])
   if held ~= '0' and redis.call('ZREM', key .. ':holds', held .. ':' .. id) == 1 then
     redis.call('HINCRBY', key, 'held', '-' .. held)
@@ -211,7 +223,13 @@ for i = 1, #KEYS - 1 do
     end
     -- Where the store was asked behind its end, the sum has it already.
     local has = known > 0 and tonumber(kept[2] or '0') > known
-    if kept[1] and tonumber(kept[1]) == this and not has then use(key, kind, used, now) end
+    if not kept[1] then
+      local entry = whole(known > 0 and known or now + span) .. ' ' .. whole(used) .. ' ' .. ARGV[4]
+      redis.call('RPUSH', key .. ':early', entry)
+      redis.call('PEXPIRE', key .. ':early', 61000)
+    elseif tonumber(kept[1]) == this and not has then
+      use(key, kind, used, now)
+    end
   end
 end
 return 1

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple
+from uuid import uuid4
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -62,14 +63,18 @@ class _Debt(NamedTuple):
 
 
 class _Seed(NamedTuple):
-    """What a calendar's meter has held already, in the `period` of that number; `known` 0 where that is a guess."""
+    """What a calendar's meter has held already, in the `period` of that number; `known` 0 where that is a guess.
+
+    `here` is what was counted by this machine alone.
+    """
 
     amount: int
     number: int
     known: int
+    here: int
 
 
-_NONE: Final = _Seed(-1, -1, 0)
+_NONE: Final = _Seed(-1, -1, 0, 0)
 
 
 class SharedCounter:
@@ -82,6 +87,7 @@ class SharedCounter:
         self.fallbacks = self.lost = 0
         self._alone = alone
         self._tag = f"llm-proxy:{{{tag}}}"
+        self._name = uuid4().hex
         self._clock = clock
         self._told = self._astonished = -math.inf
         self._heard = -math.inf
@@ -215,7 +221,7 @@ class SharedCounter:
                 number = period(meter.kind.span, now / 1e6)
                 told = await self._alone.sums.soon(meter, number)
                 # Of calls under way and of the last second the store knows nothing yet.
-                seeds[place] = _Seed(max(told.amount, self._alone.counted(meter, number)), number, int(told.known))
+                seeds[place] = _Seed(told.amount, number, int(told.known), self._alone.counted(meter, number))
         return None
 
     async def _ask(self, id: str, wants: Sequence[Want], seeds: dict[int, _Seed]) -> _Reply | None:
@@ -268,7 +274,7 @@ class SharedCounter:
 
     def _said(self, id: str, wants: Sequence[Want], seeds: dict[int, _Seed]) -> tuple[list[str], list[str | int]]:
         """The script's keys, and its arguments without the first."""
-        arguments: list[str | int] = [id, int(LEASE * 1e6)]
+        arguments: list[str | int] = [id, int(LEASE * 1e6), self._name]
         for place, want in enumerate(wants):
             kind = want.meter.kind
             need = want.amount if want.need else 0
@@ -370,7 +376,7 @@ class SharedCounter:
                 # What is still under way the store cannot know.
                 new = debt.again == _ONCE and debt.id in self._holding
                 at = 0.0 if new or self._offset is None else debt.at + self._offset + _FLUSHED
-                arguments: list[str | int] = [debt.id, int(at * 1e6), _REMEMBERED]
+                arguments: list[str | int] = [debt.id, int(at * 1e6), _REMEMBERED, self._name]
                 for meter, held, used in zip(debt.meters, debt.held, debt.used, strict=True):
                     arguments += [SPANS[meter.kind.span], held, used]
                 keys = [*map(self._key, debt.meters), f"{self._tag}:settled:{debt.id}{debt.again}"]
