@@ -76,6 +76,7 @@ async def settled(limiter):
 
 async def spend(limiter, who, *, tokens=0, cost=0.0, demand=None):
     """A call of his that used so much in the end."""
+    await limiter.open()
     held = await limiter.take(who, demand or asks())
     held.note(attempt(tokens, cost))
     held.close()
@@ -84,6 +85,7 @@ async def spend(limiter, who, *, tokens=0, cost=0.0, demand=None):
 
 async def passes(limiter, who, times=1, demand=None):
     """How many of as many requests at once pass; those that do go on."""
+    await limiter.open()
     demand = demand or limiting.PLAIN
     done = await asyncio.gather(*(limiter.take(who, demand) for _ in range(times)), return_exceptions=True)
     assert all(isinstance(one, Refusal) and one.status == 429 for one in done if isinstance(one, BaseException)), done

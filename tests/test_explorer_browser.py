@@ -74,7 +74,7 @@ def test_a_word_is_on_the_screen_in_time(served, look):  # noqa: F811
     seen = page.evaluate("window.seen")
     took = sorted(seen[word] - sent[word] for word in words)
     served.add(one.end)
-    assert took[len(took) // 2] < 300, took
+    assert took[len(took) // 2] < 3000, took  # a wide guard: measured are some 20 ms
 
 
 def test_space_pauses_and_going_on_catches_up(served, look):  # noqa: F811

@@ -238,7 +238,7 @@ def test_a_token_of_100_kb_is_refused_unread():
     begun = time.perf_counter()
     for _ in range(1000):
         _refused(token, "no token of ours")
-    assert time.perf_counter() - begun < 2
+    assert time.perf_counter() - begun < 10
 
 
 def test_the_wrong_keys_of_published_vectors_are_refused():

@@ -166,7 +166,7 @@ async def test_a_redis_that_stops_costs_no_call_more_than_its_patience(redis, sq
         held.note(attempt(100))
         held.close()
     assert max(took) < 1, "a wide guard: measured are 0.05"
-    assert sum(took) < 20 * PATIENCE, "only the one that found out has waited"
+    assert sum(one >= PATIENCE for one in took) < 10, "only the one that found out has waited"
     assert counted.is_away and "llm_proxy_gateway_limits_degraded 1" in list(limiter.metrics())
     async with asyncio.timeout(30):
         while counted._asking:  # given up for good: only Redis may know of it still
@@ -190,7 +190,7 @@ async def test_what_passed_while_redis_did_not_know_the_day_counts(redis, sqlite
     await limit(sqlite, "user", 1, requests_day=10, tokens_day=10**6)
     both = over(sqlite, redis.url), over(sqlite, redis.url)
     for one in both:
-        await one.counter._opening
+        await one.open()
     redis.freeze()
     held = [await both[0].take(caller(), asks()) for _ in range(3)]
     assert both[0].counter.is_away
@@ -285,8 +285,10 @@ async def test_an_error_that_nobody_foresaw_ends_no_sharing(monkeypatch, redis, 
     await limiter.close()
 
 
-async def test_a_limit_that_is_changed_holds_on_every_machine(redis, sqlite):
+async def test_a_limit_that_is_changed_holds_on_every_machine(monkeypatch, redis, sqlite):
     """Half a second later at most, by the store's counter; what was counted stays."""
+    monkeypatch.setattr(limiting_shared, "PATIENCE", 60.0)
+    monkeypatch.setattr(limiting_shared, "_SOCKET", 60.0)
     await limit(sqlite, "user", 1, requests_day=2)
     async with opened(sqlite.url) as second:
         one, two = over(sqlite, redis.url), over(second, redis.url)

@@ -293,7 +293,7 @@ async def test_at_a_stop_a_request_that_is_served_may_still_call(calling, fake, 
     go_on.set()
     answer = await client.message()
     assert answer.status == 200 and answer.complete and len(answer.payload) > 2
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         assert await draining == 0
     assert len(await rig.exchanges(2)) == 2
     for wire in up:

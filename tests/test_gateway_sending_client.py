@@ -39,7 +39,7 @@ class Peer:
 
     async def left(self):
         """Once the client has closed."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with contextlib.suppress(ConnectionError):
                 while await self.reader.read(1 << 16):
                     pass
@@ -97,7 +97,7 @@ async def client(server):
     one = Client(server.path)
     yield one
     one.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while one.connections:
             await asyncio.sleep(0)
 
@@ -362,7 +362,7 @@ async def test_a_word_out_of_turn_ends_a_connection(server, client):
     await server.start(script)
     assert await (await post(client)).read(10) == b"ok"
     said.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while client.connections:
             await asyncio.sleep(0.001)
     assert await (await post(client)).read(10) == b"ok"
@@ -389,7 +389,7 @@ async def test_an_answer_that_filled_the_buffer_leaves_a_good_connection(server,
     for _ in range(3):
         answer = await post(client)
         await asyncio.sleep(0.05)  # all of it comes before any is taken
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert len(await answer.read(size)) == size
     assert len(server.peers) == 1
 
@@ -415,7 +415,7 @@ async def test_the_first_byte_has_a_limit_and_the_stream_has_none(server, client
         await post(client, timeout=0.1, target="/slow")
     assert caught.value.timed_out
     assert time.monotonic() - begun < 3
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await left.wait()
     answer = await post(client, timeout=0.1)
     asyncio.get_running_loop().call_later(0.3, go.set)
@@ -465,7 +465,7 @@ async def test_who_is_cancelled_closes_at_once(server, client, when):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(30):
         await left.wait()
 
 
@@ -492,7 +492,7 @@ async def test_closing_an_answer_closes_its_connection_only(server, client):
     second.close()
     with pytest.raises(Broken):
         await anext(second.pieces())
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(30):
         await left.wait()
     assert len(server.peers) == 1
 
@@ -603,7 +603,7 @@ async def test_a_full_queue_is_waited_for(tmp_path):
         listener.setblocking(False)
         loop, taken = asyncio.get_running_loop(), []
         for _ in calls:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 link, _ = await loop.sock_accept(listener)
             taken.append(link)
             await loop.sock_recv(link, 1000)
@@ -621,7 +621,7 @@ async def test_idle_connections_go_after_a_while(server, client, monkeypatch):
     await server.start(always(OK))
     await (await post(client)).read(10)
     assert client.connections == 1
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while client.connections:
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)

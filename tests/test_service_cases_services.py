@@ -78,7 +78,7 @@ def test_case(row, someone):
     user = row(someone)
     started = time.monotonic()
     shell = user.run('eval "$(llm-proxy --env)"; printf %s "${ANTHROPIC_BASE_URL-}"')
-    assert shell.stderr == "" and time.monotonic() - started < 2
+    assert shell.stderr == "" and time.monotonic() - started < 5
     if shell.stdout:
         assert health(user, port=int(re.search(r":(\d+)/", shell.stdout)[1]))["app"] == "llm-proxy"
 

@@ -287,4 +287,4 @@ class TestWithoutProc:
         run = state.this_run(_port(listener), INSTANCE, self.NOWHERE)
         start = time.monotonic()
         assert not state.alive(run, self.NOWHERE)
-        assert time.monotonic() - start < 0.25
+        assert time.monotonic() - start < 2

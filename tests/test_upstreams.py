@@ -358,7 +358,7 @@ async def test_dead_names_do_not_delay_a_good_one(diallers: Diallers) -> None:
         await asyncio.sleep(0)
         began = time.monotonic()
         await dialler.dial(route_to(f"{NAME}:{port}", f"http://{NAME}:{port}"))
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5  # a wide guard: the dead ones take 10 s
         for task in dead:
             task.cancel()
         stop.set()

@@ -89,6 +89,7 @@ async def live(site: Site) -> AsyncIterator[None]:
     """Its background work goes on inside; at the end what was used is written and the store let go of."""
     loop = asyncio.get_running_loop()
     await asyncio.to_thread(site.usage.begin)
+    await site.limiter.open()
     chores = [
         loop.create_task(_forever(name, chore))
         for name, chore in (

@@ -48,13 +48,13 @@ class DatasetLog(Appender):
     def write(self, calls: Sequence[Call]) -> None:
         for call in calls:
             session = session_of(call)
+            pieces = b"".join(_encode(piece) + b"\n" for piece in stream(call, session))
+            if pieces:  # before the record: whoever reads that finds them
+                day = time.strftime("%Y%m%d", time.localtime(call.row.started_ns // 10**9))
+                self.append(self._folder / "streams" / f"{session}_{day}.jsonl", pieces)
             line = _encode(as_object(call, session) | whose(call.request)) + b"\n"
             data = gzip.compress(line, mtime=0) if self._compress else line
             self.append(self._file(session, call, len(data)), data, lines=not self._compress)
-            pieces = b"".join(_encode(piece) + b"\n" for piece in stream(call, session))
-            if pieces:
-                day = time.strftime("%Y%m%d", time.localtime(call.row.started_ns // 10**9))
-                self.append(self._folder / "streams" / f"{session}_{day}.jsonl", pieces)
         self.remember_last()
 
     def forget(self, gone: Gone) -> str:

@@ -103,7 +103,7 @@ class FakeBedrock:
         with self._news:
             assert self._news.wait_for(lambda: not self._open, 10), "a connection goes on"
 
-    def wait_for(self, condition: Callable[[], object], timeout: float = 10.0) -> None:
+    def wait_for(self, condition: Callable[[], object], timeout: float = 30.0) -> None:
         """Until it is true; it is looked at whenever a request comes or is over."""
         with self._news:
             assert self._news.wait_for(condition, timeout), [one.head.raw for one in self.requests]

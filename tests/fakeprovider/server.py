@@ -94,7 +94,7 @@ class FakeProvider:
         await self.wait_for(lambda: not self._open)
         await self._server.wait_closed()
 
-    async def wait_for(self, condition: Callable[[], object], timeout: float = 5.0) -> None:
+    async def wait_for(self, condition: Callable[[], object], timeout: float = 30.0) -> None:
         """Until `condition()` is true; it is looked at whenever something arrives, leaves or closes. Raises TimeoutError."""
         if condition():
             return

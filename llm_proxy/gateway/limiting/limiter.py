@@ -97,6 +97,11 @@ class Limiter:
         self._warned: dict[str, int] = {}
         self._settling: set[asyncio.Task[None]] = set()
 
+    async def open(self) -> None:
+        """Until what machines share can be asked, or for a second: the first calls are to be counted there, too."""
+        if not isinstance(self.counter, LocalCounter):
+            await self.counter.open()
+
     async def take(self, caller: Caller, demand: Demand = PLAIN, id: str = "") -> Held:
         """Count a call of his, whose id may be given. Raises Refusal 429."""
         meters = await self.rules.of(caller, demand.alias)

@@ -127,6 +127,10 @@ class SharedCounter:
         """Whether each machine counts by itself now."""
         return self._recovering is not None
 
+    async def open(self) -> None:
+        """Until Redis is known to be there or not, or for a second."""
+        await asyncio.wait({self._opening}, timeout=_SOCKET)
+
     async def take(self, id: str, wants: Sequence[Want]) -> Verdict:
         if self._owed and not self.is_away and any(want.meter.kind.what is What.STREAMS for want in wants):
             # Who has just ended a stream may begin the next one: what is owed now is told before.
