@@ -421,6 +421,20 @@ async def test_a_stop_waits_for_its_streams(rigs, team):
         assert await draining == 0
 
 
+async def test_before_a_stop_each_answer_is_its_connections_last(rigs, team):
+    """A balancer that keeps connections is told so, by an answer of the gateway like by any other."""
+    await team.serve()
+    rig = await rigs(gateway=team.config)
+    client = rig.client()
+    for ends in (False, True):
+        await client.send(asked("/health/ready"))
+        answer = await client.message()
+        assert (b"\r\nconnection: close\r\n" in answer.head.lower()) is ends, answer.head
+        rig.proxy.end_connections()
+    await client.to_the_end()
+    assert client.ended == "fin"
+
+
 async def test_a_stop_cuts_them_at_its_limit(rigs, team):
     """A stream without an end is broken off, which looks like no end; nothing waits any longer."""
     await team.serve()

@@ -244,12 +244,17 @@ class ClientConnection(asyncio.Protocol):
 
     def _answer(self, head: RequestHead, own: bytes, rest: bytes) -> None:
         """Answer a path of our own; what such a request brings as a body is not read."""
-        if head.length or head.chunked or head.close or not head.minor or self._core.draining:
+        if head.length or head.chunked or head.close or not head.minor or self.is_ending:
             self._answer_and_end(own)
             return
         self.buffer = rest
         self.since = time.monotonic()
         self.send(own)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the answer under way is its last, because this process is about to stop."""
+        return self._core.draining
 
     def exchange_done(self, *, keep: bool, linger: bool) -> None:
         """The relay has finished and its last byte is written: on to the next request, or close."""
@@ -259,7 +264,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if linger:
             self._linger()
-        elif not keep or self._core.draining:
+        elif not keep or self.is_ending:
             self.close()
         else:
             self.go_on()

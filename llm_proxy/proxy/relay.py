@@ -348,7 +348,7 @@ class Relay:
                 self.keep_client = False
         elif framing.length > self.limit:
             self.long_response = LongBody(self.limit)
-        last = self.keep_client and self.core.draining
+        last = self.keep_client and self.client.is_ending
         self._response_body(self._dressed(hop.response(head, dechunk=self.dechunk, last=last)), data, position, head)
 
     def _dressed(self, answer: bytes) -> bytes:
@@ -570,7 +570,7 @@ class Relay:
             self.client.break_off()
             return
         self.core.metrics.count_answer(code)
-        keep = self.keep_client and self.request_framing.done and not self.core.draining
+        keep = self.keep_client and self.request_framing.done and not self.client.is_ending
         answer = self._dressed(answers.error(status, code, message, provider=self.route.provider, close=not keep))
         self.client.send(answers.without_body(answer) if self.head.method == b"HEAD" else answer)
         self.client.exchange_done(keep=keep, linger=not self.request_framing.done)
